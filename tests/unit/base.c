@@ -1,0 +1,104 @@
+/* Errors, buffers, bitmaps and channels. */
+#include "base/bitmap.h"
+#include "base/buffer.h"
+#include "base/channel.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <cmocka.h>
+
+static void an_error_keeps_code_and_context(void **state)
+{
+	struct error error = {0};
+
+	(void)state;
+	assert_int_equal(error_set(&error, ENOENT, "No %s.", "disk"), -ENOENT);
+	assert_int_equal(error_prefix(&error, "Guest %d: ", 7), -ENOENT);
+	assert_string_equal(error.text, "Guest 7: No disk.");
+	assert_int_equal(error_set(NULL, -EIO, "dropped"), -EIO);
+}
+
+static void a_cursor_never_reads_past_its_end(void **state)
+{
+	_cleanup_buffer_ struct buffer out = {0};
+	struct cursor in;
+
+	(void)state;
+	buffer_u16(&out, 0x1234);
+	buffer_u32(&out, 7);
+	in = cursor_over(out.data, out.size);
+	assert_int_equal(cursor_u16(&in), 0x1234);
+	assert_int_equal(cursor_u64(&in), 0);
+	assert_true(in.failed);
+	assert_int_equal(cursor_left(&in), 0);
+	assert_null(cursor_take(&in, 1));
+}
+
+static void bitmap_runs_cross_words(void **state)
+{
+	uint64_t map[3] = {0}, start;
+
+	(void)state;
+	for (uint64_t bit = 60; bit < 130; bit++)
+		bitmap_set(map, bit);
+	assert_int_equal(bitmap_count(map, 192), 70);
+	assert_int_equal(bitmap_run(map, 192, 0, &start), 70);
+	assert_int_equal(start, 60);
+	assert_int_equal(bitmap_run(map, 192, 130, &start), 0);
+	assert_int_equal(start, 192);
+	assert_int_equal(bitmap_run(map, 100, 61, &start), 39);
+	assert_int_equal(bitmap_count(map, 61), 1);
+}
+
+static void a_channel_carries_json_and_descriptors(void **state)
+{
+	int pair[2];
+	_cleanup_json_ json_t *body = json_pack("{s:s, s:{s:i}}", "do", "look", "file", "fd", 0);
+	_cleanup_message_ struct message message = {0};
+	_cleanup_close_ int fd = -1;
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+	assert_int_equal(channel_send(pair[0], body, &pair[0], 1, NULL), 0);
+	assert_int_equal(channel_receive(pair[1], &message, NULL), 0);
+	assert_string_equal(json_string_value(json_object_get(message.body, "do")), "look");
+	fd = message_take_fd(&message, message.body, "file", NULL);
+	assert_true(fd >= 0);
+	assert_int_equal(message_take_fd(&message, message.body, "file", NULL), -EINVAL);
+	assert_int_equal(message_take_fd(&message, message.body, "other", NULL), -ENOENT);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+static void a_channel_refuses_what_is_not_json(void **state)
+{
+	int pair[2];
+	struct message message;
+	struct error error = {0};
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+	assert_int_equal(send(pair[0], "{]", 2, 0), 2);
+	assert_int_equal(channel_receive(pair[1], &message, &error), -EBADMSG);
+	close(pair[0]);
+	assert_int_equal(channel_receive(pair[1], &message, &error), -EPIPE);
+	close(pair[1]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(an_error_keeps_code_and_context),
+		cmocka_unit_test(a_cursor_never_reads_past_its_end),
+		cmocka_unit_test(bitmap_runs_cross_words),
+		cmocka_unit_test(a_channel_carries_json_and_descriptors),
+		cmocka_unit_test(a_channel_refuses_what_is_not_json),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
