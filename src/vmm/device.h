@@ -1,0 +1,57 @@
+/*
+ * What every device of the machine offers, and the list of them.
+ *
+ * A device embeds `struct device` and describes itself by a class: its state
+ * table (saved and restored by one generic routine), and what happens to it when
+ * the machine pauses, runs on, is reset or has been restored.
+ */
+#pragma once
+
+#include "base/error.h"
+#include "state/fields.h"
+
+#include <stdbool.h>
+
+struct device;
+
+struct device_class {
+	const struct field_table *state;
+	void (*before_save)(struct device *device); /* may be NULL: bring members up to date */
+	int (*after_load)(struct device *device, struct error *error); /* may be NULL: check, re-route, re-arm */
+	void (*pause)(struct device *device); /* may be NULL: begin no new work on guest memory */
+	bool (*busy)(struct device *device); /* may be NULL: work begun before is still under way */
+	void (*resume)(struct device *device); /* may be NULL: take up work, look for what came meanwhile */
+	void (*announce)(struct device *device); /* may be NULL: tell the network where we are */
+	void (*free)(struct device *device);
+};
+
+struct device {
+	const struct device_class *class;
+	uint32_t instance; /* number among devices of the class: PCI slot for PCI devices */
+	struct device *next; /* the machine's */
+};
+
+struct memory;
+struct loop;
+struct bus;
+struct interrupts;
+struct pci_bus;
+
+/*
+ * What a device may use of the machine: handed to every device's constructor.
+ * A device that becomes not busy while the machine waits for it calls `settled`.
+ */
+struct platform {
+	struct memory *memory;
+	struct loop *loop;
+	struct bus *ports, *mmio;
+	struct interrupts *interrupts;
+	struct pci_bus *pci;
+	struct device *devices;
+	bool paused;
+	void (*settled)(void *machine);
+	void *machine;
+};
+
+/* Puts it in the platform's list, which owns it from now on. */
+void platform_add(struct platform *platform, struct device *device);
