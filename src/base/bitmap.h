@@ -35,5 +35,6 @@ static inline void bitmap_clear(uint64_t *map, uint64_t bit)
 
 uint64_t bitmap_count(const uint64_t *map, uint64_t bits);
 
-/* The first run of set bits at or after `from`: its start in *start, its length as the result (0: none, *start = bits). */
+/* The first run of set bits at or after `from`: its start in *start, its length as the result (0: none,
+ * *start = bits). */
 uint64_t bitmap_run(const uint64_t *map, uint64_t bits, uint64_t from, uint64_t *start);

@@ -30,7 +30,8 @@ void buffer_u8(struct buffer *buffer, uint8_t value);
 void buffer_u16(struct buffer *buffer, uint16_t value);
 void buffer_u32(struct buffer *buffer, uint32_t value);
 void buffer_u64(struct buffer *buffer, uint64_t value);
-void buffer_patch_u32(struct buffer *buffer, size_t at, uint32_t value); /* overwrite 4 bytes written before */
+void buffer_patch_u32(
+	struct buffer *buffer, size_t at, uint32_t value); /* overwrite 4 bytes written before */
 
 struct cursor {
 	const uint8_t *data; /* borrowed */
@@ -41,7 +42,8 @@ struct cursor {
 struct cursor cursor_over(const void *data, size_t size);
 size_t cursor_left(const struct cursor *cursor);
 const void *cursor_take(struct cursor *cursor, size_t size); /* borrowed bytes, NULL when too short */
-struct cursor cursor_sub(struct cursor *cursor, size_t size); /* the next size bytes as a cursor of their own */
+struct cursor cursor_sub(
+	struct cursor *cursor, size_t size); /* the next size bytes as a cursor of their own */
 uint8_t cursor_u8(struct cursor *cursor);
 uint16_t cursor_u16(struct cursor *cursor);
 uint32_t cursor_u32(struct cursor *cursor);

@@ -25,7 +25,8 @@ int message_take_fd(struct message *message, const json_t *object, const char *k
 	if (!member || json_is_null(member))
 		return -ENOENT;
 	if (!json_is_integer(place) || at < 0 || at >= (json_int_t)message->fd_count || message->fds[at] < 0)
-		return error_set(error, EINVAL, "The message names a descriptor for '%s' that it does not carry.", key);
+		return error_set(error, EINVAL,
+			"The message names a descriptor for '%s' that it does not carry.", key);
 	return take_fd(&message->fds[at]);
 }
 
@@ -43,8 +44,9 @@ int channel_send(int socket, const json_t *body, const int *fds, unsigned fd_cou
 	if (!text)
 		return error_set(error, ENOMEM, "Out of memory while writing a message.");
 	if (part.iov_len > CHANNEL_MESSAGE_MAX || fd_count > CHANNEL_FDS_MAX)
-		return error_set(error, EMSGSIZE, "A message of %zu bytes and %u descriptors is too large to send.",
-			part.iov_len, fd_count);
+		return error_set(error, EMSGSIZE,
+			"A message of %zu bytes and %u descriptors is too large to send.", part.iov_len,
+			fd_count);
 	if (fd_count) {
 		struct cmsghdr *first;
 
@@ -109,7 +111,8 @@ int channel_receive(int socket, struct message *message, struct error *error)
 		message->body = json_loadb(text, (size_t)size, JSON_REJECT_DUPLICATES, &reason);
 	if (!json_is_object(message->body)) {
 		message_free(message);
-		return error_set(error, EBADMSG, "A message arrived that is not one JSON object of at most %d bytes.",
+		return error_set(error, EBADMSG,
+			"A message arrived that is not one JSON object of at most %d bytes.",
 			CHANNEL_MESSAGE_MAX);
 	}
 	return 0;

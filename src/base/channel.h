@@ -22,7 +22,7 @@
 #define CHANNEL_FDS_MAX 64
 
 struct message {
-	json_t *body; /* owned, an object */
+	json_t *body;             /* owned, an object */
 	int fds[CHANNEL_FDS_MAX]; /* owned; -1 once taken */
 	unsigned fd_count;
 };
@@ -38,7 +38,8 @@ void message_free(struct message *message);
  */
 int message_take_fd(struct message *message, const json_t *object, const char *key, struct error *error);
 
-/* Sends one message. Blocks on a blocking socket; -EAGAIN on a full non-blocking one. Descriptors stay the caller's. */
+/* Sends one message. Blocks on a blocking socket; -EAGAIN on a full non-blocking one. Descriptors stay the
+ * caller's. */
 int channel_send(int socket, const json_t *body, const int *fds, unsigned fd_count, struct error *error);
 
 /*

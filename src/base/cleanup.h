@@ -60,5 +60,5 @@ static inline int take_fd(int *fd)
 	})
 
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof((array)[0]))
-#define CONTAINER_OF(pointer, type, member) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
-#define ALIGN_UP(value, to) (((value) + (to) - 1) / (to) * (to))
+#define CONTAINER_OF(pointer, type, member) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
+#define ALIGN_UP(value, to) (((value) + (to)-1) / (to) * (to))

@@ -15,7 +15,7 @@
 #include <stdarg.h>
 
 struct error {
-	int code;	/* positive errno, 0 while nothing failed */
+	int code;        /* positive errno, 0 while nothing failed */
 	char text[1024]; /* the sentence, NUL-terminated, "" while nothing failed */
 };
 

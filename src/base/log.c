@@ -32,8 +32,8 @@ void log_line(enum log_level level, const char *format, ...)
 	clock_gettime(CLOCK_REALTIME, &now);
 	localtime_r(&now.tv_sec, &fields);
 	strftime(date, sizeof(date), "%F %T", &fields);
-	length = snprintf(line, sizeof(line), "[%s.%03ld %s %d] %s: %s\n", date, now.tv_nsec / 1000000, program,
-		(int)getpid(), names[level], text);
+	length = snprintf(line, sizeof(line), "[%s.%03ld %s %d] %s: %s\n", date, now.tv_nsec / 1000000,
+		program, (int)getpid(), names[level], text);
 	/* One write a line, so that lines of several threads and processes stay whole. */
 	if (length > 0 && write(STDERR_FILENO, line, (size_t)length) < 0)
 		return;

@@ -123,8 +123,8 @@ static int load_fields(struct cursor *from, const struct field_table *table, uin
 
 static int misfit(const struct field_table *table, const struct field *field, struct error *error)
 {
-	return error_set(error, EINVAL, "The state of '%s' has a field '%s' that does not fit this Ferry's.", table->name,
-		field->name);
+	return error_set(error, EINVAL, "The state of '%s' has a field '%s' that does not fit this Ferry's.",
+		table->name, field->name);
 }
 
 static int load_structs(const struct field_table *table, const struct field *field, struct cursor *payload,
@@ -139,7 +139,8 @@ static int load_structs(const struct field_table *table, const struct field *fie
 
 		if (element.failed || used == field->count)
 			return misfit(table, field, error);
-		r = load_fields(&element, field->table, version, member + used * field->size, depth + 1, error);
+		r = load_fields(
+			&element, field->table, version, member + used * field->size, depth + 1, error);
 		if (r < 0)
 			return r;
 		used++;
@@ -169,7 +170,9 @@ static int load_field(const struct field_table *table, const struct field *field
 			return misfit(table, field, error);
 		buffer_clear(content);
 		buffer_append(content, view->payload.data, view->payload.size);
-		return content->failed ? error_set(error, ENOMEM, "Out of memory while loading '%s'.", table->name) : 0;
+		return content->failed
+			       ? error_set(error, ENOMEM, "Out of memory while loading '%s'.", table->name)
+			       : 0;
 	}
 	if (view->payload.size != field->size * field->count)
 		return misfit(table, field, error);
@@ -199,7 +202,8 @@ static int load_fields(struct cursor *from, const struct field_table *table, uin
 		if (!field && view.flags & FLAG_OPTIONAL)
 			continue;
 		if (!field)
-			return error_set(error, EINVAL, "The state of '%s' has a field '%.*s' that this Ferry does not know.",
+			return error_set(error, EINVAL,
+				"The state of '%s' has a field '%.*s' that this Ferry does not know.",
 				table->name, (int)view.name_length, view.name);
 		if (seen & 1ULL << (field - table->fields))
 			return misfit(table, field, error);
@@ -210,12 +214,13 @@ static int load_fields(struct cursor *from, const struct field_table *table, uin
 	}
 	for (size_t i = 0; i < table->count; i++)
 		if (!(seen & 1ULL << i) && !table->fields[i].optional && table->fields[i].since <= version)
-			return error_set(error, EINVAL, "The state of '%s' lacks its field '%s'.", table->name,
-				table->fields[i].name);
+			return error_set(error, EINVAL, "The state of '%s' lacks its field '%s'.",
+				table->name, table->fields[i].name);
 	return 0;
 }
 
-static int next_record(struct cursor *records, struct record_head *head, struct cursor *body, struct error *error)
+static int next_record(
+	struct cursor *records, struct record_head *head, struct cursor *body, struct error *error)
 {
 	const char *name;
 	uint8_t length;
@@ -228,7 +233,8 @@ static int next_record(struct cursor *records, struct record_head *head, struct 
 	length = cursor_u8(body);
 	name = cursor_take(body, length);
 	if (body->failed || length == 0 || length >= sizeof(head->name))
-		return error_set(error, EINVAL, "The device state is damaged: a record is cut short or has no name.");
+		return error_set(
+			error, EINVAL, "The device state is damaged: a record is cut short or has no name.");
 	memcpy(head->name, name, length);
 	head->name[length] = '\0';
 	return 1;
@@ -241,8 +247,8 @@ int fields_next(struct cursor *records, struct record_head *head, struct error *
 	return next_record(records, head, &body, error);
 }
 
-int fields_load(const struct cursor *records, const struct field_table *table, uint32_t instance, void *object,
-	struct error *error)
+int fields_load(const struct cursor *records, const struct field_table *table, uint32_t instance,
+	void *object, struct error *error)
 {
 	struct cursor all = cursor_over(records->data, records->size), body;
 	struct record_head head;

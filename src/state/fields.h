@@ -29,21 +29,27 @@ enum field_type {
 	FIELD_U32,
 	FIELD_U64,
 	FIELD_BOOL,
-	FIELD_BYTES,  /* the member's bytes as they are: registers defined as bytes by their specification */
-	FIELD_BUFFER, /* the member is a struct buffer; any length up to 16 MiB */
+	FIELD_BYTES,   /* the member's bytes as they are: registers defined as bytes by their specification */
+	FIELD_BUFFER,  /* the member is a struct buffer; any length up to 16 MiB */
 	FIELD_STRUCTS, /* array of structs, each described by `table` */
 };
 
 struct field {
 	const char *name;
 	enum field_type type;
-	uint16_t since;  /* first table version that has it; a record of an older version leaves the member alone */
-	bool optional;	 /* a reader that does not know it may skip it */
+	/* First table version that has it; a record of an older version leaves the member alone. */
+	uint16_t since;
+	/* A reader that does not know it may skip it. */
+	bool optional;
 	size_t offset;
-	size_t size;	 /* of one element */
-	size_t count;	 /* elements; the most that fit where used_offset is given */
-	size_t used_offset; /* where the object keeps (uint32_t) how many elements are in use; FIELD_ALL: all */
-	const struct field_table *table; /* FIELD_STRUCTS */
+	/* Of one element. */
+	size_t size;
+	/* Elements; the most that fit where used_offset is given. */
+	size_t count;
+	/* Where the object keeps (uint32_t) how many elements are in use; FIELD_ALL: all are. */
+	size_t used_offset;
+	/* What describes one element of FIELD_STRUCTS. */
+	const struct field_table *table;
 };
 
 struct field_table {
@@ -56,26 +62,34 @@ struct field_table {
 #define FIELD_ALL ((size_t)-1)
 #define FIELD_MEMBER_(type, member) (((type *)0)->member)
 #define FIELD_ELEMENT_(kind, type, member)                                                                   \
-	((kind) == FIELD_U8	? (size_t)1                                                                  \
-		: (kind) == FIELD_U16 ? (size_t)2                                                            \
-		: (kind) == FIELD_U32 ? (size_t)4                                                            \
-		: (kind) == FIELD_U64 ? (size_t)8                                                            \
+	((kind) == FIELD_U8            ? (size_t)1                                                           \
+		: (kind) == FIELD_U16  ? (size_t)2                                                           \
+		: (kind) == FIELD_U32  ? (size_t)4                                                           \
+		: (kind) == FIELD_U64  ? (size_t)8                                                           \
 		: (kind) == FIELD_BOOL ? sizeof(bool)                                                        \
 				       : sizeof(FIELD_MEMBER_(type, member)))
 
 /* A number, an array of numbers, bytes or a buffer, in every version. */
 #define FIELD(type, member, kind) FIELD_SINCE(type, member, kind, 1)
 #define FIELD_SINCE(type, member, kind, version)                                                             \
-	{#member, kind, version, false, offsetof(type, member), FIELD_ELEMENT_(kind, type, member),          \
-		sizeof(FIELD_MEMBER_(type, member)) / FIELD_ELEMENT_(kind, type, member), FIELD_ALL, NULL}
+	{                                                                                                    \
+#member, kind, version, false, offsetof(type, member), FIELD_ELEMENT_(kind, type, member),   \
+			sizeof(FIELD_MEMBER_(type, member)) / FIELD_ELEMENT_(kind, type, member), FIELD_ALL, \
+			NULL                                                                                 \
+	}
 /* A struct or an array of structs. */
 #define FIELD_NESTED(type, member, elements, subtable)                                                       \
-	{#member, FIELD_STRUCTS, 1, false, offsetof(type, member),                                           \
-		sizeof(FIELD_MEMBER_(type, member)) / (elements), elements, FIELD_ALL, subtable}
+	{                                                                                                    \
+#member, FIELD_STRUCTS, 1, false, offsetof(type, member),                                    \
+			sizeof(FIELD_MEMBER_(type, member)) / (elements), elements, FIELD_ALL, subtable      \
+	}
 /* An array of structs of which member `used` (uint32_t) says how many count. */
 #define FIELD_VARYING(type, member, used, elements, subtable)                                                \
-	{#member, FIELD_STRUCTS, 1, false, offsetof(type, member),                                           \
-		sizeof(FIELD_MEMBER_(type, member)) / (elements), elements, offsetof(type, used), subtable}
+	{                                                                                                    \
+#member, FIELD_STRUCTS, 1, false, offsetof(type, member),                                    \
+			sizeof(FIELD_MEMBER_(type, member)) / (elements), elements, offsetof(type, used),    \
+			subtable                                                                             \
+	}
 #define FIELD_TABLE(table_name, table_version, array)                                                        \
 	{                                                                                                    \
 		.name = table_name, .version = table_version, .fields = array,                               \
@@ -90,8 +104,8 @@ void fields_save(struct buffer *out, const struct field_table *table, uint32_t i
  * records, from its beginning) and loads it into the object. -ENOENT where there
  * is none; -EINVAL with a sentence where it does not fit. Hostile input is safe.
  */
-int fields_load(const struct cursor *records, const struct field_table *table, uint32_t instance, void *object,
-	struct error *error);
+int fields_load(const struct cursor *records, const struct field_table *table, uint32_t instance,
+	void *object, struct error *error);
 
 /* One record's head, for walking over all of them (xm checkpoint, "which devices are in it"). */
 struct record_head {

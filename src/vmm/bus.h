@@ -2,7 +2,8 @@
  * Buses: which device answers at an I/O port or a memory address.
  *
  * A range is embedded in its device. Handlers get the offset in the range and the access in `size`
- * bytes (1, 2, 4 or 8), little-endian, already checked to lie inside the range. Reads that nobody answers give all ones.
+ * bytes (1, 2, 4 or 8), little-endian, already checked to lie inside the range. Reads that nobody answers
+ * give all ones.
  */
 #pragma once
 

@@ -17,17 +17,18 @@ struct device;
 struct device_class {
 	const struct field_table *state;
 	void (*before_save)(struct device *device); /* may be NULL: bring members up to date */
-	int (*after_load)(struct device *device, struct error *error); /* may be NULL: check, re-route, re-arm */
-	void (*pause)(struct device *device); /* may be NULL: begin no new work on guest memory */
-	bool (*busy)(struct device *device); /* may be NULL: work begun before is still under way */
-	void (*resume)(struct device *device); /* may be NULL: take up work, look for what came meanwhile */
+	int (*after_load)(
+		struct device *device, struct error *error); /* may be NULL: check, re-route, re-arm */
+	void (*pause)(struct device *device);    /* may be NULL: begin no new work on guest memory */
+	bool (*busy)(struct device *device);     /* may be NULL: work begun before is still under way */
+	void (*resume)(struct device *device);   /* may be NULL: take up work, look for what came meanwhile */
 	void (*announce)(struct device *device); /* may be NULL: tell the network where we are */
 	void (*free)(struct device *device);
 };
 
 struct device {
 	const struct device_class *class;
-	uint32_t instance; /* number among devices of the class: PCI slot for PCI devices */
+	uint32_t instance;   /* number among devices of the class: PCI slot for PCI devices */
 	struct device *next; /* the machine's */
 };
 

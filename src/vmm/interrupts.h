@@ -23,7 +23,7 @@ void interrupts_line(struct interrupts *interrupts, unsigned gsi, bool high);
 
 /* One message vector: an eventfd that KVM turns into the message when written. */
 struct message_vector {
-	int eventfd; /* -1 while not in use */
+	int eventfd;  /* -1 while not in use */
 	uint32_t gsi; /* its place in the routing table, from 24 */
 	uint64_t address;
 	uint32_t data;
@@ -34,11 +34,13 @@ struct message_vector {
 int message_vector_open(struct interrupts *interrupts, struct message_vector *vector, struct error *error);
 void message_vector_close(struct interrupts *interrupts, struct message_vector *vector);
 
-/* (Re)routes the vector: message, and whether it is delivered (unmasked). A trigger while disabled is kept by the caller (MSI-X pending bits). */
-int message_vector_set(struct interrupts *interrupts, struct message_vector *vector, uint64_t address, uint32_t data,
-	bool enabled, struct error *error);
+/* (Re)routes the vector: message, and whether it is delivered (unmasked). A trigger while disabled is kept by
+ * the caller (MSI-X pending bits). */
+int message_vector_set(struct interrupts *interrupts, struct message_vector *vector, uint64_t address,
+	uint32_t data, bool enabled, struct error *error);
 void message_vector_trigger(struct message_vector *vector);
 
 /* Guest writes of `size` bytes (0: any) to an MMIO address signal eventfd instead of an exit. */
-int notify_add(struct interrupts *interrupts, uint64_t address, unsigned size, int eventfd, struct error *error);
+int notify_add(
+	struct interrupts *interrupts, uint64_t address, unsigned size, int eventfd, struct error *error);
 void notify_remove(struct interrupts *interrupts, uint64_t address, unsigned size, int eventfd);

@@ -23,8 +23,8 @@ struct memory_region {
 };
 
 struct memory {
-	int fd;		/* owned */
-	uint8_t *base;	/* the mapping of the whole memfd */
+	int fd;        /* owned */
+	uint8_t *base; /* the mapping of the whole memfd */
 	uint64_t size;
 	struct memory_region regions[2];
 	unsigned region_count;
