@@ -1,0 +1,166 @@
+"""What the emulated hosts boot: Debian's kernel as ELF, an initramfs, and Ferry as built in a second archive."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import packages
+from .agent import LabError
+from .archive import Tree
+from .kernel import Modules, elf_of_bzimage
+
+LAB = Path(__file__).resolve().parent.parent
+REPOSITORY = LAB.parent
+
+HOST_MODULES_FIRST = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk"]
+HOST_MODULES = ["virtio_rng", "tun", "bridge", "kvm-amd", "nbd", "loop", "sch_netem", "sch_tbf"]
+
+# Programs of the packages, by name; busybox has the rest.
+HOST_PROGRAMS = [
+    "ip", "bridge", "brctl", "ping", "nbd-server", "nbd-client", "strace", "ps", "top", "pgrep", "free", "vmstat",
+    "bash", "cp", "dd", "mv", "ls", "stat", "timeout", "truncate", "sha256sum", "mke2fs", "e2fsck", "tc",
+]
+
+
+def build_directory():
+    """Where Ferry is built: $FERRY_BUILD, or build/ in the repository."""
+    return Path(os.environ.get("FERRY_BUILD") or REPOSITORY / "build").resolve()
+
+
+def built(name):
+    path = build_directory() / "lab" / name
+    if not path.exists():
+        raise LabError(f"{path} is not built: run 'meson setup --prefix=/usr build && ninja -C build' first")
+    return path
+
+
+def programs_of(trees):
+    """Every program in the packages: name → path."""
+    found = {}
+    for tree in trees:
+        for part in ("usr/sbin", "sbin", "usr/bin", "bin"):
+            if (tree / part).is_dir():
+                for path in (tree / part).iterdir():
+                    found.setdefault(path.name, path)
+    return found
+
+
+def busybox(trees):
+    return programs_of(trees)["busybox"]
+
+
+def base_tree(trees, programs):
+    """A root file system with busybox for all its names and the wanted programs of the packages."""
+    tree = Tree(trees)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        tree.link(name, f"usr/{name}")
+        tree.directory(f"usr/{name}")
+    for name in ("proc", "sys", "dev", "run", "var/log", "var/lib", "mnt", "root", "home"):
+        tree.directory(name)
+    tree.directory("tmp", 0o1777)
+    tree.link("var/run", "/run")
+    tree.file("usr/bin/busybox", busybox(trees), 0o755)
+    applets = subprocess.run([str(busybox(trees)), "--list"], text=True, capture_output=True, check=True)
+    for applet in applets.stdout.split():
+        if applet != "busybox":
+            tree.link(f"usr/bin/{applet}", "busybox")
+    available = programs_of(trees)
+    for name in programs:
+        if name not in available:
+            raise LabError(f"none of the lab's packages has the program {name}")
+        tree.file(f"usr/bin/{name}", available[name], 0o755)
+    return tree
+
+
+def _content_key(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            part = part.read_bytes()
+        elif not isinstance(part, bytes):
+            part = json.dumps(part, sort_keys=True, default=str).encode()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def sources_key(*directories):
+    """Changes whenever a file of the lab that makes images does."""
+    files = sorted(p for d in directories for p in (LAB / d).rglob("*") if p.is_file() and p.suffix != ".pyc")
+    return _content_key(*[x for p in files for x in (str(p.relative_to(LAB)), p)])
+
+
+def cached_image(name, key, make):
+    """A directory in the cache made once by make(directory)."""
+    target = packages.cache_directory() / "images" / f"{name}-{key}"
+    with packages.cache_lock():
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            part = Path(tempfile.mkdtemp(dir=target.parent, prefix="part-"))
+            try:
+                make(part)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            part.chmod(0o755)
+            part.rename(target)
+        os.utime(target)
+    return target
+
+
+def host_image():
+    """The directory with vmlinux, base.cpio and base.json (the names in it)."""
+    kernel_tree, trees = packages.fetch()
+    agent = built("ferry-lab-agent")
+
+    def make(directory):
+        bzimage = next((kernel_tree / "boot").glob("vmlinuz-*"))
+        (directory / "vmlinux").write_bytes(elf_of_bzimage(bzimage))
+        tree = base_tree(trees, HOST_PROGRAMS)
+        modules = Modules(kernel_tree)
+        first = modules.add_to(tree, HOST_MODULES_FIRST)
+        every = modules.add_to(tree, HOST_MODULES_FIRST + HOST_MODULES)
+        tree.text("etc/modules.first", "\n".join(first) + "\n")
+        tree.text("etc/modules.later", "\n".join(m for m in every if m not in first) + "\n")
+        tree.file("usr/bin/ferry-lab-agent", agent, 0o755)
+        tree.copy_tree(LAB / "host" / "etc", "etc")
+        tree.file("init", LAB / "host" / "init", 0o755)
+        tree.write_cpio(directory / "base.cpio")
+        (directory / "base.json").write_text(json.dumps(sorted(tree.entries)))
+        # A file system for what outlives a host's reset: made empty once, copied for each host.
+        with open(directory / "data.img", "wb") as file:
+            file.truncate(16 << 30)
+        subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "data",
+                        "-E", "lazy_itable_init=1,nodiscard", "-i", "65536", str(directory / "data.img")],
+                       check=True, timeout=120)
+
+    key = _content_key(str(kernel_tree), [str(t) for t in trees], agent, sources_key("host"),
+                       Path(__file__), LAB / "ferrylab" / "archive.py", LAB / "ferrylab" / "kernel.py")
+    return cached_image("host", key, make)
+
+
+def ferry_archive(directory, base):
+    """Writes Ferry as built, and the libraries that the base lacks, to directory/ferry.cpio."""
+    build = build_directory()
+    stage = Path(directory) / "ferry"
+    done = subprocess.run(["meson", "install", "-C", str(build), "--destdir", str(stage), "--no-rebuild", "--quiet"],
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300, check=False)
+    if done.returncode != 0:
+        raise LabError(f"meson install of {build} failed:\n{done.stdout}")
+    if (stage / "usr" / "local").exists():
+        raise LabError(f"{build} is set up for /usr/local: run 'meson configure --prefix=/usr {build}' and build again")
+    tree = Tree(packages.fetch()[1])
+    for name in ("bin", "sbin", "lib", "lib64"):
+        tree.directory(f"usr/{name}")
+    if stage.exists():
+        tree.copy_tree(stage)
+    for name in [n for n in tree.entries if n.split("/")[0] in ("bin", "sbin", "lib", "lib64")]:
+        tree.entries["usr/" + name] = tree.entries.pop(name)
+    tree.without(set(json.loads((base / "base.json").read_text())))
+    tree.write_cpio(Path(directory) / "ferry.cpio")
+    shutil.rmtree(stage, ignore_errors=True)
+    return Path(directory) / "ferry.cpio"
