@@ -1,0 +1,61 @@
+/*
+ * xend's configuration, /etc/xen/xend-config.sxp: S-expressions (option value),
+ * comments from # or ; to the end of the line, values bare or in '…' or "…",
+ * spread over lines where one likes.
+ *
+ *	_cleanup_xend_config_ struct xend_config config = {0};
+ *	r = xend_config_load(&config, xend_config_path(), &error);
+ *
+ * A missing file means all defaults. Options of Xen's that Ferry does not need are
+ * accepted; unknown ones are refused by name (a misspelt hosts-allow would open a host).
+ */
+#pragma once
+
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct xend_config {
+	char *logfile;	/* /var/log/xen/xend.log */
+	char *loglevel; /* DEBUG, INFO, WARNING, ERROR or CRITICAL */
+
+	bool unix_server; /* yes */
+	char *unix_path;  /* /var/lib/xend/xend-socket */
+	bool http_server; /* no */
+	uint64_t port;	  /* 8000 */
+	char *address;	  /* '': every address */
+
+	bool relocation_server;	 /* no */
+	uint64_t relocation_port; /* 8002 */
+	char *relocation_address; /* '': every address */
+	char *relocation_hosts_allow; /* as written: regular expressions separated by spaces, '': all */
+	char **allow;	     /* its words, each compiled once as a check (POSIX extended, case ignored) */
+	size_t allow_count;
+	uint64_t relocation_max_downtime; /* milliseconds a live migration may stand still, 50 */
+
+	uint64_t console_limit; /* KiB of history, 1024 */
+	char *network_script;	/* network-bridge and its arguments, '': none */
+	char *vif_script;	/* vif-bridge */
+	uint64_t dom0_min_mem;	/* MiB kept for the host, 0 */
+	uint64_t dom0_cpus;	/* 0: all */
+	bool enable_dump;	/* no */
+	char *external_migration_tool;
+	char *vnc_listen;
+	char *vncpasswd;
+};
+
+#define _cleanup_xend_config_ __attribute__((cleanup(xend_config_free)))
+
+/* The environment's XEND_CONFIG, or /etc/xen/xend-config.sxp. */
+const char *xend_config_path(void);
+
+/* Reads the file; a mistake's sentence begins with file, line and column. `config` must be all zero. */
+int xend_config_load(struct xend_config *config, const char *path, struct error *error);
+
+/* The same from text in memory; `source` stands for the path in messages. */
+int xend_config_parse(struct xend_config *config, const char *source, const char *text, size_t size,
+	struct error *error);
+
+void xend_config_free(struct xend_config *config);
