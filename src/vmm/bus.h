@@ -4,6 +4,9 @@
  * A range is embedded in its device. Handlers get the offset in the range and the access in `size`
  * bytes (1, 2, 4 or 8), little-endian, already checked to lie inside the range. Reads that nobody answers
  * give all ones.
+ *
+ * A range may lie inside a larger one (the reset register 0xcf9 in PCI's 0xcf8 to 0xcff): the smallest range
+ * that holds the whole access answers.
  */
 #pragma once
 
@@ -23,7 +26,7 @@ struct bus {
 	struct bus_range *ranges;
 };
 
-/* -EEXIST where it overlaps a range that is there. */
+/* -EEXIST where it overlaps a range that is there, other than one inside the other; -EINVAL for an impossible range. */
 int bus_add(struct bus *bus, struct bus_range *range);
 void bus_remove(struct bus *bus, struct bus_range *range);
 

@@ -32,6 +32,9 @@ struct device {
 	struct device *next; /* the machine's */
 };
 
+/* Why a guest stopped for good. */
+enum stop_reason { STOP_POWEROFF, STOP_REBOOT, STOP_CRASH, STOP_ERROR };
+
 struct memory;
 struct loop;
 struct bus;
@@ -40,7 +43,9 @@ struct pci_bus;
 
 /*
  * What a device may use of the machine: handed to every device's constructor.
- * A device that becomes not busy while the machine waits for it calls `settled`.
+ * A device that becomes not busy while the machine waits for it calls `settled`; one
+ * through which the guest turns itself off, resets itself or reports its crash calls
+ * `stop` (detail: a sentence or NULL). Both with the machine lock held.
  */
 struct platform {
 	struct memory *memory;
@@ -51,8 +56,12 @@ struct platform {
 	struct device *devices;
 	bool paused;
 	void (*settled)(void *machine);
+	void (*stop)(void *machine, enum stop_reason reason, const char *detail); /* the guest stops here */
 	void *machine;
 };
 
 /* Puts it in the platform's list, which owns it from now on. */
 void platform_add(struct platform *platform, struct device *device);
+
+/* Frees every device, the last added first. */
+void platform_free_devices(struct platform *platform);

@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 
+#include <pthread.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 
@@ -38,6 +39,9 @@ void loop_stop(struct loop *loop);
 
 void loop_lock(struct loop *loop);
 void loop_unlock(struct loop *loop);
+
+/* Waits for a condition that is signalled under the machine lock; the lock is free meanwhile. For vCPU threads. */
+void loop_wait(struct loop *loop, pthread_cond_t *condition);
 
 /*
  * Calls handler once on the main thread, soon, with the lock held. For vCPU threads that must
