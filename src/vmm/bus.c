@@ -13,9 +13,10 @@ int bus_add(struct bus *bus, struct bus_range *range)
 	if (range->size == 0 || range->base + (range->size - 1) < range->base)
 		return -EINVAL;
 	for (const struct bus_range *r = bus->ranges; r; r = r->next) {
-		bool apart = range->base > r->base + (r->size - 1) || r->base > range->base + (range->size - 1);
+		bool apart =
+			range->base > r->base + (r->size - 1) || r->base > range->base + (range->size - 1);
 		bool nested = range->size != r->size &&
-			(contains(range, r->base, r->size) || contains(r, range->base, range->size));
+			      (contains(range, r->base, r->size) || contains(r, range->base, range->size));
 
 		if (!apart && !nested)
 			return -EEXIST;

@@ -26,7 +26,8 @@ struct bus {
 	struct bus_range *ranges;
 };
 
-/* -EEXIST where it overlaps a range that is there, other than one inside the other; -EINVAL for an impossible range. */
+/* -EEXIST where it overlaps a range that is there, other than one inside the other; -EINVAL for an impossible
+ * range. */
 int bus_add(struct bus *bus, struct bus_range *range);
 void bus_remove(struct bus *bus, struct bus_range *range);
 

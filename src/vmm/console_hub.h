@@ -27,13 +27,13 @@ struct console_hub;
 struct console_port {
 	void (*input)(void *context); /* input waits for this port; take as much as there is room for */
 	void *context;
-	struct console_hub *hub; /* set by console_port_add, NULL outside a hub */
+	struct console_hub *hub;   /* set by console_port_add, NULL outside a hub */
 	struct console_port *next; /* the hub's */
 };
 
 /*
- * The hub is a device of the platform (its state is the ring), which frees it. The ring keeps the last limit_kib KiB of
- * output; memory for it is allocated as it fills. NULL with a sentence on failure.
+ * The hub is a device of the platform (its state is the ring), which frees it. The ring keeps the last
+ * limit_kib KiB of output; memory for it is allocated as it fills. NULL with a sentence on failure.
  */
 struct console_hub *console_hub_new(struct platform *platform, unsigned limit_kib, struct error *error);
 
@@ -45,8 +45,8 @@ void console_port_remove(struct console_port *port);
 void console_output(struct console_port *port, const void *data, size_t size);
 
 /*
- * Takes up to `size` bytes of input meant for this port; 0 where there is none. Input that a port leaves waits: the hub
- * then stops reading its streams, and the port asks again when it has room.
+ * Takes up to `size` bytes of input meant for this port; 0 where there is none. Input that a port leaves
+ * waits: the hub then stops reading its streams, and the port asks again when it has room.
  */
 size_t console_input(struct console_port *port, void *data, size_t size);
 

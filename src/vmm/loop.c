@@ -22,8 +22,8 @@ struct loop {
 	bool stopped;
 	struct epoll_event batch[BATCH];
 	int batch_at, batch_count; /* events of the batch not handled yet: batch_at … batch_count - 1 */
-	bool waiting;		   /* the main thread waits for events, without the lock */
-	struct watch **removed;	   /* removed by vCPU threads meanwhile: the batch may still name them */
+	bool waiting;              /* the main thread waits for events, without the lock */
+	struct watch **removed;    /* removed by vCPU threads meanwhile: the batch may still name them */
 	size_t removed_count;
 	struct deferred *deferred, **deferred_end;
 };
@@ -41,7 +41,8 @@ struct loop *loop_new(struct error *error)
 	loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	loop->deferred_end = &loop->deferred;
 	pthread_mutex_init(&loop->lock, NULL);
-	if (loop->epoll < 0 || loop->wake < 0 || epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->wake, &event) < 0) {
+	if (loop->epoll < 0 || loop->wake < 0 ||
+		epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->wake, &event) < 0) {
 		error_set(error, errno, "Unable to start the event loop: %s.", strerror(errno));
 		loop_free(loop);
 		return NULL;
@@ -66,7 +67,8 @@ void loop_free(struct loop *loop)
 	free(loop);
 }
 
-static int control(struct loop *loop, int operation, struct watch *watch, uint32_t events, struct error *error)
+static int control(
+	struct loop *loop, int operation, struct watch *watch, uint32_t events, struct error *error)
 {
 	struct epoll_event event = {.events = events, .data.ptr = watch};
 

@@ -40,7 +40,8 @@ void loop_stop(struct loop *loop);
 void loop_lock(struct loop *loop);
 void loop_unlock(struct loop *loop);
 
-/* Waits for a condition that is signalled under the machine lock; the lock is free meanwhile. For vCPU threads. */
+/* Waits for a condition that is signalled under the machine lock; the lock is free meanwhile. For vCPU
+ * threads. */
 void loop_wait(struct loop *loop, pthread_cond_t *condition);
 
 /*

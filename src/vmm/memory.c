@@ -20,9 +20,11 @@ int memory_map(struct memory *memory, int fd, uint64_t size, struct error *error
 	if (fstat(fd, &status) < 0)
 		return error_set(error, errno, "Unable to look at the guest's memory: %s.", strerror(errno));
 	if ((uint64_t)status.st_size < size)
-		return error_set(error, EINVAL, "The guest's memory file has %llu bytes where %llu are needed.",
+		return error_set(error, EINVAL,
+			"The guest's memory file has %llu bytes where %llu are needed.",
 			(unsigned long long)status.st_size, (unsigned long long)size);
-	/* So that nobody who holds it too can cut memory off under us; a file that cannot be sealed is trusted. */
+	/* So that nobody who holds it too can cut memory off under us; a file that cannot be sealed is
+	 * trusted. */
 	fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
 	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (base == MAP_FAILED)
