@@ -1,0 +1,18 @@
+/*
+ * virtio block device (virtio 1.2, 5.2) on a raw image: a regular file or a
+ * block device. Requests go through io_uring straight between image and guest memory;
+ * only where O_DIRECT cannot take the guest's buffers they pass through one of ours.
+ *
+ * System calls: io_uring_setup, io_uring_enter, io_uring_register, mmap and munmap of the rings, fstat, statx,
+ * ioctl(BLKGETSIZE64, BLKSSZGET), fcntl(F_GETFL, F_SETFL), close.
+ */
+#pragma once
+
+#include "vmm/device.h"
+
+/*
+ * Makes the device in a PCI slot and adds it to the platform. image_fd is taken over in case of success; its
+ * size now is the disk's for good, in whole sectors of 512 bytes. serial: at most 20 bytes of it show in the guest.
+ */
+struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
+	const char *serial, struct error *error);
