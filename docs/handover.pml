@@ -1,0 +1,151 @@
+/*
+ * The hand-over of one guest by one ticket, as src/xend and src/carry do it:
+ * two-phase commit with presumed abort.
+ *
+ * Two hosts, each with a durable record and volatile knowledge. Either daemon
+ * may crash between any two steps and is started again; any message may be
+ * lost, and either side may give the connection up while the other still reads
+ * what was sent on it. Crashes and losses are bounded in number, so that "in
+ * the end" means: once both sides stay up and the line holds.
+ *
+ * scripts/check-model asks spin for:
+ *   one_owner    never do both hosts run the guest
+ *   no_loss      the source never deletes the guest before the destination owns it
+ *   never_none   in the end exactly one host runs it, for ever
+ */
+mtype = { OFFER, STATE, RECEIVED, COMMIT, RUNNING };	/* on the connection */
+mtype = { OWNED, REFUSED, NONE, OWNER, COMMITTED, GONE };	/* durable records and answers */
+
+#define CRASHES 2
+#define LOSSES 2
+
+/* Durable: what each store says of the ticket. */
+mtype source_record = OWNER;
+mtype dest_record = NONE;
+
+/* Real: whether the guest's vCPUs run there. Guest processes survive a crash of the daemon. */
+bool source_runs = true;
+bool dest_runs = false;
+
+byte crashes = CRASHES;
+byte losses = LOSSES;
+
+chan forth = [2] of { mtype };	/* the migration's connection */
+chan back = [2] of { mtype };
+chan ask = [1] of { bit };	/* a later connection, for questions */
+chan answer = [1] of { mtype };
+
+/* A send that the network may swallow. */
+inline send(line, message)
+{
+	if
+	:: line!message
+	:: atomic { losses > 0 -> losses-- }
+	fi
+}
+
+active proctype Source()
+{
+	mtype reply;
+	bool tried = false;	/* one attempt a ticket */
+
+start:	/* the daemon comes up and does what its record says */
+	if
+	:: source_record == OWNER -> source_runs = true
+	:: source_record == COMMITTED -> goto in_doubt
+	:: source_record == GONE -> goto done
+	fi;
+
+	if
+	:: tried -> goto done	/* aborted: it runs here */
+	:: else -> tried = true
+	fi;
+
+	send(forth, OFFER);
+	if
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: source_runs = false	/* the last round: paused */
+	fi;
+	send(forth, STATE);
+	if
+	:: back?RECEIVED
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: goto start	/* gave up waiting: presumed abort, runs on */
+	fi;
+	source_record = COMMITTED;
+	if
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: skip
+	fi;
+	send(forth, COMMIT);
+	if
+	:: back?RUNNING -> goto gone
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: goto in_doubt	/* the line broke after COMMIT */
+	fi;
+
+in_doubt:
+	do
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: nempty(answer) -> answer?reply; break
+	:: empty(ask) && empty(answer) -> send(ask, 0)
+	od;
+	if
+	:: reply == OWNED
+	:: else -> source_record = OWNER; goto start
+	fi;
+
+gone:
+	source_record = GONE;
+	assert(dest_record == OWNED);	/* no_loss */
+done:
+	skip
+}
+
+active proctype Dest()
+{
+	mtype knows = NONE;	/* volatile: NONE, OFFER (incoming), RECEIVED */
+
+start:	/* the daemon comes up: an incoming guest without a record is ended, an owned one runs */
+	knows = NONE;
+	if
+	:: dest_record == OWNED -> dest_runs = true
+	:: else
+	fi;
+end:	do
+	:: knows == NONE && dest_record == NONE && nempty(forth) ->
+		if
+		:: forth?OFFER -> knows = OFFER
+		:: forth?STATE	/* of a connection that a crash here has cut: nobody listens */
+		:: forth?COMMIT
+		fi
+	:: knows == OFFER && nempty(forth) ->
+		if
+		:: forth?STATE -> knows = RECEIVED; send(back, RECEIVED)
+		:: forth?COMMIT -> knows = NONE; dest_record = REFUSED	/* not in this order: cut off */
+		fi
+	:: knows == RECEIVED && nempty(forth) ->
+		forth?COMMIT;
+		dest_record = OWNED;
+		if
+		:: atomic { crashes > 0 -> crashes-- }; goto start
+		:: dest_runs = true
+		fi;
+		knows = NONE;
+		send(back, RUNNING)
+	:: knows != NONE -> knows = NONE; dest_record = REFUSED	/* the line is silent or broken: refuse for ever */
+	:: nempty(ask) ->
+		ask?_;
+		if
+		:: dest_record == OWNED -> send(answer, OWNED)
+		:: dest_record != OWNED ->
+			knows = NONE;	/* the incoming guest is ended first */
+			dest_record = REFUSED;
+			send(answer, REFUSED)
+		fi
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	od
+}
+
+ltl one_owner { [] !(source_runs && dest_runs) }
+ltl never_none { <> [] (source_runs || dest_runs) }
