@@ -48,10 +48,10 @@ enum { SPAWN_PTY = 1 };
 /* One running command. */
 struct command {
 	uint32_t channel;
-	pid_t pid;            /* its process group too; 0: this slot is free */
-	bool announced;       /* its end was reported; only the outputs of its children remain */
-	int in, out, err;     /* our ends, or -1; a terminal is in `in` and `out` */
-	uint8_t *input;       /* what the outside sent and the command has not taken yet */
+	pid_t pid;        /* its process group too; 0: this slot is free */
+	bool announced;   /* its end was reported; only the outputs of its children remain */
+	int in, out, err; /* our ends, or -1; a terminal is in `in` and `out` */
+	uint8_t *input;   /* what the outside sent and the command has not taken yet */
 	size_t input_length;
 	bool input_ends;
 };
@@ -97,8 +97,8 @@ static void send_bytes(struct agent *agent, const uint8_t *bytes, size_t length)
 	}
 }
 
-static void send_frame(struct agent *agent, uint32_t channel, enum frame_type type, const void *payload,
-	size_t length)
+static void send_frame(
+	struct agent *agent, uint32_t channel, enum frame_type type, const void *payload, size_t length)
 {
 	uint8_t frame[FRAME_HEADER + PAYLOAD_MAX];
 	put32(frame, channel);
@@ -152,7 +152,8 @@ static void release_if_over(struct command *c)
 }
 
 /* The child's half: becomes the command on the descriptors it is given. Does not return. */
-static void become(char **argv, char **environment, int environment_length, const char *terminal, const int fds[3])
+static void become(
+	char **argv, char **environment, int environment_length, const char *terminal, const int fds[3])
 {
 	sigset_t none;
 	sigemptyset(&none);
@@ -199,7 +200,11 @@ static void set_nonblocking(int fd)
 
 static bool open_ends(struct command *c, bool pty, const uint8_t *window, int child[3], char terminal[64])
 {
-	int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
+	int pipes[3][2] = {
+		{-1, -1},
+                {-1, -1},
+                {-1, -1}
+        };
 	if (pty) {
 		int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
 		if (master < 0 || grantpt(master) || unlockpt(master) || ptsname_r(master, terminal, 64)) {
@@ -338,7 +343,8 @@ static void take_input(struct agent *agent, struct command *c, const uint8_t *pa
 	pass_input(agent, c);
 }
 
-static void handle_frame(struct agent *agent, uint32_t channel, uint32_t type, uint8_t *payload, size_t length)
+static void handle_frame(
+	struct agent *agent, uint32_t channel, uint32_t type, uint8_t *payload, size_t length)
 {
 	if (type == FRAME_SPAWN) {
 		spawn(agent, channel, payload, length);
@@ -426,8 +432,8 @@ static size_t watch_list(struct agent *agent, struct pollfd *list)
 	for (size_t i = 0; i < CHANNELS; i++) {
 		struct command *c = &agent->commands[i];
 		bool live = c->pid != 0;
-		list[n++] = (struct pollfd){
-			.fd = live && c->input_length > 0 ? c->in : -1, .events = POLLOUT};
+		list[n++] =
+			(struct pollfd){.fd = live && c->input_length > 0 ? c->in : -1, .events = POLLOUT};
 		list[n++] = (struct pollfd){.fd = live ? c->out : -1, .events = POLLIN};
 		list[n++] = (struct pollfd){.fd = live ? c->err : -1, .events = POLLIN};
 	}

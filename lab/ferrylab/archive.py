@@ -148,6 +148,7 @@ class Tree:
     def write_directory(self, path):
         """As files of this machine (the owner is whoever does it)."""
         path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
         for name in sorted(self.entries):
             kind, mode, what = self.entries[name]
             target = path / name

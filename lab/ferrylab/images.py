@@ -18,6 +18,7 @@ REPOSITORY = LAB.parent
 
 HOST_MODULES_FIRST = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk"]
 HOST_MODULES = ["virtio_rng", "tun", "bridge", "kvm-amd", "nbd", "loop", "sch_netem", "sch_tbf"]
+# The bridge of the hosts of guests is made by Ferry's network-bridge script when xend starts.
 
 # Programs of the packages, by name; busybox has the rest.
 HOST_PROGRAMS = [
@@ -76,7 +77,8 @@ def base_tree(trees, programs):
     return tree
 
 
-def _content_key(*parts):
+def content_key(*parts):
+    """A name for what is made of these: files, bytes, or anything that JSON can hold."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -91,7 +93,7 @@ def _content_key(*parts):
 def sources_key(*directories):
     """Changes whenever a file of the lab that makes images does."""
     files = sorted(p for d in directories for p in (LAB / d).rglob("*") if p.is_file() and p.suffix != ".pyc")
-    return _content_key(*[x for p in files for x in (str(p.relative_to(LAB)), p)])
+    return content_key(*[x for p in files for x in (str(p.relative_to(LAB)), p)])
 
 
 def cached_image(name, key, make):
@@ -121,6 +123,7 @@ def host_image():
         bzimage = next((kernel_tree / "boot").glob("vmlinuz-*"))
         (directory / "vmlinux").write_bytes(elf_of_bzimage(bzimage))
         tree = base_tree(trees, HOST_PROGRAMS)
+        tree.link("usr/bin/sh", "bash")  # busybox's shell would prefer its own cp, ping and ip
         modules = Modules(kernel_tree)
         first = modules.add_to(tree, HOST_MODULES_FIRST)
         every = modules.add_to(tree, HOST_MODULES_FIRST + HOST_MODULES)
@@ -138,7 +141,7 @@ def host_image():
                         "-E", "lazy_itable_init=1,nodiscard", "-i", "65536", str(directory / "data.img")],
                        check=True, timeout=120)
 
-    key = _content_key(str(kernel_tree), [str(t) for t in trees], agent, sources_key("host"),
+    key = content_key(str(kernel_tree), [str(t) for t in trees], agent, sources_key("host"),
                        Path(__file__), LAB / "ferrylab" / "archive.py", LAB / "ferrylab" / "kernel.py")
     return cached_image("host", key, make)
 

@@ -13,8 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-from . import images
+from . import guest_images, images
 from .agent import LabError, Line, Relay
+from .guests import Guests
 
 ADDRESSES = {"host1": "10.0.0.1", "host2": "10.0.0.2", "storage": "10.0.0.40", "workstation": "10.0.0.100"}
 MEMORY = {"host1": 2560, "host2": 2560, "storage": 512, "workstation": 512}
@@ -181,10 +182,11 @@ class Host(Machine):
         self._monitor("cont")
 
 
-class Lab:
+class Lab(Guests):
     """Some of the hosts of ADDRESSES, joined by a switch. Use it with `with`, or close() it."""
 
     def __init__(self, hosts=tuple(ADDRESSES), directory=None, memory=None, start=True):
+        super().__init__()
         self.names = [n for n in ADDRESSES if n in hosts]
         unknown = set(hosts) - set(ADDRESSES)
         if unknown:
@@ -214,6 +216,8 @@ class Lab:
 
     def _prepare(self):
         self.image = images.host_image()
+        self.guest_image = guest_images.guest_image()
+        self.guest_facts = json.loads((self.guest_image / "guest.json").read_text())
         archive = images.ferry_archive(self.directory, self.image)
         with open(self.directory / "initrd", "wb") as out:
             for part in (self.image / "base.cpio", archive):
@@ -254,7 +258,9 @@ class Lab:
 
     def extra_disks(self, name):
         """Read-only disks of a host besides its own."""
-        return []
+        if name in ("host1", "host2"):
+            return [self.guest_image / "boot.img"]
+        return [self.guest_image / "guest.img"] if name == "storage" else []
 
     def close(self):
         """Ends the lab's processes and removes its directory."""

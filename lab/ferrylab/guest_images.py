@@ -1,0 +1,95 @@
+"""What the lab's guests boot: kernel and ramdisk (on a disk that the hosts mount at /boot), and their disk."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+from . import packages
+from .archive import Tree
+from .images import LAB, base_tree, built, busybox, cached_image, content_key, sources_key
+from .kernel import Modules, elf_of_bzimage
+
+MODULES = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "evdev", "button"]
+PROGRAMS = ["bash", "e2fsck", "dd", "sha256sum", "stat", "timeout"]
+DISK_MIB = 384
+LARGE_FILE_MIB = 64
+
+
+def large_file():
+    """What guests serve as /large: the same bytes each time."""
+    return random.Random(13).randbytes(LARGE_FILE_MIB << 20)
+
+
+def _ramdisk(kernel_tree, trees):
+    tree = Tree()
+    for name in ("proc", "sys", "dev", "root"):
+        tree.directory(name)
+    tree.file("bin/busybox", busybox(trees), 0o755)
+    for applet in ("sh", "mount", "umount", "insmod", "cat", "usleep", "switch_root", "ls", "dmesg", "poweroff",
+                   "reboot", "ip", "ping", "dd", "free", "echo", "sleep", "ps", "date", "mkdir"):
+        tree.link(f"bin/{applet}", "busybox")
+    tree.text("modules", "\n".join(Modules(kernel_tree).add_to(tree, MODULES)) + "\n")
+    tree.link("lib", "usr/lib")
+    tree.file("init", LAB / "guest" / "ramdisk" / "init", 0o755)
+    return tree
+
+
+def make_ext4(image, content, mebibytes, journal=True):
+    """Writes an ext4 file system with the content of a directory; all in it is root's."""
+    with open(image, "wb") as file:
+        file.truncate(mebibytes << 20)
+    options = [] if journal else ["-O", "^has_journal"]
+    subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", *options, "-b", "4096", "-m", "0", "-N", "8192",
+                    "-E", "root_owner=0:0,lazy_itable_init=0,nodiscard", "-d", str(content), str(image)],
+                   check=True, timeout=120)
+    if os.getuid() == 0:
+        return
+    # mke2fs copies the owners too; whoever makes this, it is root's in the guest.
+    commands = []
+    for path in sorted(Path(content).rglob("*")):
+        for field in ("uid", "gid"):
+            commands.append(f'set_inode_field "/{path.relative_to(content)}" {field} 0')
+    subprocess.run(["/sbin/debugfs", "-w", "-f", "-", str(image)], input="\n".join(commands) + "\n", text=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, timeout=120)
+
+
+def guest_image():
+    """The directory with boot.img (the hosts' /boot), guest.img (the guests' disk) and guest.json."""
+    kernel_tree, trees = packages.fetch()
+    agent, pulse = built("ferry-lab-agent"), built("ferry-lab-pulse")
+
+    def make(directory):
+        boot = directory / "boot"
+        boot.mkdir()
+        bzimage = next((kernel_tree / "boot").glob("vmlinuz-*"))
+        shutil.copy(bzimage, boot / "vmlinuz")
+        (boot / "vmlinux").write_bytes(elf_of_bzimage(bzimage))
+        _ramdisk(kernel_tree, trees).write_cpio(boot / "ramdisk")
+        make_ext4(directory / "boot.img", boot, 128, journal=False)
+        shutil.rmtree(boot)
+
+        tree = base_tree(trees, PROGRAMS)
+        tree.copy_tree(LAB / "guest" / "root")
+        for name in [n for n in tree.entries if n.startswith("sbin/")]:
+            tree.entries["usr/" + name] = tree.entries.pop(name)
+        tree.link("usr/sbin/init", "/usr/bin/busybox")
+        tree.file("usr/bin/ferry-lab-agent", agent, 0o755)
+        tree.file("usr/bin/pulse", pulse, 0o755)
+        large = large_file()
+        tree.text("var/www/large", large)
+        tree.text("var/www/index.html", "<html><body>It works: this is a Ferry test guest.</body></html>\n")
+        tree.directory("var/journal")
+        root = directory / "root"
+        tree.write_directory(root)
+        make_ext4(directory / "guest.img", root, DISK_MIB)
+        shutil.rmtree(root)
+        (directory / "guest.json").write_text(json.dumps({
+            "large_size": len(large), "large_sha256": hashlib.sha256(large).hexdigest(), "kernel": bzimage.name}))
+
+    key = content_key(str(kernel_tree), [str(t) for t in trees], agent, pulse, sources_key("guest"),
+                      Path(__file__), LAB / "ferrylab" / "archive.py", LAB / "ferrylab" / "kernel.py")
+    return cached_image("guest", key, make)

@@ -1,0 +1,178 @@
+"""Guests for tests: their disks on `storage`, their configuration on the hosts, and a way into them."""
+
+import itertools
+import re
+import shlex
+import time
+
+from .agent import LabError, Line, TimedOut
+
+AGENT_PORT = 7
+FIRST_NBD_PORT = 10810
+
+
+class Disk:
+    """A fresh copy of the guests' disk on `storage`, reachable as the same block device on both hosts."""
+
+    def __init__(self, lab, name, number, address=None, hostname=None):
+        self.lab, self.name, self.number = lab, name, number
+        self.device = f"/dev/nbd{number}"
+        self.port = FIRST_NBD_PORT + number
+        self.file = f"/var/disks/{name}.img"
+        storage = lab.storage
+        script = f"mkdir -p /var/disks /mnt/guest && cp --sparse=always /dev/vdb {self.file}"
+        if address:
+            settings = f"address={address}\nhostname={hostname or name}\n"
+            script += (f" && mount -o loop {self.file} /mnt/guest && printf %s {shlex.quote(settings)}"
+                       " > /mnt/guest/etc/network.conf && umount /mnt/guest")
+        storage.run(script, timeout=60)
+        configuration = (f"[generic]\nport = {self.port}\nallowlist = true\n[{name}]\nexportname = {self.file}\n"
+                         "flush = true\nfua = true\ntrim = true\nrotational = false\n")
+        storage.put(configuration, f"/run/nbd-{name}.conf")
+        storage.run(f"nbd-server -C /run/nbd-{name}.conf -p /run/nbd-{name}.pid")
+        for host in lab.ferry_hosts():
+            self.connect(host)
+
+    def connect(self, host):
+        """Makes the disk a block device of a host (again, after the host's power was cut)."""
+        deadline = time.monotonic() + 20
+        while True:
+            done = host.run(f"nbd-client -N {self.name} storage {self.port} {self.device}", check=False)
+            if done.status == 0:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"{host.name} cannot reach the disk {self.name}: {done.stdout}{done.stderr}")
+            time.sleep(0.2)
+
+    def check(self):
+        """Checks the guest's file system on storage; no guest may be running on it. Returns e2fsck's words."""
+        # The journal is replayed first, as mounting would do; after that nothing may be wrong.
+        self.lab.storage.run(f"e2fsck -p -E journal_only {self.file}", check=False, timeout=120)
+        return self.lab.storage.run(f"e2fsck -fn {self.file}", timeout=120).stdout
+
+    def remove(self):
+        for host in self.lab.ferry_hosts():
+            host.run(f"nbd-client -d {self.device}", check=False)
+        self.lab.storage.run(f"kill $(cat /run/nbd-{self.name}.pid); rm -f {self.file} /run/nbd-{self.name}.*",
+                             check=False)
+        self.lab.disks.remove(self)
+
+
+class Guest:
+    """A guest's configuration, and the way to the agent inside it once it runs."""
+
+    def __init__(self, lab, name, address, disk):
+        self.lab, self.name, self.address, self.disk = lab, name, address, disk
+        self.mac = "00:16:3e:55:9d:%02x" % (0xB0 + disk.number)
+        self._line = None
+
+    def line(self, timeout=60):
+        """The agent's line, through a connection from the workstation. Made anew when it has broken."""
+        deadline = time.monotonic() + timeout
+        while self._line is None or self._line.lost:
+            connection = self.lab.workstation.spawn(["nc", self.address, str(AGENT_PORT)])
+            line = Line.of_process(self.name, connection)
+            try:
+                line.wait_ready(min(3, timeout))
+                self._line = line
+            except LabError:
+                line.close()
+                if time.monotonic() > deadline:
+                    raise TimedOut(f"{self.name}: no agent at {self.address} within {timeout} s") from None
+                time.sleep(0.1)
+        return self._line
+
+    def disconnect(self):
+        if self._line:
+            self._line.close()
+            self._line = None
+
+    def run(self, command, check=True, timeout=60, stdin=None):
+        """Runs a command in the guest; see agent.Line.run."""
+        return self.line(timeout).run(command, check, timeout, stdin)
+
+    def spawn(self, command, **options):
+        return self.line().spawn(command, **options)
+
+    def wait_up(self, timeout=60):
+        """Waits until the guest's services answer."""
+        self.line(timeout)
+        return self
+
+    def pulse(self, mode, *arguments):
+        """Starts `pulse MODE` (lab/guest/pulse.c) in the guest, detached from any connection."""
+        text = " ".join(str(a) for a in arguments)
+        self.run(f"rm -f /run/pulse/{mode}; setsid pulse {mode} /run/pulse/{mode} {text} </dev/null "
+                 f">/run/pulse/{mode}.log 2>&1 & echo $! > /run/pulse/{mode}.pid; "
+                 f"while [ ! -s /run/pulse/{mode} ]; do usleep 20000; done")
+
+    def pulse_stop(self, mode):
+        self.run(f"kill $(cat /run/pulse/{mode}.pid)")
+
+    def pulse_status(self, mode):
+        """What `pulse MODE` has seen so far: name → number."""
+        text = self.run(f"cat /run/pulse/{mode}; cat /run/pulse/{mode}.log >&2")
+        if text.stderr.strip():
+            raise LabError(f"{self.name}: pulse {mode}: {text.stderr}")
+        return {k: int(v) for k, v in re.findall(r"^(\w+) (-?\d+)$", text.stdout, re.M)}
+
+    def kernel_complaints(self):
+        """Lines of the kernel's log at level warning or worse."""
+        lines = self.run("dmesg -r").stdout.splitlines()
+        return [line for line in lines if re.match(r"<[0-4]>", line)]
+
+
+class Guests:
+    """Mixed into Lab: makes disks and guests."""
+
+    def __init__(self):
+        self.disks = []
+        self.guest_numbers = itertools.count()
+
+    def ferry_hosts(self):
+        return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
+
+    def new_disk(self, name, address=None, hostname=None):
+        """A fresh disk; its `device` is good for phy: on both hosts. With an address, the guest takes that."""
+        used = {d.number for d in self.disks}
+        number = next(n for n in range(16) if n not in used)
+        disk = Disk(self, name, number, address, hostname)
+        self.disks.append(disk)
+        return disk
+
+    def new_guest(self, name="TestGuest", memory=128, vcpus=1, address="10.0.0.5", disk=None, **more):
+        """A fresh disk and a configuration /etc/xen/NAME on both hosts, in the book's style."""
+        disk = disk or self.new_disk(name, address)
+        guest = Guest(self, name, address, disk)
+        guest.config = self.guest_config(guest, memory, vcpus, **more)
+        for host in self.ferry_hosts():
+            host.put(guest.config, f"/etc/xen/{name}")
+        return guest
+
+    @staticmethod
+    def guest_config(guest, memory, vcpus, kernel="/boot/vmlinuz", ramdisk="/boot/ramdisk", extra="console=ttyS0",
+                     root="/dev/xvda ro", **more):
+        lines = [
+            f'name = "{guest.name}"',
+            f'kernel = "{kernel}"',
+            f'ramdisk = "{ramdisk}"',
+            f'memory = "{memory}"',
+            f"vcpus = {vcpus}",
+            f"disk = [ 'phy:{guest.disk.device},xvda,w' ]",
+            f"vif = [ 'mac={guest.mac}, bridge=xenbr0' ]",
+            f'root = "{root}"',
+            f'extra = "{extra}"',
+            "on_reboot = 'restart'",
+            "on_crash = 'destroy'",
+        ]
+        return "\n".join(lines + [f"{key} = {value!r}" for key, value in more.items()]) + "\n"
+
+    def start_xend(self, host):
+        """Starts xend on a host, its words in /var/log/xen/xend.out, and waits until it answers."""
+        host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 & echo $! > /run/xend.lab.pid")
+        deadline = time.monotonic() + 20
+        while host.run("xm list", check=False).status != 0:
+            if time.monotonic() > deadline:
+                raise LabError(f"{host.name}: xend does not answer:\n"
+                               + host.run("cat /var/log/xen/xend.out; xm list", check=False).stdout)
+            time.sleep(0.1)
