@@ -1,0 +1,143 @@
+/*
+ * The bench guest: dirties memory at a set rate, beats every millisecond, and
+ * proves with a running checksum that not one page went wrong on the way.
+ *
+ * Command line (numbers): touch=MIB memory touched at the start; dirty=MIB of it that is
+ * rewritten in a loop; rate=PAGES a second (0: as fast as it goes, absent: none);
+ * entropy=0 fills whole pages with one word, 1 with noise.
+ *
+ * Output on port 0x3f8, a byte a millisecond: 0x80 | (beat & 0x3f), with 0x40 set for
+ * as long as every page read back as it had been written; 'R' once when touching is done, 'E' when
+ * a page was wrong. Time is the TSC: tsc_khz= on the command line.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PORT 0x3f8
+#define PAGE 4096ull
+#define HOLE 0xc0000000ull
+#define HOLE_END 0x100000000ull
+#define FIRST (16ull << 20) /* memory below is the guest's own */
+
+struct start_info { /* xen/include/public/arch-x86/hvm/start_info.h */
+	uint32_t magic, version, flags, modules;
+	uint64_t module_list, command_line;
+};
+
+void main(const struct start_info *info);
+
+static inline void put(uint8_t byte)
+{
+	__asm__ volatile("outb %0, %1" : : "a"(byte), "Nd"((uint16_t)PORT));
+}
+
+static inline uint64_t tsc(void)
+{
+	uint32_t low, high;
+
+	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+	return (uint64_t)high << 32 | low;
+}
+
+/* The number after `key` on the command line, or `otherwise`. */
+static uint64_t option(const char *line, const char *key, uint64_t otherwise)
+{
+	for (; *line; line++) {
+		const char *at = line, *k = key;
+		uint64_t value = 0;
+
+		while (*k && *at == *k)
+			at++, k++;
+		if (*k)
+			continue;
+		while (*at >= '0' && *at <= '9')
+			value = value * 10 + (uint64_t)(*at++ - '0');
+		return value;
+	}
+	return otherwise;
+}
+
+static uint64_t *page_at(uint64_t index)
+{
+	uint64_t address = FIRST + index * PAGE;
+
+	return (uint64_t *)(address < HOLE ? address : address + HOLE_END - HOLE);
+}
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 33;
+	x *= 0xff51afd7ed558ccdull;
+	return x ^ x >> 29;
+}
+
+/* Page `index` in its `generation`: every word follows from both, so a page of another place or time shows. */
+static void write_page(uint64_t index, uint64_t generation, bool noise)
+{
+	uint64_t *page = page_at(index), seed = mix(index * 1000003 + generation + 1);
+
+	for (uint64_t i = 0; i < PAGE / 8; i++)
+		page[i] = noise ? seed * (i | 1) : seed;
+}
+
+static bool page_is(uint64_t index, uint64_t generation, bool noise)
+{
+	const uint64_t *page = page_at(index);
+	uint64_t seed = mix(index * 1000003 + generation + 1), wrong = 0;
+
+	for (uint64_t i = 0; i < PAGE / 8; i++)
+		wrong |= page[i] ^ (noise ? seed * (i | 1) : seed);
+	return !wrong;
+}
+
+struct clock {
+	uint64_t per_ms, next;
+	uint8_t beat;
+	bool whole;
+};
+
+static void beat(struct clock *clock)
+{
+	uint64_t now = tsc();
+
+	if ((int64_t)(now - clock->next) < 0)
+		return;
+	clock->next = now + clock->per_ms;
+	put((uint8_t)(0x80 | (clock->whole ? 0x40 : 0) | (clock->beat++ & 0x3f)));
+}
+
+void main(const struct start_info *info)
+{
+	const char *line = (const char *)info->command_line;
+	uint64_t pages = option(line, "touch=", 16) << 8, hot = option(line, "dirty=", 0) << 8;
+	uint64_t rate = option(line, "rate=", ~0ull), generation = 0, written = 0, checked = 0;
+	bool noise = option(line, "entropy=", 1);
+	struct clock clock = {.per_ms = option(line, "tsc_khz=", 2000000), .whole = true};
+	uint64_t per_page = rate && ~rate ? clock.per_ms * 1000 / rate : 0, due;
+
+	for (uint64_t i = 0; i < pages; i++)
+		write_page(i, 0, noise);
+	put('R');
+	due = clock.next = tsc();
+	if (hot > pages)
+		hot = pages;
+	for (;;) {
+		beat(&clock);
+		if (hot && ~rate && (int64_t)(tsc() - due) >= 0) {
+			/* Read back what the last turn wrote, then write the next generation. */
+			if (!page_is(written, generation, noise))
+				clock.whole = false;
+			write_page(written, generation + 1, noise);
+			due += per_page;
+			if (++written == hot)
+				written = 0, generation++;
+		} else if (pages > hot) {
+			/* Idle: look over the pages that nobody writes, a few at a time. */
+			uint64_t index = hot + checked++ % (pages - hot);
+
+			if (checked % 64 == 0 && !page_is(index, 0, noise))
+				clock.whole = false;
+			__asm__ volatile("pause");
+		}
+	}
+}
