@@ -1,0 +1,82 @@
+"""The bench guest's heartbeat: bytes with the time at which they were read.
+
+A byte is 0x80 | whole << 6 | beat & 0x3f (bench/guest/guest.c). Gaps between bytes, also from one process to the
+next, are what the guest's users see as downtime.
+"""
+
+import os
+import select
+import threading
+import time
+
+
+class Heartbeat:
+    """Reads descriptors in a thread; add() one for each process that the guest lives in."""
+
+    def __init__(self):
+        self._poll = select.epoll()
+        self._files = {}
+        self.beats = []  # (seconds on CLOCK_MONOTONIC, byte)
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def add(self, file):
+        file.setblocking(False)
+        self._files[file.fileno()] = file
+        self._poll.register(file.fileno(), select.EPOLLIN)
+
+    def _run(self):
+        while not self._stop:
+            for fd, _ in self._poll.poll(0.1):
+                try:
+                    data = os.read(fd, 65536)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    data = b""
+                now = time.monotonic()
+                if not data:
+                    self._poll.unregister(fd)
+                    continue
+                self.beats.extend((now, byte) for byte in data)
+
+    def close(self):
+        self._stop = True
+        self._thread.join()
+        for file in self._files.values():
+            file.close()
+
+    def wait_ready(self, timeout=60):
+        """Until the guest has touched its memory and beats steadily."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if any(byte == ord("R") for _, byte in self.beats[:4096]) and len(self.beats) > 200:
+                return
+            time.sleep(0.02)
+        raise TimeoutError(f"the guest did not come up: {len(self.beats)} beats")
+
+    def wait_after(self, when, count=50, timeout=30):
+        """Until `count` beats came after `when`."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if sum(1 for t, _ in self.beats[-count:] if t > when) >= count:
+                return
+            time.sleep(0.01)
+        raise TimeoutError("the guest does not beat any more")
+
+    def largest_gap(self, start, end):
+        """Seconds without a beat, at most, between two times."""
+        times = [t for t, _ in self.beats if start - 0.05 <= t <= end + 0.05]
+        return max((b - a for a, b in zip(times, times[1:])), default=float("inf"))
+
+    def first_after(self, when):
+        return next((t for t, _ in self.beats if t > when), None)
+
+    def rate(self, start, end):
+        """Beats a second: how much of its time the guest got."""
+        return sum(1 for t, _ in self.beats if start <= t <= end) / max(end - start, 1e-9)
+
+    def whole(self):
+        """Whether every page that the guest ever read back was right."""
+        return all(byte & 0x40 for _, byte in self.beats if byte & 0x80)
