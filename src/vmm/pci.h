@@ -78,12 +78,6 @@ extern const struct field_table pci_state;
 struct pci_bus *pci_bus_new(struct platform *platform, struct error *error);
 
 /*
- * Port 0xcf9 lies inside the address register, which answers to 32-bit accesses only; byte
- * accesses there go to this range (base 0xcf9, size 1; not added to the bus; it stays the caller's).
- */
-void pci_bus_reset_register(struct pci_bus *bus, struct bus_range *reset);
-
-/*
  * Puts the device into a slot (1 to 31) of platform->pci and gives it an identity, BAR 0 and
  * `vectors` MSI-X vectors. -EBUSY where the slot is taken. Undone by pci_remove.
  */
