@@ -32,15 +32,15 @@
 
 enum disk_kind { DISK_FILE, DISK_PHY, DISK_TAP };
 enum disk_mode {
-	DISK_READ_ONLY,	   /* r: any number of guests may read it at once */
-	DISK_WRITE,	   /* w: this guest alone */
+	DISK_READ_ONLY,    /* r: any number of guests may read it at once */
+	DISK_WRITE,        /* w: this guest alone */
 	DISK_WRITE_SHARED, /* w!: the user answers for who else writes */
 };
 
 struct guest_disk {
 	enum disk_kind kind; /* tap is a raw file (tap:aio:), like file */
-	char *target;	     /* absolute path of the image or block device */
-	char *device;	     /* as written: xvda, sda1, hda … */
+	char *target;        /* absolute path of the image or block device */
+	char *device;        /* as written: xvda, sda1, hda … */
 	enum disk_mode mode;
 	bool cdrom;
 };
@@ -48,13 +48,13 @@ struct guest_disk {
 struct guest_vif {
 	uint8_t mac[6]; /* valid where has_mac; always after guest_config_complete */
 	bool has_mac;
-	char *bridge;	/* each of these NULL when not given */
-	char *ip;	/* addresses separated by spaces, for the vif script */
-	char *script;	/* a bare name: a file in the scripts directory, never a path elsewhere */
-	char *vifname;	/* name of the tap, at most 15 characters */
+	char *bridge;  /* each of these NULL when not given */
+	char *ip;      /* addresses separated by spaces, for the vif script */
+	char *script;  /* a bare name: a file in the scripts directory, never a path elsewhere */
+	char *vifname; /* name of the tap, at most 15 characters */
 	char *model;
 	char *type;
-	char *rate;	/* as written: 10Mb/s */
+	char *rate;                     /* as written: 10Mb/s */
 	uint64_t rate_bytes_per_second; /* 0: no limit */
 };
 
@@ -68,20 +68,21 @@ enum guest_action {
 	ACTION_COREDUMP_RESTART,
 };
 
-/* Strings are owned and NULL when not given; all zero is a valid, empty configuration for guest_config_free. */
+/* Strings are owned and NULL when not given; all zero is a valid, empty configuration for guest_config_free.
+ */
 struct guest_config {
 	char *name; /* obeys guest_name_check */
 	char *uuid; /* 36 characters, lower case */
 
 	char *kernel, *ramdisk; /* absolute paths */
-	char *root, *extra;	/* parts of the command line, as written */
+	char *root, *extra;     /* parts of the command line, as written */
 	char *bootloader, *bootargs, *bootentry;
 
 	uint64_t memory; /* MiB */
 	uint64_t maxmem; /* MiB, 0: same as memory */
 	uint64_t vcpus;
 	uint64_t vcpu_avail; /* mask, 0: all */
-	char *cpus;	     /* as in vcpu-pin: "0-3,^1"; NULL: any */
+	char *cpus;          /* as in vcpu-pin: "0-3,^1"; NULL: any */
 	uint64_t cpu_weight, cpu_cap;
 
 	struct guest_disk *disks;
@@ -130,7 +131,8 @@ json_t *guest_config_to_json(const struct guest_config *config);
  */
 int guest_config_complete(struct guest_config *config, struct error *error);
 
-/* An array of sentences about options that Ferry accepts but that will not have the effect they had in Xen. */
+/* An array of sentences about options that Ferry accepts but that will not have the effect they had in Xen.
+ */
 json_t *guest_config_warnings(const struct guest_config *config);
 
 /*
@@ -139,7 +141,8 @@ json_t *guest_config_warnings(const struct guest_config *config);
  */
 void guest_config_to_sxp(const struct guest_config *config, struct buffer *out);
 
-/* One entry of disk=[…] or vif=[…]; `disk` and `vif` must be all zero. For xm block-attach and network-attach. */
+/* One entry of disk=[…] or vif=[…]; `disk` and `vif` must be all zero. For xm block-attach and
+ * network-attach. */
 int guest_disk_parse(struct guest_disk *disk, const char *text, struct error *error);
 int guest_vif_parse(struct guest_vif *vif, const char *text, struct error *error);
 char *guest_disk_text(const struct guest_disk *disk); /* owned by the caller, NULL when out of memory */
@@ -147,7 +150,8 @@ char *guest_vif_text(const struct guest_vif *vif);
 void guest_disk_free(struct guest_disk *disk);
 void guest_vif_free(struct guest_vif *vif);
 
-/* Letters, digits and _ - . + : only, at most GUEST_NAME_MAX, not digits alone (that is an ID), not Domain-0. */
+/* Letters, digits and _ - . + : only, at most GUEST_NAME_MAX, not digits alone (that is an ID), not Domain-0.
+ */
 int guest_name_check(const char *name, struct error *error);
 
 const char *guest_action_name(enum guest_action action);

@@ -18,29 +18,29 @@
 #include <stdint.h>
 
 struct xend_config {
-	char *logfile;	/* /var/log/xen/xend.log */
+	char *logfile;  /* /var/log/xen/xend.log */
 	char *loglevel; /* DEBUG, INFO, WARNING, ERROR or CRITICAL */
 
 	bool unix_server; /* yes */
 	char *unix_path;  /* /var/lib/xend/xend-socket */
 	bool http_server; /* no */
-	uint64_t port;	  /* 8000 */
-	char *address;	  /* '': every address */
+	uint64_t port;    /* 8000 */
+	char *address;    /* '': every address */
 
-	bool relocation_server;	 /* no */
-	uint64_t relocation_port; /* 8002 */
-	char *relocation_address; /* '': every address */
+	bool relocation_server;       /* no */
+	uint64_t relocation_port;     /* 8002 */
+	char *relocation_address;     /* '': every address */
 	char *relocation_hosts_allow; /* as written: regular expressions separated by spaces, '': all */
-	char **allow;	     /* its words, each compiled once as a check (POSIX extended, case ignored) */
+	char **allow; /* its words, each compiled once as a check (POSIX extended, case ignored) */
 	size_t allow_count;
 	uint64_t relocation_max_downtime; /* milliseconds a live migration may stand still, 50 */
 
 	uint64_t console_limit; /* KiB of history, 1024 */
-	char *network_script;	/* network-bridge and its arguments, '': none */
-	char *vif_script;	/* vif-bridge */
-	uint64_t dom0_min_mem;	/* MiB kept for the host, 0 */
-	uint64_t dom0_cpus;	/* 0: all */
-	bool enable_dump;	/* no */
+	char *network_script;   /* network-bridge and its arguments, '': none */
+	char *vif_script;       /* vif-bridge */
+	uint64_t dom0_min_mem;  /* MiB kept for the host, 0 */
+	uint64_t dom0_cpus;     /* 0: all */
+	bool enable_dump;       /* no */
 	char *external_migration_tool;
 	char *vnc_listen;
 	char *vncpasswd;
@@ -55,7 +55,7 @@ const char *xend_config_path(void);
 int xend_config_load(struct xend_config *config, const char *path, struct error *error);
 
 /* The same from text in memory; `source` stands for the path in messages. */
-int xend_config_parse(struct xend_config *config, const char *source, const char *text, size_t size,
-	struct error *error);
+int xend_config_parse(
+	struct xend_config *config, const char *source, const char *text, size_t size, struct error *error);
 
 void xend_config_free(struct xend_config *config);
