@@ -1,0 +1,143 @@
+"""Ferry as its users have it: two xends side by side in private roots on this machine, driven by xm."""
+
+import array
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+
+
+class Host:
+    """One xend with everything it keeps below `root` (short: control sockets are below it)."""
+
+    def __init__(self, root, build, port):
+        self.root, self.build, self.port = root, os.path.abspath(build), port
+        os.makedirs(f"{root}/libexec", exist_ok=True)
+        for program, place in (("ferry-guest", "vmm"), ("ferry-carrier", "carry")):
+            link = f"{root}/libexec/{program}"
+            if not os.path.exists(link):
+                os.symlink(f"{self.build}/src/{place}/{program}", link)
+        with open(f"{root}/xend-config.sxp", "w", encoding="utf-8") as config:
+            config.write(
+                f"(logfile {root}/xend.log)\n(xend-unix-server yes)\n(xend-unix-path {root}/socket)\n"
+                f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n(xend-relocation-address 127.0.0.1)\n"
+                "(xend-relocation-hosts-allow '')\n(dom0-min-mem 0)\n"
+            )
+        self.environment = dict(
+            os.environ,
+            XEND_CONFIG=f"{root}/xend-config.sxp",
+            FERRY_RUNDIR=f"{root}/run",
+            FERRY_STATEDIR=f"{root}/state",
+            FERRY_LIBEXECDIR=f"{root}/libexec",
+            FERRY_SCRIPTDIR=f"{root}/scripts",
+        )
+        self._log = open(f"{root}/xend.stderr", "wb")
+        self.process = subprocess.Popen(
+            [f"{self.build}/src/xend/xend", "--foreground"], env=self.environment, stderr=self._log, stdout=self._log
+        )
+        for _ in range(200):
+            if os.path.exists(f"{root}/socket"):
+                return
+            time.sleep(0.02)
+        raise TimeoutError(f"xend did not start, see {root}/xend.stderr")
+
+    def xm(self, *arguments):
+        done = subprocess.run(
+            [f"{self.build}/src/xm/xm", *arguments], env=self.environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"xm {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def write_config(self, name, kernel, memory_mib, vcpus, command_line):
+        path = f"{self.root}/{name}"
+        with open(path, "w", encoding="utf-8") as config:
+            config.write(
+                f"name = '{name}'\nmemory = {memory_mib}\nvcpus = {vcpus}\nkernel = '{kernel}'\nextra = '{command_line}'\n"
+            )
+        return path
+
+    def guests(self):
+        """Control sockets of the guests there are, by uuid."""
+        try:
+            return {uuid: f"{self.root}/run/guests/{uuid}/control" for uuid in os.listdir(f"{self.root}/run/guests")}
+        except FileNotFoundError:
+            return {}
+
+    def wait_guest(self, timeout=30):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            for path in self.guests().values():
+                try:
+                    return Control(path)
+                except (FileNotFoundError, ConnectionRefusedError):
+                    pass
+            time.sleep(0.0005)
+        raise TimeoutError(f"no guest came up in {self.root}")
+
+    def cpu_seconds(self):
+        """Of xend and all that it has started and reaped or still has, guests' vCPUs included."""
+        total = 0.0
+        for pid in self._family():
+            try:
+                with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+                    fields = stat.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += sum(int(fields[i]) for i in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
+        return total
+
+    def _family(self):
+        family = [self.process.pid]
+        for pid in family:
+            try:
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as children:
+                        family += [int(child) for child in children.read().split()]
+            except OSError:
+                continue
+        return family
+
+    def close(self):
+        for line in self.xm("list").splitlines()[2:]:
+            self.xm("destroy", line.split()[0])
+        self.process.terminate()
+        self.process.wait()
+        self._log.close()
+
+
+class Control:
+    """A guest's control socket (docs/internal/guest-control.md)."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
+
+    def call(self, request, descriptors=()):
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        self.socket.sendmsg([json.dumps(request).encode()], ancillary)
+        answer = json.loads(self.socket.recv(65536))
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def console(self):
+        """A stream socket with the console's output from its beginning."""
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.call({"do": "console", "stream": {"fd": 0}, "history": True}, [there.fileno()])
+        there.close()
+        return here
+
+    def close(self):
+        self.socket.close()
+
+
+def migration_line(text):
+    """The figures of the line that xm migrate ends with."""
+    return {unit: float(number) for number, unit in re.findall(r"([0-9.]+) ?([A-Za-z/]+)", text)}

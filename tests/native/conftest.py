@@ -1,0 +1,66 @@
+"""Tests on this machine's own /dev/kvm, with the bench guest, which runs in ring 3 and so natively even where KVM
+cannot run Linux. Where no KVM works at all they are skipped, and say so."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+
+TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(TOP, "bench"))
+BUILD = os.environ.get("FERRY_BUILD", os.path.join(TOP, "build"))
+
+
+@pytest.fixture(scope="session")
+def kernel():
+    return os.path.join(BUILD, "bench/guest/bench-guest")
+
+
+@pytest.fixture(scope="session")
+def native_kvm(kernel):
+    """Tries it: QEMU runs the bench guest for a moment. Independent of Ferry, so that a bug of Ferry's never skips a test."""
+    if os.geteuid() != 0:
+        pytest.skip("xend needs root: this machine's KVM was not tried")
+    with tempfile.TemporaryDirectory() as directory:
+        beat = f"{directory}/beat"
+        try:
+            subprocess.run(
+                ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "64", "-nodefaults",
+                 "-display", "none", "-no-reboot", "-kernel", kernel, "-append", "touch=4 tsc_khz=1000000",
+                 "-chardev", f"file,id=c,path={beat}", "-device", "isa-debugcon,iobase=0x3f8,chardev=c"],
+                timeout=3, capture_output=True, check=False,
+            )
+        except subprocess.TimeoutExpired:
+            pass
+        beats = os.path.getsize(beat) if os.path.exists(beat) else 0
+    if beats < 100:
+        pytest.skip(f"this machine's KVM ran the bench guest for {beats} beats in 3 s: it does not work")
+
+
+@pytest.fixture
+def hosts(native_kvm):
+    """Two xends side by side."""
+    from ferry import Host
+
+    root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
+    made = []
+    try:
+        for number, port in ((1, 18002), (2, 18003)):
+            made.append(Host(f"{root}/{number}", BUILD, port))
+        yield made
+    finally:
+        for host in made:
+            host.close()
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+def heartbeat():
+    from heartbeat import Heartbeat
+
+    beats = Heartbeat()
+    yield beats
+    beats.close()

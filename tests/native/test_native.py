@@ -1,0 +1,61 @@
+"""A guest that checks its own memory, saved, restored and moved at native speed."""
+
+import os
+import time
+
+import pytest
+
+LINE = "tsc_khz=2000000 touch=64 dirty=16 rate=20000"
+
+
+def start(host, heartbeat, kernel, name="Native", memory=128, line=LINE):
+    host.xm("create", "-q", host.write_config(name, kernel, memory, 1, line))
+    control = host.wait_guest()
+    heartbeat.add(control.console())
+    heartbeat.wait_ready()
+    return control
+
+
+def arrived(host, heartbeat):
+    """The guest beats on this host, and every page it reads is right."""
+    heartbeat.add(host.wait_guest().console())
+    heartbeat.wait_after(time.monotonic(), count=500)
+    assert heartbeat.whole()
+
+
+def names(host):
+    return [line.split()[0] for line in host.xm("list").splitlines()[1:]]
+
+
+def test_save_and_restore(hosts, heartbeat, kernel, tmp_path):
+    checkpoint = f"{tmp_path}/Native.checkpt"
+    start(hosts[0], heartbeat, kernel)
+    assert hosts[0].xm("save", "Native", checkpoint) == ""
+    assert names(hosts[0]) == ["Domain-0"]
+    hosts[0].xm("restore", checkpoint)
+    arrived(hosts[0], heartbeat)
+    assert names(hosts[0]) == ["Domain-0", "Native"]
+
+
+def test_a_checkpoint_holds_what_was_touched(hosts, heartbeat, kernel, tmp_path):
+    checkpoint = f"{tmp_path}/Sparse.checkpt"
+    start(hosts[0], heartbeat, kernel, name="Sparse", memory=512)
+    hosts[0].xm("save", "Sparse", checkpoint)
+    assert os.stat(checkpoint).st_blocks * 512 < 72 << 20
+
+
+@pytest.mark.parametrize("options", [["--live"], []], ids=["live", "warm"])
+def test_migrate(hosts, heartbeat, kernel, options):
+    start(hosts[0], heartbeat, kernel)
+    hosts[0].xm("migrate", *options, "-p", str(hosts[1].port), "Native", "127.0.0.1")
+    arrived(hosts[1], heartbeat)
+    assert names(hosts[0]) == ["Domain-0"]
+    assert names(hosts[1]) == ["Domain-0", "Native"]
+
+
+def test_to_and_fro(hosts, heartbeat, kernel):
+    start(hosts[0], heartbeat, kernel)
+    for turn in range(20):
+        here, there = hosts[turn % 2], hosts[1 - turn % 2]
+        here.xm("migrate", "--live", "-p", str(there.port), "Native", "127.0.0.1")
+        arrived(there, heartbeat)
