@@ -12,7 +12,7 @@ import time
 class Host:
     """One xend with everything it keeps below `root` (short: control sockets are below it)."""
 
-    def __init__(self, root, build, port):
+    def __init__(self, root, build, port, prefix=(), address="127.0.0.1"):
         self.root, self.build, self.port = root, os.path.abspath(build), port
         os.makedirs(f"{root}/libexec", exist_ok=True)
         for program, place in (("ferry-guest", "vmm"), ("ferry-carrier", "carry")):
@@ -22,7 +22,7 @@ class Host:
         with open(f"{root}/xend-config.sxp", "w", encoding="utf-8") as config:
             config.write(
                 f"(logfile {root}/xend.log)\n(xend-unix-server yes)\n(xend-unix-path {root}/socket)\n"
-                f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n(xend-relocation-address 127.0.0.1)\n"
+                f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n(xend-relocation-address {address})\n"
                 "(xend-relocation-hosts-allow '')\n(dom0-min-mem 0)\n"
             )
         self.environment = dict(
@@ -35,7 +35,7 @@ class Host:
         )
         self._log = open(f"{root}/xend.stderr", "wb")
         self.process = subprocess.Popen(
-            [f"{self.build}/src/xend/xend", "--foreground"], env=self.environment, stderr=self._log, stdout=self._log
+            [*prefix, f"{self.build}/src/xend/xend", "--foreground"], env=self.environment, stderr=self._log, stdout=self._log
         )
         for _ in range(200):
             if os.path.exists(f"{root}/socket"):
@@ -43,13 +43,13 @@ class Host:
             time.sleep(0.02)
         raise TimeoutError(f"xend did not start, see {root}/xend.stderr")
 
+    def start_xm(self, *arguments):
+        return Xm(self, arguments)
+
     def xm(self, *arguments):
-        done = subprocess.run(
-            [f"{self.build}/src/xm/xm", *arguments], env=self.environment, capture_output=True, text=True, timeout=600, check=False
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"xm {' '.join(arguments)}: {done.stderr.strip()}")
-        return done.stdout
+        mover = Xm(self, arguments)
+        mover.finish()
+        return mover.output
 
     def write_config(self, name, kernel, memory_mib, vcpus, command_line):
         path = f"{self.root}/{name}"
@@ -138,6 +138,21 @@ class Control:
         self.socket.close()
 
 
-def migration_line(text):
-    """The figures of the line that xm migrate ends with."""
-    return {unit: float(number) for number, unit in re.findall(r"([0-9.]+) ?([A-Za-z/]+)", text)}
+class Xm:
+    """One xm command under way."""
+
+    def __init__(self, host, arguments):
+        self.arguments = arguments
+        self.start = time.monotonic()
+        self.process = subprocess.Popen(
+            [f"{host.build}/src/xm/xm", *arguments], env=host.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(self):
+        """Start and end on CLOCK_MONOTONIC, and for a migration the bytes that it says it sent."""
+        self.output, errors = self.process.communicate(timeout=600)
+        end = time.monotonic()
+        if self.process.returncode != 0:
+            raise RuntimeError(f"xm {' '.join(self.arguments)}: {errors.strip()}")
+        sent = re.search(r"([0-9.]+) MiB", self.output)
+        return self.start, end, float(sent.group(1)) * (1 << 20) if sent else 0

@@ -12,14 +12,14 @@ UNLIMITED = 2**40  # bytes a second
 class Qemu:
     name = "QEMU"
 
-    def __init__(self, directory, kernel, memory_mib, vcpus, command_line, incoming=None, downtime_ms=50, multifd=0):
+    def __init__(self, directory, kernel, memory_mib, vcpus, command_line, incoming=None, downtime_ms=50, multifd=0, prefix=()):
         self.directory = directory
         os.makedirs(directory, exist_ok=True)
         self._beat = socket.socket(socket.AF_UNIX)
         self._beat.bind(f"{directory}/beat")
         self._beat.listen(1)
         arguments = [
-            "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-smp", str(vcpus),
+            *prefix, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-smp", str(vcpus),
             "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-user-config",
             "-kernel", kernel, "-append", command_line,
             "-chardev", f"socket,id=beat,path={directory}/beat", "-device", "isa-debugcon,iobase=0x3f8,chardev=beat",
