@@ -14,8 +14,11 @@
 #define MSIX_ENTRY_SIZE 16u
 
 /* A bridge that Linux knows no quirk for: QEMU's generic one (pci-ids: 1b36:0008). */
-static const struct pci_identity bridge_identity = {
-	.vendor = 0x1b36, .device = 0x0008, .subsystem_vendor = 0x1af4, .subsystem = 0x1100, .class_code = 0x060000};
+static const struct pci_identity bridge_identity = {.vendor = 0x1b36,
+	.device = 0x0008,
+	.subsystem_vendor = 0x1af4,
+	.subsystem = 0x1100,
+	.class_code = 0x060000};
 
 struct pci_bus {
 	struct device device;
@@ -86,10 +89,12 @@ static int update_vector(struct pci_device *device, unsigned vector, struct erro
 	bool enabled = deliverable(device, vector);
 	int r;
 
-	/* A masked vector's message is of no interest until it is unmasked: no call to KVM for each of its words. */
+	/* A masked vector's message is of no interest until it is unmasked: no call to KVM for each of its
+	 * words. */
 	if (enabled != message->enabled ||
 		(enabled && (address != message->address || entry->data != message->data))) {
-		r = message_vector_set(device->platform->interrupts, message, address, entry->data, enabled, error);
+		r = message_vector_set(
+			device->platform->interrupts, message, address, entry->data, enabled, error);
 		if (r < 0)
 			return r;
 	}
@@ -106,7 +111,8 @@ static void update_vector_for_guest(struct pci_device *device, unsigned vector)
 	struct error error = {0};
 
 	if (update_vector(device, vector, &error) < 0)
-		log_warning("PCI device in slot %u, interrupt vector %u: %s", device->device.instance, vector, error.text);
+		log_warning("PCI device in slot %u, interrupt vector %u: %s", device->device.instance, vector,
+			error.text);
 }
 
 void pci_trigger(struct pci_device *device, unsigned vector)
@@ -134,7 +140,8 @@ static void table_write(struct pci_device *device, uint64_t offset, const void *
 	uint64_t entry = offset / MSIX_ENTRY_SIZE;
 
 	/* Other accesses than of whole words are undefined (PCI 3.0, 6.8.2): ignored. */
-	if (entry >= device->vector_count || offset % 4 || size < 4 || offset % MSIX_ENTRY_SIZE + size > MSIX_ENTRY_SIZE)
+	if (entry >= device->vector_count || offset % 4 || size < 4 ||
+		offset % MSIX_ENTRY_SIZE + size > MSIX_ENTRY_SIZE)
 		return;
 	memcpy((uint8_t *)&device->msix[entry] + offset % MSIX_ENTRY_SIZE, data, size);
 	device->msix[entry].control &= PCI_MSIX_ENTRY_CTRL_MASKBIT;
@@ -183,7 +190,8 @@ static void move_bar(struct pci_device *device, uint64_t to)
 	if (from != PCI_BAR_NOWHERE)
 		bus_remove(device->platform->mmio, &device->bar);
 	device->bar.base = to;
-	/* Where the guest puts it over another device's it answers nowhere, as its decoder would be a mess. */
+	/* Where the guest puts it over another device's it answers nowhere, as its decoder would be a mess.
+	 */
 	if (to != PCI_BAR_NOWHERE && bus_add(device->platform->mmio, &device->bar) < 0)
 		to = PCI_BAR_NOWHERE;
 	device->bar_address = to;
@@ -211,7 +219,8 @@ static void config_write(struct pci_device *device, unsigned offset, const uint8
 	for (unsigned i = 0; i < size; i++) {
 		uint8_t mask = device->writable[offset + i];
 
-		device->config[offset + i] = (uint8_t)((device->config[offset + i] & ~mask) | (data[i] & mask));
+		device->config[offset + i] =
+			(uint8_t)((device->config[offset + i] & ~mask) | (data[i] & mask));
 	}
 	if (touches(offset, size, PCI_COMMAND, 2) || touches(offset, size, PCI_BASE_ADDRESS_0, 4))
 		place_bar(device);
@@ -307,7 +316,8 @@ static void bus_free(struct device *device)
 	free(bus);
 }
 
-static const struct device_class bus_class = {.state = &bus_state, .after_load = bus_after_load, .free = bus_free};
+static const struct device_class bus_class = {
+	.state = &bus_state, .after_load = bus_after_load, .free = bus_free};
 
 struct pci_bus *pci_bus_new(struct platform *platform, struct error *error)
 {
@@ -320,10 +330,18 @@ struct pci_bus *pci_bus_new(struct platform *platform, struct error *error)
 	bus->device.class = &bus_class;
 	bus->platform = platform;
 	put_identity(bus->bridge, &bridge_identity);
-	bus->address_port = (struct bus_range){.name = "PCI address", .base = ADDRESS_PORT, .size = 4,
-		.read = address_port_read, .write = address_port_write, .context = bus};
-	bus->data_port = (struct bus_range){.name = "PCI data", .base = DATA_PORT, .size = 4,
-		.read = data_port_read, .write = data_port_write, .context = bus};
+	bus->address_port = (struct bus_range){.name = "PCI address",
+		.base = ADDRESS_PORT,
+		.size = 4,
+		.read = address_port_read,
+		.write = address_port_write,
+		.context = bus};
+	bus->data_port = (struct bus_range){.name = "PCI data",
+		.base = DATA_PORT,
+		.size = 4,
+		.read = data_port_read,
+		.write = data_port_write,
+		.context = bus};
 	if (bus_add(platform->ports, &bus->address_port) < 0) {
 		error_set(error, EEXIST, "I/O port 0x%x of the PCI bus is taken already.", ADDRESS_PORT);
 		return NULL;
@@ -340,11 +358,13 @@ struct pci_bus *pci_bus_new(struct platform *platform, struct error *error)
 
 /* Devices */
 
-unsigned pci_capability(struct pci_device *device, uint8_t id, const void *body, const void *writable, unsigned size)
+unsigned pci_capability(
+	struct pci_device *device, uint8_t id, const void *body, const void *writable, unsigned size)
 {
 	unsigned at = device->capabilities_end;
 
-	put(device->config, device->last_capability ? device->last_capability + 1 : PCI_CAPABILITY_LIST, at, 1);
+	put(device->config, device->last_capability ? device->last_capability + 1 : PCI_CAPABILITY_LIST, at,
+		1);
 	put(device->config, PCI_STATUS, get16(device->config, PCI_STATUS) | PCI_STATUS_CAP_LIST, 2);
 	device->config[at] = id;
 	memcpy(device->config + at + 2, body, size);
@@ -376,27 +396,32 @@ static int add_msix(struct pci_device *device, unsigned vectors, struct error *e
 	return 0;
 }
 
-int pci_add(struct pci_device *device, struct platform *platform, unsigned slot, const struct pci_identity *identity,
-	unsigned vectors, struct error *error)
+int pci_add(struct pci_device *device, struct platform *platform, unsigned slot,
+	const struct pci_identity *identity, unsigned vectors, struct error *error)
 {
 	struct pci_bus *bus = platform->pci;
 	int r;
 
 	if (slot == 0 || slot >= PCI_SLOTS || vectors == 0 || vectors > PCI_MSIX_VECTORS_MAX)
-		return error_set(error, EINVAL, "PCI slot %u with %u interrupts cannot be: slots go from 1 to %u.", slot,
-			vectors, PCI_SLOTS - 1);
+		return error_set(error, EINVAL,
+			"PCI slot %u with %u interrupts cannot be: slots go from 1 to %u.", slot, vectors,
+			PCI_SLOTS - 1);
 	if (bus->slots[slot])
 		return error_set(error, EBUSY, "PCI slot %u is taken already.", slot);
 	device->device.instance = slot;
 	device->platform = platform;
-	device->bar = (struct bus_range){.name = "PCI BAR", .size = PCI_BAR_SIZE, .read = bar_read,
-		.write = bar_write, .context = device};
+	device->bar = (struct bus_range){.name = "PCI BAR",
+		.size = PCI_BAR_SIZE,
+		.read = bar_read,
+		.write = bar_write,
+		.context = device};
 	device->bar_address = PCI_BAR_NOWHERE;
 	device->capabilities_end = 0x40; /* the header's end */
 	put_identity(device->config, identity);
 	put(device->config, PCI_BASE_ADDRESS_0, (uint32_t)(PCI_BAR_BASE + slot * PCI_BAR_SIZE * 2ull), 4);
 	put(device->writable, PCI_BASE_ADDRESS_0, ~(PCI_BAR_SIZE - 1), 4);
-	put(device->writable, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE, 2);
+	put(device->writable, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE,
+		2);
 	put(device->writable, PCI_CACHE_LINE_SIZE, 0xff, 1);
 	put(device->writable, PCI_LATENCY_TIMER, 0xff, 1);
 	put(device->writable, PCI_INTERRUPT_LINE, 0xff, 1);
@@ -427,7 +452,8 @@ int pci_after_load(struct pci_device *device, struct error *error)
 {
 	if (device->saved_vector_count != device->vector_count)
 		return error_set(error, EINVAL,
-			"The state of the PCI device in slot %u has %u interrupt vectors, this Ferry's has %u.",
+			"The state of the PCI device in slot %u has %u interrupt vectors, this Ferry's has "
+			"%u.",
 			device->device.instance, device->saved_vector_count, device->vector_count);
 	for (unsigned i = 0; i < PCI_CONFIG_SIZE; i++)
 		device->config[i] = (uint8_t)((device->config[i] & device->writable[i]) |

@@ -55,8 +55,8 @@ struct pci_device {
 	struct platform *platform;
 	uint8_t config[PCI_CONFIG_SIZE];   /* as the guest reads it */
 	uint8_t writable[PCI_CONFIG_SIZE]; /* bits that the guest may write */
-	uint8_t fixed[PCI_CONFIG_SIZE];	   /* the rest, to check restored state against */
-	unsigned capabilities_end;	   /* free space for the next capability */
+	uint8_t fixed[PCI_CONFIG_SIZE];    /* the rest, to check restored state against */
+	unsigned capabilities_end;         /* free space for the next capability */
 	unsigned last_capability;
 	unsigned msix_capability;
 	struct bus_range bar;
@@ -89,7 +89,8 @@ void pci_remove(struct pci_device *device);
  * Appends a capability (PCI 3.0, 6.7): `body` is what follows id and next pointer; `writable` (NULL: nothing)
  * has the bits of it that the guest may write. Returns its offset in configuration space.
  */
-unsigned pci_capability(struct pci_device *device, uint8_t id, const void *body, const void *writable, unsigned size);
+unsigned pci_capability(
+	struct pci_device *device, uint8_t id, const void *body, const void *writable, unsigned size);
 
 /* Sends the vector's message, or marks it pending while it is masked. Vectors that do not exist: nothing. */
 void pci_trigger(struct pci_device *device, unsigned vector);

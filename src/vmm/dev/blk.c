@@ -35,9 +35,9 @@ struct request {
 	uint32_t type;
 	unsigned first, count;
 	uint64_t position, size, done; /* bytes: in the image, of the transfer, of it over */
-	uint8_t *bounce;	       /* owned; the data passes through it where not NULL */
-	int allocate;		       /* fallocate(2) mode of what is under way; 0: a transfer */
-	uint8_t *status;	       /* in guest memory */
+	uint8_t *bounce;               /* owned; the data passes through it where not NULL */
+	int allocate;                  /* fallocate(2) mode of what is under way; 0: a transfer */
+	uint8_t *status;               /* in guest memory */
 	uint64_t status_gpa;
 	struct iovec iov[VIRTQUEUE_SIZE_MAX];
 	uint64_t gpa[VIRTQUEUE_SIZE_MAX];
@@ -54,7 +54,8 @@ struct virtio_blk {
 	struct watch completed;
 	unsigned in_flight;
 	struct request *free_requests;
-	struct request *requests; /* QUEUE_SIZE of them; only as many are resident as were ever in flight at once */
+	struct request
+		*requests; /* QUEUE_SIZE of them; only as many are resident as were ever in flight at once */
 	unsigned used_requests;
 };
 
@@ -143,11 +144,11 @@ static void prepare_transfer(struct virtio_blk *blk, struct request *request, st
 
 		if (write)
 			iov_read(pieces, request->count, 0, request->bounce, part);
-		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd, request->bounce, part,
-			position);
+		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd,
+			request->bounce, part, position);
 	} else if (request->count == 1) {
-		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd, pieces->iov_base,
-			(unsigned)pieces->iov_len, position);
+		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd,
+			pieces->iov_base, (unsigned)pieces->iov_len, position);
 	} else {
 		io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, blk->image.fd, pieces,
 			request->count, position);
@@ -211,7 +212,8 @@ static bool within_image(const struct virtio_blk *blk, uint64_t sector, uint64_t
 /* Begins a read or write; the status to answer at once, or -1. */
 static int begin_transfer(struct virtio_blk *blk, struct request *request, uint64_t sector)
 {
-	if (!within_image(blk, sector, request->size) || (request->type == VIRTIO_BLK_T_OUT && blk->read_only))
+	if (!within_image(blk, sector, request->size) ||
+		(request->type == VIRTIO_BLK_T_OUT && blk->read_only))
 		return VIRTIO_BLK_S_IOERR;
 	if (request->size == 0)
 		return VIRTIO_BLK_S_OK;
@@ -230,7 +232,8 @@ static int begin_range(struct virtio_blk *blk, struct request *request)
 	uint64_t size;
 
 	if (blk->read_only || request->size != sizeof(range) ||
-		iov_read(request->iov + request->first, request->count, 0, &range, sizeof(range)) != sizeof(range))
+		iov_read(request->iov + request->first, request->count, 0, &range, sizeof(range)) !=
+			sizeof(range))
 		return VIRTIO_BLK_S_IOERR;
 	if (range.flags & ~(discard ? 0u : VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP))
 		return VIRTIO_BLK_S_UNSUPP;
@@ -242,15 +245,16 @@ static int begin_range(struct virtio_blk *blk, struct request *request)
 	request->position = range.sector * SECTOR;
 	request->size = size;
 	request->count = 0;
-	request->allocate = FALLOC_FL_KEEP_SIZE |
-			    (discard || range.flags ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+	request->allocate =
+		FALLOC_FL_KEEP_SIZE | (discard || range.flags ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
 	prepare(blk, request);
 	return -1;
 }
 
 static int get_id(struct virtio_blk *blk, struct request *request)
 {
-	request->done = iov_write(request->iov + request->first, request->count, 0, blk->serial, sizeof(blk->serial));
+	request->done =
+		iov_write(request->iov + request->first, request->count, 0, blk->serial, sizeof(blk->serial));
 	return VIRTIO_BLK_S_OK;
 }
 
@@ -492,8 +496,11 @@ static void blk_free(struct device *device)
 	free(blk);
 }
 
-static const struct device_class device_class = {.state = &blk_state, .after_load = virtio_after_load, .busy = blk_busy,
-	.resume = virtio_resume, .free = blk_free};
+static const struct device_class device_class = {.state = &blk_state,
+	.after_load = virtio_after_load,
+	.busy = blk_busy,
+	.resume = virtio_resume,
+	.free = blk_free};
 
 static const struct virtio_class blk_class = {
 	.device = &device_class,
@@ -526,8 +533,10 @@ static struct virtio_blk_config make_config(const struct image *image, bool read
 
 static int open_ring(struct virtio_blk *blk, struct error *error)
 {
-	/* All of the ring's work is done on the main thread, when it asks for it: no interrupted system calls there. */
-	int r = io_uring_queue_init(QUEUE_SIZE, &blk->ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+	/* All of the ring's work is done on the main thread, when it asks for it: no interrupted system calls
+	 * there. */
+	int r = io_uring_queue_init(
+		QUEUE_SIZE, &blk->ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
 
 	blk->deferred = r == 0;
 	if (r == -EINVAL) /* before Linux 6.1 */
@@ -537,11 +546,12 @@ static int open_ring(struct virtio_blk *blk, struct error *error)
 	return 0;
 }
 
-struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only, const char *serial,
-	struct error *error)
+struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
+	const char *serial, struct error *error)
 {
 	const uint64_t writing = 1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
-	const uint64_t features = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_FLUSH;
+	const uint64_t features =
+		1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_FLUSH;
 	_cleanup_free_ struct virtio_blk *blk = calloc(1, sizeof(*blk));
 	_cleanup_free_ struct request *requests = calloc(QUEUE_SIZE, sizeof(*requests));
 	struct virtio_blk_config config;
@@ -563,7 +573,8 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 		return NULL;
 	}
 	if (virtio_init(&blk->virtio, &blk_class, platform, slot,
-		    features | (read_only ? 1ull << VIRTIO_BLK_F_RO : writing), &config, CONFIG_SIZE, error) < 0) {
+		    features | (read_only ? 1ull << VIRTIO_BLK_F_RO : writing), &config, CONFIG_SIZE,
+		    error) < 0) {
 		loop_remove(platform->loop, &blk->completed);
 		io_uring_queue_exit(&blk->ring);
 		return NULL;

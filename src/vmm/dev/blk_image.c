@@ -16,7 +16,8 @@ static int examine_device(struct image *image, struct error *error)
 	int block_size = 0;
 
 	if (ioctl(image->fd, BLKGETSIZE64, &image->size) < 0 || ioctl(image->fd, BLKSSZGET, &block_size) < 0)
-		return error_set(error, errno, "Unable to ask a block device for its size: %s.", strerror(errno));
+		return error_set(
+			error, errno, "Unable to ask a block device for its size: %s.", strerror(errno));
 	image->block_size = block_size < (int)SECTOR ? SECTOR : (uint32_t)block_size;
 	return 0;
 }
@@ -44,11 +45,13 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 
 	if (flags < 0 || fstat(fd, &status) < 0)
 		return error_set(error, errno, "Unable to examine a disk image: %s.", strerror(errno));
-	*image = (struct image){.fd = fd, .size = (uint64_t)status.st_size, .block_size = SECTOR, .memory_alignment = 1};
+	*image = (struct image){
+		.fd = fd, .size = (uint64_t)status.st_size, .block_size = SECTOR, .memory_alignment = 1};
 	if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
 		return error_set(error, EINVAL, "A disk image must be a regular file or a block device.");
 	if (!read_only && (flags & O_ACCMODE) != O_RDWR)
-		return error_set(error, EACCES, "A disk that the guest may write was opened for reading only.");
+		return error_set(
+			error, EACCES, "A disk that the guest may write was opened for reading only.");
 	if (S_ISBLK(status.st_mode)) {
 		int r = examine_device(image, error);
 
@@ -61,8 +64,8 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 	direct_alignment(image, &memory, &position);
 	if (position > SECTOR && S_ISREG(status.st_mode)) {
 		if (fcntl(fd, F_SETFL, flags & ~O_DIRECT) < 0)
-			return error_set(error, errno, "Unable to use a disk image through the host's cache: %s.",
-				strerror(errno));
+			return error_set(error, errno,
+				"Unable to use a disk image through the host's cache: %s.", strerror(errno));
 		return 0;
 	}
 	/* Lengths of the pieces have to be whole blocks too. */

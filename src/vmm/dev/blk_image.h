@@ -12,14 +12,15 @@
 
 struct image {
 	int fd;
-	uint64_t size;		 /* bytes, whole sectors of 512 */
-	uint32_t block_size;	 /* the smallest unit that can be read and written: 512 or more */
+	uint64_t size;             /* bytes, whole sectors of 512 */
+	uint32_t block_size;       /* the smallest unit that can be read and written: 512 or more */
 	unsigned memory_alignment; /* of buffers and their lengths; 1 without O_DIRECT */
 };
 
 /*
- * Looks at the image (the descriptor stays the caller's). Takes O_DIRECT off a regular file whose blocks are larger
- * than a disk's sectors, since partition tables and boot sectors of its guest count in sectors of 512 bytes.
+ * Looks at the image (the descriptor stays the caller's). Takes O_DIRECT off a regular file whose blocks are
+ * larger than a disk's sectors, since partition tables and boot sectors of its guest count in sectors of 512
+ * bytes.
  */
 int image_examine(struct image *image, int fd, bool read_only, struct error *error);
 

@@ -8,7 +8,8 @@
 #include <linux/virtio_ids.h>
 #include <stdlib.h>
 
-#define OUTPUT_MAX 65536u /* of one chain: Linux sends 32 KiB at most; a hostile guest shall not hold up the loop */
+#define OUTPUT_MAX                                                                                           \
+	65536u /* of one chain: Linux sends 32 KiB at most; a hostile guest shall not hold up the loop */
 
 enum { RECEIVE, TRANSMIT }; /* queues of port 0 (5.3.2) */
 
@@ -60,7 +61,8 @@ static void receive(void *context)
 		size_t size = 0;
 
 		if (chain.writable)
-			size = console_input(&console->port, iov[chain.readable].iov_base, iov[chain.readable].iov_len);
+			size = console_input(
+				&console->port, iov[chain.readable].iov_base, iov[chain.readable].iov_len);
 		if (size == 0) {
 			virtqueue_unpop(queue, 1);
 			drained = true;
@@ -93,8 +95,10 @@ static void console_free(struct device *device)
 	free(console);
 }
 
-static const struct device_class device_class = {
-	.state = &console_state, .after_load = virtio_after_load, .resume = virtio_resume, .free = console_free};
+static const struct device_class device_class = {.state = &console_state,
+	.after_load = virtio_after_load,
+	.resume = virtio_resume,
+	.free = console_free};
 
 static const struct virtio_class console_class = {
 	.device = &device_class,
@@ -106,7 +110,8 @@ static const struct virtio_class console_class = {
 	.notified = notified,
 };
 
-struct device *virtio_console_new(struct platform *platform, unsigned slot, struct console_hub *hub, struct error *error)
+struct device *virtio_console_new(
+	struct platform *platform, unsigned slot, struct console_hub *hub, struct error *error)
 {
 	_cleanup_free_ struct virtio_console *console = calloc(1, sizeof(*console));
 	const struct virtio_console_config config = {0}; /* no feature that would give it a meaning (5.3.4) */
@@ -115,7 +120,8 @@ struct device *virtio_console_new(struct platform *platform, unsigned slot, stru
 		error_set(error, ENOMEM, "Out of memory while making the console.");
 		return NULL;
 	}
-	if (virtio_init(&console->virtio, &console_class, platform, slot, 0, &config, sizeof(config), error) < 0)
+	if (virtio_init(&console->virtio, &console_class, platform, slot, 0, &config, sizeof(config), error) <
+		0)
 		return NULL;
 	console->port = (struct console_port){.input = receive, .context = console};
 	console_port_add(hub, &console->port);

@@ -9,5 +9,5 @@
 struct console_hub;
 
 /* Makes the device in a PCI slot and adds it to the platform. The hub must outlive it. */
-struct device *virtio_console_new(struct platform *platform, unsigned slot, struct console_hub *hub,
-	struct error *error);
+struct device *virtio_console_new(
+	struct platform *platform, unsigned slot, struct console_hub *hub, struct error *error);

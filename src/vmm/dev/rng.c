@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <sys/random.h>
 
-#define REQUEST_MAX 4096u /* bytes for one buffer: less than asked for is allowed (5.4.6.1), and keeps the loop free */
+#define REQUEST_MAX                                                                                          \
+	4096u /* bytes for one buffer: less than asked for is allowed (5.4.6.1), and keeps the loop free */
 
 struct virtio_rng {
 	struct virtio_device virtio;
@@ -22,7 +23,8 @@ static uint32_t fill(struct memory *memory, const struct virtio_chain *chain)
 {
 	uint32_t filled = 0;
 
-	for (unsigned i = chain->readable; i < chain->readable + chain->writable && filled < REQUEST_MAX; i++) {
+	for (unsigned i = chain->readable; i < chain->readable + chain->writable && filled < REQUEST_MAX;
+		i++) {
 		size_t size = chain->iov[i].iov_len;
 		ssize_t r;
 

@@ -8,7 +8,7 @@
 
 #define VIRTIO_VENDOR 0x1af4u
 #define VIRTIO_DEVICE_BASE 0x1040u /* 4.1.2: PCI device ID of a non-transitional device, plus its type */
-#define COMPLAINTS_MAX 10u /* a hostile guest shall not fill the host's logs */
+#define COMPLAINTS_MAX 10u         /* a hostile guest shall not fill the host's logs */
 #define EVERY_DEVICE                                                                                         \
 	(1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX)
 
@@ -28,8 +28,9 @@ const struct field_table virtio_state = FIELD_TABLE("virtio", 1, virtio_fields);
 
 bool virtio_running(const struct virtio_device *device)
 {
-	return device->status & VIRTIO_CONFIG_S_DRIVER_OK && !(device->status & VIRTIO_CONFIG_S_NEEDS_RESET) &&
-	       !device->resetting && !device->pci.platform->paused;
+	return device->status & VIRTIO_CONFIG_S_DRIVER_OK &&
+	       !(device->status & VIRTIO_CONFIG_S_NEEDS_RESET) && !device->resetting &&
+	       !device->pci.platform->paused;
 }
 
 static unsigned index_of(const struct virtio_device *device, const struct virtqueue *queue)
@@ -167,7 +168,8 @@ void virtio_resume(struct device *base)
 	device->restored = false;
 	if (!virtio_running(device))
 		return;
-	/* An interrupt may have been on its way into the guest when its state was taken; one too many does no harm. */
+	/* An interrupt may have been on its way into the guest when its state was taken; one too many does no
+	 * harm. */
 	for (unsigned i = 0; restored && i < device->class->queue_count; i++)
 		virtqueue_interrupt(&device->queues[i]);
 	look_at_queues(device);
@@ -181,11 +183,13 @@ int virtio_after_load(struct device *base, struct error *error)
 	if (r < 0)
 		return r;
 	if (device->queue_count != device->class->queue_count)
-		return error_set(error, EINVAL, "The state of %s in slot %u has %u queues, this Ferry's has %u.",
-			device->class->name, base->instance, device->queue_count, device->class->queue_count);
+		return error_set(error, EINVAL,
+			"The state of %s in slot %u has %u queues, this Ferry's has %u.", device->class->name,
+			base->instance, device->queue_count, device->class->queue_count);
 	if (device->status & VIRTIO_CONFIG_S_FEATURES_OK && !features_acceptable(device))
 		return error_set(error, ENOTSUP,
-			"The guest uses features 0x%llx of %s in slot %u, of which this host has only 0x%llx.",
+			"The guest uses features 0x%llx of %s in slot %u, of which this host has only "
+			"0x%llx.",
 			(unsigned long long)device->accepted, device->class->name, base->instance,
 			(unsigned long long)device->offered);
 	device->restored = true;
@@ -195,7 +199,8 @@ int virtio_after_load(struct device *base, struct error *error)
 		queue->table = NULL;
 		if (queue->enabled && !(device->status & VIRTIO_CONFIG_S_NEEDS_RESET) &&
 			virtqueue_map(queue, virtio_has(device, VIRTIO_RING_F_EVENT_IDX)) < 0)
-			return error_set(error, EINVAL, "The state of %s in slot %u has a queue outside the guest's memory.",
+			return error_set(error, EINVAL,
+				"The state of %s in slot %u has a queue outside the guest's memory.",
 				device->class->name, base->instance);
 	}
 	if (device->status & VIRTIO_CONFIG_S_DRIVER_OK && device->class->ready)
@@ -223,12 +228,15 @@ static int add_queue(struct virtio_device *device, struct virtqueue *queue, stru
 	return 0;
 }
 
-int virtio_init(struct virtio_device *device, const struct virtio_class *class, struct platform *platform, unsigned slot,
-	uint64_t features, const void *config, size_t config_size, struct error *error)
+int virtio_init(struct virtio_device *device, const struct virtio_class *class, struct platform *platform,
+	unsigned slot, uint64_t features, const void *config, size_t config_size, struct error *error)
 {
 	const struct pci_identity identity = {.vendor = VIRTIO_VENDOR,
-		.device = (uint16_t)(VIRTIO_DEVICE_BASE + class->type), .subsystem_vendor = VIRTIO_VENDOR,
-		.subsystem = class->type, .revision = 1, .class_code = class->class_code};
+		.device = (uint16_t)(VIRTIO_DEVICE_BASE + class->type),
+		.subsystem_vendor = VIRTIO_VENDOR,
+		.subsystem = class->type,
+		.revision = 1,
+		.class_code = class->class_code};
 	int r;
 
 	device->pci.device.class = class->device;

@@ -26,13 +26,15 @@
 struct virtio_class {
 	const struct device_class *device;
 	const char *name;    /* for the log: "virtio-blk" */
-	uint16_t type;	     /* virtio device ID (section 5) */
+	uint16_t type;       /* virtio device ID (section 5) */
 	uint32_t class_code; /* PCI */
 	unsigned queue_count;
 	uint16_t queue_size; /* the most it offers, for each queue: a power of two */
-	/* The driver says that queue `queue` has something new, or the device runs (again). On the main thread. */
+	/* The driver says that queue `queue` has something new, or the device runs (again). On the main
+	 * thread. */
 	void (*notified)(struct virtio_device *device, unsigned queue);
-	void (*ready)(struct virtio_device *device); /* may be NULL: the driver is set up (DRIVER_OK), or restored so */
+	void (*ready)(struct virtio_device
+			*device); /* may be NULL: the driver is set up (DRIVER_OK), or restored so */
 	/* May be NULL: forget what the driver asked for. Comes when the device is not busy. */
 	void (*reset)(struct virtio_device *device);
 };
@@ -52,18 +54,19 @@ struct virtio_device {
 
 	uint8_t config[VIRTIO_CONFIG_MAX]; /* device configuration, little-endian as all hosts of ours are */
 	unsigned config_size;
-	unsigned pci_access;  /* place of the capability for access through configuration space (4.1.4.9) */
-	unsigned complaints;  /* logged about the driver */
-	bool resetting;	      /* the driver wrote 0 to the status; done as soon as the device is not busy */
-	bool restored;	      /* state was loaded and the device has not run since */
+	unsigned pci_access; /* place of the capability for access through configuration space (4.1.4.9) */
+	unsigned complaints; /* logged about the driver */
+	bool resetting;      /* the driver wrote 0 to the status; done as soon as the device is not busy */
+	bool restored;       /* state was loaded and the device has not run since */
 };
 
-/* To be nested in the state table of every virtio device (it contains pci_state's); virtio_after_load belongs to it. */
+/* To be nested in the state table of every virtio device (it contains pci_state's); virtio_after_load belongs
+ * to it. */
 extern const struct field_table virtio_state;
 
 /*
- * Sets up the embedded device: PCI identity, queues, features (those that every device has are added). On failure
- * everything is undone; in case of success virtio_end undoes it, to be called from the class's free.
+ * Sets up the embedded device: PCI identity, queues, features (those that every device has are added). On
+ * failure everything is undone; in case of success virtio_end undoes it, to be called from the class's free.
  */
 int virtio_init(struct virtio_device *device, const struct virtio_class *class, struct platform *platform,
 	unsigned slot, uint64_t features, const void *config, size_t config_size, struct error *error);
@@ -92,7 +95,8 @@ void virtio_settled(struct virtio_device *device);
 void virtio_config_changed(struct virtio_device *device);
 /* Interrupts the driver for the queue. */
 void virtio_interrupt(struct virtio_device *device, const struct virtqueue *queue);
-/* The driver broke the rules ("virtio-blk in slot 4: queue 0 <why>"): stops the device until the driver resets it. */
+/* The driver broke the rules ("virtio-blk in slot 4: queue 0 <why>"): stops the device until the driver
+ * resets it. */
 void virtio_broken(struct virtio_device *device, const struct virtqueue *queue, const char *why);
 
 /* For the transport: the driver writes the status (0 resets), enables the selected queue. */

@@ -1,4 +1,5 @@
-/* The virtio-pci transport (virtio 1.2, 4.1): registers in BAR 0 and the capabilities that say where they are. */
+/* The virtio-pci transport (virtio 1.2, 4.1): registers in BAR 0 and the capabilities that say where they
+ * are. */
 #include "vmm/dev/virtio.h"
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -12,7 +13,8 @@
 
 static struct virtqueue *selected(struct virtio_device *device)
 {
-	return device->queue_select < device->class->queue_count ? &device->queues[device->queue_select] : NULL;
+	return device->queue_select < device->class->queue_count ? &device->queues[device->queue_select]
+								 : NULL;
 }
 
 static uint32_t feature_word(uint64_t features, uint32_t select)
@@ -132,7 +134,10 @@ static const struct {
 	uint8_t offset, size;
 } common_fields[] = {
 #define REGISTER(member)                                                                                     \
-	{offsetof(struct virtio_pci_common_cfg, member), sizeof(((struct virtio_pci_common_cfg *)0)->member)}
+	{                                                                                                    \
+		offsetof(struct virtio_pci_common_cfg, member),                                              \
+			sizeof(((struct virtio_pci_common_cfg *)0)->member)                                  \
+	}
 	REGISTER(device_feature_select),
 	REGISTER(guest_feature_select),
 	REGISTER(guest_feature),
@@ -152,7 +157,8 @@ static const struct {
 };
 
 /* Drivers write whole fields (4.1.3.1), 64-bit ones in one or two accesses; anything else is ignored. */
-static void common_write_access(struct virtio_device *device, uint64_t offset, const void *data, unsigned size)
+static void common_write_access(
+	struct virtio_device *device, uint64_t offset, const void *data, unsigned size)
 {
 	uint32_t value = 0;
 
@@ -171,7 +177,8 @@ static void copy_within(const void *from, size_t from_size, uint64_t offset, voi
 {
 	memset(data, 0, size);
 	if (offset < from_size)
-		memcpy(data, (const char *)from + offset, size < from_size - offset ? size : from_size - offset);
+		memcpy(data, (const char *)from + offset,
+			size < from_size - offset ? size : from_size - offset);
 }
 
 static void bar_read(struct pci_device *pci, uint64_t offset, void *data, unsigned size)
@@ -208,7 +215,8 @@ static void bar_write(struct pci_device *pci, uint64_t offset, const void *data,
 		virtqueue_again(&device->queues[queue]); /* where no ioeventfd took it */
 }
 
-/* Notifications go through ioeventfds; where KVM has no more of them, through exits, which is slower and works. */
+/* Notifications go through ioeventfds; where KVM has no more of them, through exits, which is slower and
+ * works. */
 static void bar_moved(struct pci_device *pci, uint64_t from, uint64_t to)
 {
 	struct virtio_device *device = CONTAINER_OF(pci, struct virtio_device, pci);
@@ -228,7 +236,8 @@ static void bar_moved(struct pci_device *pci, uint64_t from, uint64_t to)
 }
 
 /* 4.1.4.9: access to BAR 0 through configuration space, for those who cannot reach the BAR. */
-static bool config_access(struct virtio_device *device, unsigned offset, unsigned size, struct virtio_pci_cfg_cap *access)
+static bool config_access(
+	struct virtio_device *device, unsigned offset, unsigned size, struct virtio_pci_cfg_cap *access)
 {
 	unsigned data = device->pci_access + (unsigned)offsetof(struct virtio_pci_cfg_cap, pci_cfg_data);
 
@@ -269,7 +278,8 @@ const struct pci_class virtio_pci_class = {
 };
 
 /* The capability's body: what follows id and next pointer. */
-static unsigned add_capability(struct virtio_device *device, void *capability, const void *writable, size_t size)
+static unsigned add_capability(
+	struct virtio_device *device, void *capability, const void *writable, size_t size)
 {
 	((struct virtio_pci_cap *)capability)->cap_len = (uint8_t)size;
 	return pci_capability(&device->pci, PCI_CAP_ID_VNDR, (char *)capability + 2,
@@ -278,18 +288,24 @@ static unsigned add_capability(struct virtio_device *device, void *capability, c
 
 void virtio_pci_capabilities(struct virtio_device *device)
 {
-	struct virtio_pci_cap common = {.cfg_type = VIRTIO_PCI_CAP_COMMON_CFG, .offset = VIRTIO_BAR_COMMON,
-		.length = COMMON_SIZE};
-	struct virtio_pci_cap isr = {.cfg_type = VIRTIO_PCI_CAP_ISR_CFG, .offset = VIRTIO_BAR_ISR, .length = 1};
-	struct virtio_pci_cap config = {.cfg_type = VIRTIO_PCI_CAP_DEVICE_CFG, .offset = VIRTIO_BAR_CONFIG,
+	struct virtio_pci_cap common = {
+		.cfg_type = VIRTIO_PCI_CAP_COMMON_CFG, .offset = VIRTIO_BAR_COMMON, .length = COMMON_SIZE};
+	struct virtio_pci_cap isr = {
+		.cfg_type = VIRTIO_PCI_CAP_ISR_CFG, .offset = VIRTIO_BAR_ISR, .length = 1};
+	struct virtio_pci_cap config = {.cfg_type = VIRTIO_PCI_CAP_DEVICE_CFG,
+		.offset = VIRTIO_BAR_CONFIG,
 		.length = device->config_size};
 	struct virtio_pci_notify_cap notify = {
-		.cap = {.cfg_type = VIRTIO_PCI_CAP_NOTIFY_CFG, .offset = VIRTIO_BAR_NOTIFY,
+		.cap = {.cfg_type = VIRTIO_PCI_CAP_NOTIFY_CFG,
+			.offset = VIRTIO_BAR_NOTIFY,
 			.length = device->class->queue_count * VIRTIO_BAR_NOTIFY_STEP},
-		.notify_off_multiplier = VIRTIO_BAR_NOTIFY_STEP};
+		.notify_off_multiplier = VIRTIO_BAR_NOTIFY_STEP
+        };
 	struct virtio_pci_cfg_cap access = {.cap = {.cfg_type = VIRTIO_PCI_CAP_PCI_CFG}};
-	struct virtio_pci_cfg_cap writable = {.cap = {.bar = 0xff, .offset = 0xffffffff, .length = 0xffffffff},
-		.pci_cfg_data = {0xff, 0xff, 0xff, 0xff}};
+	struct virtio_pci_cfg_cap writable = {
+		.cap = {.bar = 0xff, .offset = 0xffffffff, .length = 0xffffffff},
+		.pci_cfg_data = { 0xff,       0xff,                 0xff,                 0xff}
+        };
 
 	add_capability(device, &common, NULL, sizeof(common));
 	add_capability(device, &isr, NULL, sizeof(isr));

@@ -20,7 +20,8 @@ const struct field_table virtqueue_state = FIELD_TABLE("virtqueue", 1, virtqueue
 
 /*
  * Sizes of the two rings (2.7): flags, idx, the entries, and the event word, which the driver lays out
- * whether or not the event index is negotiated. The guest's memory may change under every read here: each word is read once.
+ * whether or not the event index is negotiated. The guest's memory may change under every read here: each
+ * word is read once.
  */
 static size_t available_size(unsigned entries)
 {
@@ -78,7 +79,8 @@ static bool broken(struct virtqueue *queue, const char *why)
 	return false;
 }
 
-static bool add_piece(struct virtqueue *queue, struct virtio_chain *chain, const struct vring_desc *descriptor)
+static bool add_piece(
+	struct virtqueue *queue, struct virtio_chain *chain, const struct vring_desc *descriptor)
 {
 	unsigned pieces = chain->readable + chain->writable;
 	bool writable = descriptor->flags & VRING_DESC_F_WRITE;
@@ -117,7 +119,10 @@ static bool walk(struct virtqueue *queue, struct virtio_chain *chain, uint16_t h
 		if (at >= entries)
 			return broken(queue, "names a descriptor beyond its table");
 		memcpy(&descriptor, (const void *)&table[at], sizeof(descriptor));
-		__asm__ volatile("" : : "r"(&descriptor) : "memory"); /* read once, whatever the guest writes meanwhile */
+		__asm__ volatile(""
+				 :
+				 : "r"(&descriptor)
+				 : "memory"); /* read once, whatever the guest writes meanwhile */
 		if (descriptor.flags & VRING_DESC_F_INDIRECT) {
 			/* 2.7.5.3.1: no second level, not together with NEXT, whole descriptors. */
 			if (indirect || descriptor.flags & VRING_DESC_F_NEXT || descriptor.len == 0 ||
@@ -162,7 +167,8 @@ bool virtqueue_pop(struct virtqueue *queue, struct virtio_chain *chain)
 		return false;
 	if (waiting > queue->size)
 		return broken(queue, "has more entries available than it is long");
-	head = __atomic_load_n(&queue->available->ring[queue->next_available & (queue->size - 1)], __ATOMIC_RELAXED);
+	head = __atomic_load_n(
+		&queue->available->ring[queue->next_available & (queue->size - 1)], __ATOMIC_RELAXED);
 	if (head >= queue->size)
 		return broken(queue, "names a descriptor beyond its table");
 	chain->head = head;
@@ -198,7 +204,8 @@ static void mark_used(struct virtqueue *queue, uint16_t from, uint16_t count)
 	if (first > count)
 		first = count;
 	memory_wrote(queue->memory, queue->device, sizeof(struct vring_used));
-	memory_wrote(queue->memory, ring + at * sizeof(struct vring_used_elem), first * sizeof(struct vring_used_elem));
+	memory_wrote(queue->memory, ring + at * sizeof(struct vring_used_elem),
+		first * sizeof(struct vring_used_elem));
 	memory_wrote(queue->memory, ring, (count - first) * sizeof(struct vring_used_elem));
 }
 
@@ -206,8 +213,10 @@ static void mark_used(struct virtqueue *queue, uint16_t from, uint16_t count)
 static bool wants_interrupt(const struct virtqueue *queue, uint16_t before)
 {
 	if (!queue->event_index)
-		return !(__atomic_load_n(&queue->available->flags, __ATOMIC_RELAXED) & VRING_AVAIL_F_NO_INTERRUPT);
-	return vring_need_event(__atomic_load_n(used_event(queue), __ATOMIC_RELAXED), queue->next_used, before);
+		return !(__atomic_load_n(&queue->available->flags, __ATOMIC_RELAXED) &
+			 VRING_AVAIL_F_NO_INTERRUPT);
+	return vring_need_event(
+		__atomic_load_n(used_event(queue), __ATOMIC_RELAXED), queue->next_used, before);
 }
 
 void virtqueue_flush(struct virtqueue *queue)
@@ -249,7 +258,8 @@ bool virtqueue_listen(struct virtqueue *queue)
 	queue->suppressed = false;
 	if (queue->event_index) {
 		__atomic_store_n(available_event(queue), queue->next_available, __ATOMIC_RELAXED);
-		memory_wrote(queue->memory, queue->device + used_size(queue->size) - sizeof(uint16_t), sizeof(uint16_t));
+		memory_wrote(queue->memory, queue->device + used_size(queue->size) - sizeof(uint16_t),
+			sizeof(uint16_t));
 	} else if (__atomic_load_n(&queue->used->flags, __ATOMIC_RELAXED)) {
 		__atomic_store_n(&queue->used->flags, 0, __ATOMIC_RELAXED);
 		memory_wrote(queue->memory, queue->device, sizeof(struct vring_used));
@@ -276,7 +286,8 @@ void virtio_chain_wrote(struct memory *memory, const struct virtio_chain *chain,
 	}
 }
 
-static size_t iov_copy(const struct iovec *iov, unsigned count, size_t offset, void *buffer, size_t size, bool into)
+static size_t iov_copy(
+	const struct iovec *iov, unsigned count, size_t offset, void *buffer, size_t size, bool into)
 {
 	size_t done = 0;
 

@@ -45,9 +45,9 @@ struct virtqueue {
 	uint16_t vector; /* MSI-X, or VIRTIO_NO_VECTOR */
 	bool enabled;
 	uint64_t descriptors, driver, device; /* addresses of the three parts */
-	uint16_t next_available;	      /* the next entry of the available ring to take */
-	uint16_t next_used;		      /* the next entry of the used ring to fill */
-	uint16_t flushed;		      /* next_used as last published to the driver */
+	uint16_t next_available;              /* the next entry of the available ring to take */
+	uint16_t next_used;                   /* the next entry of the used ring to fill */
+	uint16_t flushed;                     /* next_used as last published to the driver */
 
 	/* The rest follows from it. */
 	uint16_t size_max;
@@ -80,11 +80,13 @@ void virtqueue_unpop(struct virtqueue *queue, unsigned count);
 /* Whether there is a chain to pop. */
 bool virtqueue_waiting(const struct virtqueue *queue);
 
-/* Gives a chain back to the driver, `written` bytes of it written; the driver sees it after virtqueue_flush. */
+/* Gives a chain back to the driver, `written` bytes of it written; the driver sees it after virtqueue_flush.
+ */
 void virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written);
 /* Shows the driver what was pushed, and interrupts it where it wants that. */
 void virtqueue_flush(struct virtqueue *queue);
-/* Shows and interrupts whatever the driver said: for after a restore, when an interrupt may have been under way. */
+/* Shows and interrupts whatever the driver said: for after a restore, when an interrupt may have been under
+ * way. */
 void virtqueue_interrupt(struct virtqueue *queue);
 
 /* Asks the driver for no notifications while the ring is being worked on anyway. */
@@ -95,10 +97,11 @@ bool virtqueue_listen(struct virtqueue *queue);
 void virtqueue_again(struct virtqueue *queue);
 
 /*
- * Marks the first `bytes` of the chain's writable part as written by a device (memory.h). iov must still be as popped,
- * and gpa given.
+ * Marks the first `bytes` of the chain's writable part as written by a device (memory.h). iov must still be
+ * as popped, and gpa given.
  */
 void virtio_chain_wrote(struct memory *memory, const struct virtio_chain *chain, uint64_t bytes);
-/* Copies up to `size` bytes out of, or into, `count` pieces from their byte `offset`; returns how many there were. */
+/* Copies up to `size` bytes out of, or into, `count` pieces from their byte `offset`; returns how many there
+ * were. */
 size_t iov_read(const struct iovec *iov, unsigned count, size_t offset, void *to, size_t size);
 size_t iov_write(const struct iovec *iov, unsigned count, size_t offset, const void *from, size_t size);
