@@ -1,0 +1,45 @@
+/*
+ * The engine that everything goes through that takes memory out of a guest: a source
+ * of pages (the guest's RAM and its dirty log), the rounds, and a sink (a checkpoint
+ * file: save.c; a peer: send.c).
+ *
+ * After copy_guest the guest is paused and the sink has every page as it is now.
+ */
+#pragma once
+
+#include "base/error.h"
+#include "carry/guest.h"
+#include "carry/job.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define COPY_CHUNK_PAGES 256u /* a run is given to the sink in pieces of at most 1 MiB */
+
+struct sink {
+	/* Takes pages with contents; may read them until the end of the round. */
+	int (*pages)(struct sink *sink, uint64_t first, uint64_t count, struct error *error);
+	/* Pages that it was given before are zero now. */
+	int (*zeros)(struct sink *sink, uint64_t first, uint64_t count, struct error *error);
+	/* The round is complete: read what is still to be read, so that the same pages may come again. */
+	int (*round)(struct sink *sink, unsigned number, struct error *error);
+	/* Bytes taken that have not left this host (may be NULL: none). */
+	uint64_t (*backlog)(const struct sink *sink);
+	bool hurry; /* the guest stands still after having run: no rate limit now */
+};
+
+struct copy {
+	struct job *job;
+	struct guest *guest;
+	struct sink *sink;
+	bool live;
+	int64_t max_downtime_ms; /* 0: the default */
+
+	/* results */
+	unsigned rounds;
+	uint64_t sent_pages; /* contents given to the sink, repetitions counted */
+	int64_t paused_at;   /* monotonic ns: when the guest was asked to stop */
+	int64_t paused_realtime_ns;
+};
+
+int copy_guest(struct copy *copy, struct error *error);

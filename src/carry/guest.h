@@ -1,0 +1,38 @@
+/*
+ * The carrier's hold on one guest: its RAM, mapped, and the verbs of
+ * docs/internal/guest-control.md that move it.
+ */
+#pragma once
+
+#include "base/buffer.h"
+#include "base/error.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define PAGE_SIZE 4096u
+
+struct guest {
+	int channel, ram_fd; /* owned */
+	uint8_t *ram;        /* the whole memfd */
+	uint64_t size, pages;
+	json_t *regions;       /* owned, as ferry-guest gave them */
+	const uint64_t *dirty; /* its bitmap while tracking, else NULL */
+	bool paused;           /* by us */
+};
+
+#define _cleanup_guest_ __attribute__((cleanup(guest_close)))
+
+/* Takes over the channel (also when it fails) and maps the RAM; for writing where the guest is to be filled.
+ */
+int guest_open(struct guest *guest, int channel, bool writable, struct error *error);
+/* Stops tracking, unmaps, closes. Leaves the guest paused or running as it is. */
+void guest_close(struct guest *guest);
+
+int guest_track(struct guest *guest, bool on, struct error *error);
+/* Fills guest->dirty with what was written since the last call; returns how many pages in *pages. */
+int guest_dirty(struct guest *guest, uint64_t *pages, struct error *error);
+int guest_pause(struct guest *guest, struct error *error);
+int guest_save_state(struct guest *guest, struct buffer *state, struct error *error);
+int guest_load_state(struct guest *guest, const struct buffer *state, struct error *error);

@@ -1,0 +1,109 @@
+#include "carry/job.h"
+#include "base/cleanup.h"
+#include "carry/clock.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+
+#define PROGRESS_EVERY_NS (100 * NS_PER_MS)
+
+int job_begin(struct job *job, int channel, struct error *error)
+{
+	*job = (struct job){.channel = channel};
+	return channel_receive(channel, &job->request, error);
+}
+
+void job_end(struct job *job)
+{
+	message_free(&job->request);
+}
+
+const char *job_text(const struct job *job, const char *key)
+{
+	return json_string_value(json_object_get(job->request.body, key));
+}
+
+int64_t job_number(const struct job *job, const char *key)
+{
+	return json_integer_value(json_object_get(job->request.body, key));
+}
+
+bool job_flag(const struct job *job, const char *key)
+{
+	return json_is_true(json_object_get(job->request.body, key));
+}
+
+int job_take_fd(struct job *job, const char *key, struct error *error)
+{
+	int fd = message_take_fd(&job->request, job->request.body, key, error);
+
+	if (fd == -ENOENT)
+		return error_set(error, EINVAL, "The job for the carrier has no '%s'.", key);
+	return fd;
+}
+
+int job_event(const struct job *job, const char *name, json_t *body, struct error *error)
+{
+	_cleanup_json_ json_t *event = body ? body : json_object();
+
+	if (json_object_set_new(event, "event", json_string(name)) < 0)
+		return error_set(error, ENOMEM, "Out of memory while telling xend of '%s'.", name);
+	return channel_send(job->channel, event, NULL, 0, error);
+}
+
+void job_progress(struct job *job, const struct progress *progress, bool now)
+{
+	int64_t time = monotonic_ns();
+
+	if (!now && time < job->next_progress)
+		return;
+	job->next_progress = time + PROGRESS_EVERY_NS;
+	job_event(job, "progress",
+		json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "phase", "memory", "round",
+			(json_int_t)progress->round, "sent_bytes", (json_int_t)progress->sent_bytes,
+			"total_bytes", (json_int_t)progress->total_bytes, "remaining_pages",
+			(json_int_t)progress->remaining_pages, "bytes_per_second",
+			(json_int_t)progress->bytes_per_second),
+		NULL);
+}
+
+void job_failed(const struct job *job, const struct error *error)
+{
+	job_event(job, "failed",
+		json_pack("{s:s, s:i}", "error", error->text[0] ? error->text : "The carrier failed.",
+			"errno", error->code ? error->code : EIO),
+		NULL);
+}
+
+static int cancelled(struct error *error)
+{
+	return error_set(error, ECANCELED, "Cancelled.");
+}
+
+int job_cancelled(const struct job *job, struct error *error)
+{
+	struct pollfd channel = {.fd = job->channel, .events = POLLIN};
+
+	return poll(&channel, 1, 0) > 0 ? cancelled(error) : 0;
+}
+
+int job_answer(const struct job *job, struct message *answer, struct error *error)
+{
+	int r = channel_receive(job->channel, answer, error);
+
+	if (r == -EPIPE || r == -ECONNRESET)
+		return cancelled(error);
+	if (r == 0 && strcmp(job_verb(answer), "abort") == 0) {
+		message_free(answer);
+		return cancelled(error);
+	}
+	return r;
+}
+
+const char *job_verb(const struct message *answer)
+{
+	const char *verb = json_string_value(json_object_get(answer->body, "do"));
+
+	return verb ? verb : "";
+}

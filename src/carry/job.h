@@ -1,0 +1,49 @@
+/*
+ * The carrier's side of the conversation with xend (docs/internal/carrier-jobs.md).
+ *
+ * While guest memory is on its way xend says nothing; whatever arrives then, a
+ * message or the end of the channel, means: give up (job_cancelled).
+ */
+#pragma once
+
+#include "base/channel.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct job {
+	int channel;            /* borrowed */
+	struct message request; /* the job as xend gave it */
+	int64_t next_progress;  /* monotonic ns */
+};
+
+struct progress {
+	unsigned round;
+	uint64_t sent_bytes, total_bytes, remaining_pages, bytes_per_second;
+};
+
+/* Reads the job. */
+int job_begin(struct job *job, int channel, struct error *error);
+void job_end(struct job *job);
+
+/* Members of the job. job_text gives NULL, job_number 0 and job_flag false where there is none. */
+const char *job_text(const struct job *job, const char *key);
+int64_t job_number(const struct job *job, const char *key);
+bool job_flag(const struct job *job, const char *key);
+/* Takes a descriptor out of the job, with a sentence where it is missing. The caller owns it. */
+int job_take_fd(struct job *job, const char *key, struct error *error);
+
+/* Sends {"event": name, …}; `body` (may be NULL) is used up. */
+int job_event(const struct job *job, const char *name, json_t *body, struct error *error);
+/* Sends progress, at most 10 times a second unless `now`. Says nothing of failures: job_cancelled will. */
+void job_progress(struct job *job, const struct progress *progress, bool now);
+void job_failed(const struct job *job, const struct error *error);
+
+/* -ECANCELED with a sentence when xend gave the job up, else 0. */
+int job_cancelled(const struct job *job, struct error *error);
+/* Reads xend's next answer, which is there or will come soon. {"do":"abort"} and the channel's end give
+ * -ECANCELED. */
+int job_answer(const struct job *job, struct message *answer, struct error *error);
+/* The verb of an answer: never NULL. */
+const char *job_verb(const struct message *answer);

@@ -1,0 +1,379 @@
+#include "carry/peer.h"
+#include "carry/clock.h"
+#include "state/description.h"
+#include "state/checkpoint.h"
+#include "state/digest.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define HELLO_DIGEST_AT 56
+#define CLOCK_EXCHANGES 3
+#define PAGES_LENGTH_MAX                                                                                     \
+	(PEER_RUNS_MAX * sizeof(struct peer_run) + (uint64_t)PEER_PAGES_MAX * CHECKPOINT_PAGE)
+
+const char *const peer_answer_names[ANSWER_UNKNOWN + 1] = {
+	[ANSWER_OWNED] = "owned", [ANSWER_REFUSED] = "refused", [ANSWER_UNKNOWN] = "unknown"};
+
+static const char hello_magic[8] = "FERRYREL";
+
+struct record_rule {
+	const char *name;
+	uint64_t longest;     /* bytes of payload */
+	uint64_t least, most; /* argument */
+};
+
+static const struct record_rule record_rules[RECORD_TYPES] = {
+	[RECORD_CLOCK] = {"CLOCK",    0,                    0,               CLOCK_EXCHANGES - 1},
+	[RECORD_TIME] = {"TIME",     0,                    0,               UINT64_MAX         },
+	[RECORD_OFFER] = {"OFFER",    DESCRIPTION_MAX,      CHECKPOINT_PAGE, CHECKPOINT_RAM_MAX },
+	[RECORD_ACCEPT] = {"ACCEPT",   0,                    0,               0                  },
+	[RECORD_REFUSED] = {"REFUSED",  16 << 10,             0,               0                  },
+	[RECORD_PAGES] = {"PAGES",    PAGES_LENGTH_MAX,     1,               PEER_RUNS_MAX      },
+	[RECORD_ROUND] = {"ROUND",    0,                    1,               UINT32_MAX         },
+	[RECORD_STATE] = {"STATE",    CHECKPOINT_STATE_MAX, 0,               UINT64_MAX         },
+	[RECORD_END] = {"END",      0,                    0,               UINT64_MAX         },
+	[RECORD_RECEIVED] = {"RECEIVED", 0,                    0,               0                  },
+	[RECORD_COMMIT] = {"COMMIT",   0,                    0,               0                  },
+	[RECORD_RUNNING] = {"RUNNING",  0,                    0,               INT32_MAX          },
+	[RECORD_ABORT] = {"ABORT",    1 << 10,              0,               INT32_MAX          },
+	[RECORD_ALIVE] = {"ALIVE",    0,                    0,               0                  },
+	[RECORD_ASK] = {"ASK",      0,                    0,               0                  },
+	[RECORD_ANSWER] = {"ANSWER",   0,                    ANSWER_OWNED,    ANSWER_UNKNOWN     },
+};
+
+/* ---- HELLO ---- */
+
+void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE])
+{
+	struct buffer out = {.data = bytes, .capacity = HELLO_SIZE}; /* never grows */
+
+	buffer_append(&out, hello_magic, sizeof(hello_magic));
+	buffer_u16(&out, hello->lowest);
+	buffer_u16(&out, hello->highest);
+	buffer_u32(&out, hello->features);
+	buffer_u16(&out, hello->purpose);
+	buffer_u16(&out, 0);
+	buffer_u32(&out, 0);
+	buffer_append(&out, hello->ticket, sizeof(hello->ticket));
+	buffer_extend(&out, HELLO_DIGEST_AT - out.size);
+	buffer_u64(&out, digest_of(bytes, HELLO_DIGEST_AT));
+}
+
+int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct error *error)
+{
+	struct cursor in = cursor_over(bytes, HELLO_SIZE), seal = cursor_over(bytes + HELLO_DIGEST_AT, 8);
+
+	if (memcmp(cursor_take(&in, sizeof(hello_magic)), hello_magic, sizeof(hello_magic)) != 0 ||
+		cursor_u64(&seal) != digest_of(bytes, HELLO_DIGEST_AT))
+		return error_set(error, EPROTO, "It does not speak Ferry's relocation protocol.");
+	hello->lowest = cursor_u16(&in);
+	hello->highest = cursor_u16(&in);
+	hello->features = cursor_u32(&in);
+	hello->purpose = cursor_u16(&in);
+	cursor_u16(&in);
+	cursor_u32(&in);
+	memcpy(hello->ticket, cursor_take(&in, sizeof(hello->ticket)), sizeof(hello->ticket));
+	return 0;
+}
+
+static int send_hello(struct wire *wire, const struct hello *hello, struct error *error)
+{
+	uint8_t bytes[HELLO_SIZE];
+	struct iovec part = {.iov_base = bytes, .iov_len = sizeof(bytes)};
+
+	hello_encode(hello, bytes);
+	return wire_send(wire, &part, 1, error);
+}
+
+static int receive_hello(struct wire *wire, struct hello *hello, struct error *error)
+{
+	uint8_t bytes[HELLO_SIZE];
+	struct iovec part = {.iov_base = bytes, .iov_len = sizeof(bytes)};
+	int r;
+
+	wire_limit(wire, PEER_HANDSHAKE_MS);
+	r = wire_receive(wire, &part, 1, error);
+	wire_limit(wire, 0);
+	if (r == 0 && hello_decode(hello, bytes, error) < 0)
+		return error_prefix(error, "%s is not what was expected. ", wire->peer);
+	return r;
+}
+
+static int no_common_version(const struct wire *wire, const struct hello *theirs, struct error *error)
+{
+	return error_set(error, EPROTONOSUPPORT,
+		"%s speaks versions %u to %u of the relocation protocol, this Ferry only %u: update the "
+		"older one.",
+		wire->peer, theirs->lowest, theirs->highest, PEER_VERSION);
+}
+
+int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], struct error *error)
+{
+	struct hello ours = {.lowest = PEER_VERSION, .highest = PEER_VERSION, .purpose = (uint16_t)purpose},
+		     theirs;
+	int r;
+
+	memcpy(ours.ticket, ticket, sizeof(ours.ticket));
+	r = send_hello(wire, &ours, error);
+	if (r == 0)
+		r = receive_hello(wire, &theirs, error);
+	if (r == -EPIPE || r == -ECONNRESET)
+		return error_set(error, -r,
+			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow?",
+			wire->peer);
+	if (r < 0)
+		return r;
+	if (theirs.lowest != PEER_VERSION || theirs.highest != PEER_VERSION)
+		return no_common_version(wire, &theirs, error);
+	if (theirs.purpose != purpose || memcmp(theirs.ticket, ticket, sizeof(theirs.ticket)) != 0)
+		return error_set(error, EPROTO, "%s answered for another hand-over.", wire->peer);
+	return 0;
+}
+
+int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
+{
+	struct hello ours;
+	bool common;
+	int r = receive_hello(wire, hello, error);
+
+	if (r < 0)
+		return r;
+	common = hello->lowest <= PEER_VERSION && hello->highest >= PEER_VERSION;
+	ours = *hello;
+	ours.lowest = ours.highest = PEER_VERSION;
+	ours.features = 0;
+	r = send_hello(wire, &ours, error);
+	if (r == 0 && !common)
+		return no_common_version(wire, hello, error);
+	if (r == 0 && hello->purpose != PURPOSE_RELOCATE && hello->purpose != PURPOSE_ASK)
+		return error_set(error, EPROTO,
+			"%s wants something that this Ferry does not know (purpose %u).", wire->peer,
+			hello->purpose);
+	return r;
+}
+
+/* ---- records ---- */
+
+static uint32_t head_check(const uint8_t head[RECORD_HEAD_SIZE])
+{
+	uint8_t copy[RECORD_HEAD_SIZE];
+
+	memcpy(copy, head, sizeof(copy));
+	memset(copy + 4, 0, 4);
+	return (uint32_t)digest_of(copy, sizeof(copy));
+}
+
+void record_encode(const struct record *record, uint8_t head[RECORD_HEAD_SIZE])
+{
+	struct buffer out = {.data = head, .capacity = RECORD_HEAD_SIZE}; /* never grows */
+
+	buffer_u32(&out, record->type);
+	buffer_u32(&out, 0);
+	buffer_u64(&out, record->argument);
+	buffer_u64(&out, record->length);
+	buffer_patch_u32(&out, 4, head_check(head));
+}
+
+int record_decode(struct record *record, const uint8_t head[RECORD_HEAD_SIZE], struct error *error)
+{
+	struct cursor in = cursor_over(head, RECORD_HEAD_SIZE);
+	uint32_t type = cursor_u32(&in), check = cursor_u32(&in);
+	const struct record_rule *rule;
+
+	if (check != head_check(head))
+		return error_set(error, EPROTO, "A record's head is damaged.");
+	if (type == 0 || type >= RECORD_TYPES)
+		return error_set(error, EPROTO, "A record is of an unknown type (%u).", type);
+	rule = &record_rules[type];
+	record->type = (enum record_type)type;
+	record->argument = cursor_u64(&in);
+	record->length = cursor_u64(&in);
+	if (record->length > rule->longest || record->argument < rule->least || record->argument > rule->most)
+		return error_set(error, EPROTO, "A record (%s) is out of bounds.", rule->name);
+	return 0;
+}
+
+int peer_send(struct wire *wire, enum record_type type, uint64_t argument, const void *payload, size_t length,
+	struct error *error)
+{
+	uint8_t head[RECORD_HEAD_SIZE];
+	struct iovec parts[2] = {
+		{.iov_base = head,                       .iov_len = sizeof(head)},
+		{.iov_base = (void *)(uintptr_t)payload, .iov_len = length      }
+        };
+
+	record_encode(&(struct record){.type = type, .argument = argument, .length = length}, head);
+	return wire_send(wire, parts, 2, error);
+}
+
+/* The peer's last words. */
+static int aborted(struct wire *wire, const struct record *record, struct error *error)
+{
+	_cleanup_buffer_ struct buffer text = {0};
+	int r = peer_payload(wire, record, &text, error);
+
+	if (r < 0)
+		return r;
+	/* What a stranger wrote is shown to a user: printable characters only. */
+	for (size_t i = 0; i < text.size; i++)
+		if (text.data[i] < 0x20 || text.data[i] == 0x7f)
+			text.data[i] = ' ';
+	return error_set(error, ECONNABORTED, "%s gave up: %.*s", wire->peer, (int)text.size,
+		text.size ? (const char *)text.data : "");
+}
+
+int peer_receive(struct wire *wire, struct record *record, struct error *error)
+{
+	for (;;) {
+		uint8_t head[RECORD_HEAD_SIZE];
+		struct iovec part = {.iov_base = head, .iov_len = sizeof(head)};
+		int r = wire_receive(wire, &part, 1, error);
+
+		if (r < 0)
+			return r;
+		r = record_decode(record, head, error);
+		if (r < 0)
+			return error_prefix(error, "%s breaks the relocation protocol. ", wire->peer);
+		if (record->type == RECORD_ABORT)
+			return aborted(wire, record, error);
+		if (record->type != RECORD_ALIVE)
+			return 0;
+	}
+}
+
+int peer_payload(struct wire *wire, const struct record *record, struct buffer *payload, struct error *error)
+{
+	struct iovec part;
+
+	buffer_clear(payload);
+	if (record->length && !buffer_extend(payload, record->length))
+		return error_set(error, ENOMEM, "Out of memory while hearing %s.", wire->peer);
+	part = (struct iovec){.iov_base = payload->data, .iov_len = payload->size};
+	return wire_receive(wire, &part, 1, error);
+}
+
+int peer_not_due(const struct wire *wire, const struct record *record, struct error *error)
+{
+	return error_set(error, EPROTO, "%s breaks the relocation protocol: %s is not due now.", wire->peer,
+		record_rules[record->type].name);
+}
+
+int peer_expect(struct wire *wire, enum record_type type, struct record *record, struct error *error)
+{
+	int r = peer_receive(wire, record, error);
+
+	return r == 0 && record->type != type ? peer_not_due(wire, record, error) : r;
+}
+
+int peer_listen(struct wire *wire, struct error *error)
+{
+	uint8_t head[RECORD_HEAD_SIZE];
+	struct iovec part = {.iov_base = head, .iov_len = sizeof(head)};
+	struct record record;
+	int r;
+
+	while (wire_heard(wire)) {
+		r = wire_receive(wire, &part, 1, error);
+		if (r == 0)
+			r = record_decode(&record, head, error);
+		if (r == 0 && record.type != RECORD_ALIVE)
+			r = record.type == RECORD_ABORT ? aborted(wire, &record, error)
+							: peer_not_due(wire, &record, error);
+		if (r < 0)
+			return r;
+		part = (struct iovec){.iov_base = head, .iov_len = sizeof(head)};
+	}
+	return 0;
+}
+
+int peer_wait_xend(struct wire *wire, struct message *answer, struct error *error)
+{
+	int64_t alive_at = monotonic_ns() + WIRE_ALIVE_MS * NS_PER_MS;
+
+	for (;;) {
+		int64_t left = (alive_at - monotonic_ns()) / NS_PER_MS;
+		int r = left > 0 ? wire_wait(wire, (int)left, error) : 0;
+
+		if (r == 2)
+			return job_answer(wire->job, answer, error);
+		if (r == 1)
+			r = peer_listen(wire, error);
+		else if (r == 0) {
+			r = peer_send(wire, RECORD_ALIVE, 0, NULL, 0, error);
+			alive_at = monotonic_ns() + WIRE_ALIVE_MS * NS_PER_MS;
+		}
+		if (r < 0)
+			return r;
+	}
+}
+
+void peer_abort(struct wire *wire, const struct error *why)
+{
+	uint8_t head[RECORD_HEAD_SIZE];
+	size_t length = strlen(why->text);
+	struct iovec parts[2];
+
+	/* A job that was given up has its channel readable, so this goes out without waiting, as far as it
+	 * goes. */
+	struct job nobody = {.channel = -1};
+
+	if (wire->fd < 0 || why->code == ECONNABORTED)
+		return;
+	if (length > record_rules[RECORD_ABORT].longest)
+		length = record_rules[RECORD_ABORT].longest;
+	record_encode(
+		&(struct record){.type = RECORD_ABORT, .argument = (uint64_t)why->code, .length = length},
+		head);
+	parts[0] = (struct iovec){.iov_base = head, .iov_len = sizeof(head)};
+	parts[1] = (struct iovec){.iov_base = (void *)(uintptr_t)why->text, .iov_len = length};
+	wire->job = &nobody;
+	wire_limit(wire, 1000);
+	if (wire_send(wire, parts, 2, NULL) == 0)
+		wire_finish(wire);
+	wire_close(wire);
+}
+
+/* ---- clocks ---- */
+
+int peer_measure_clock(struct wire *wire, int64_t *offset_ns, struct error *error)
+{
+	int64_t shortest = INT64_MAX;
+
+	for (unsigned i = 0; i < CLOCK_EXCHANGES; i++) {
+		int64_t began = monotonic_ns(), before = realtime_ns(), took;
+		struct record record;
+		int r;
+
+		wire_limit(wire, PEER_HANDSHAKE_MS);
+		r = peer_send(wire, RECORD_CLOCK, i, NULL, 0, error);
+		if (r == 0)
+			r = peer_expect(wire, RECORD_TIME, &record, error);
+		wire_limit(wire, 0);
+		if (r < 0)
+			return r;
+		took = monotonic_ns() - began;
+		if (took < shortest) {
+			shortest = took;
+			*offset_ns = (int64_t)((uint64_t)before + (uint64_t)took / 2 - record.argument);
+		}
+	}
+	return 0;
+}
+
+int peer_tell_clock(struct wire *wire, struct error *error)
+{
+	for (unsigned i = 0; i < CLOCK_EXCHANGES; i++) {
+		struct record record;
+		int r;
+
+		wire_limit(wire, PEER_HANDSHAKE_MS);
+		r = peer_expect(wire, RECORD_CLOCK, &record, error);
+		if (r == 0)
+			r = peer_send(wire, RECORD_TIME, (uint64_t)realtime_ns(), NULL, 0, error);
+		wire_limit(wire, 0);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}

@@ -1,0 +1,104 @@
+/*
+ * The relocation protocol's messages (docs/relocation-protocol.md): HELLO, the clock
+ * exchange and records. One table says what each record may look like; everything that
+ * the peer says passes it.
+ */
+#pragma once
+
+#include "base/buffer.h"
+#include "base/error.h"
+#include "carry/wire.h"
+
+#include <stdint.h>
+
+#define PEER_VERSION 1
+#define PEER_HANDSHAKE_MS 10000
+#define PEER_RUNS_MAX 256u
+#define PEER_PAGES_MAX 1024u /* with contents, of one PAGES record */
+
+enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2 };
+
+enum record_type {
+	RECORD_CLOCK = 1,
+	RECORD_TIME,
+	RECORD_OFFER,
+	RECORD_ACCEPT,
+	RECORD_REFUSED,
+	RECORD_PAGES,
+	RECORD_ROUND,
+	RECORD_STATE,
+	RECORD_END,
+	RECORD_RECEIVED,
+	RECORD_COMMIT,
+	RECORD_RUNNING,
+	RECORD_ABORT,
+	RECORD_ALIVE,
+	RECORD_ASK,
+	RECORD_ANSWER,
+	RECORD_TYPES
+};
+
+enum peer_answer { ANSWER_OWNED = 1, ANSWER_REFUSED, ANSWER_UNKNOWN };
+extern const char *const peer_answer_names[ANSWER_UNKNOWN + 1]; /* "owned" …, as xend says them */
+
+enum run_kind { RUN_CONTENTS = 0, RUN_ZERO = 1 };
+
+struct record {
+	enum record_type type;
+	uint64_t argument, length;
+};
+
+struct peer_run { /* 16 bytes, as on the wire (little-endian host) */
+	uint64_t first;
+	uint32_t count, kind;
+};
+
+struct hello {
+	uint16_t lowest, highest, purpose;
+	uint32_t features;
+	uint8_t ticket[16];
+};
+
+#define RECORD_HEAD_SIZE 24
+#define HELLO_SIZE 64
+
+void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE]);
+/* -EPROTO with a sentence where the bytes are no HELLO. */
+int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct error *error);
+
+/* The source's side of the HELLOs: speaks first. */
+int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], struct error *error);
+/* The destination's: hears, answers; what the source wants is in *hello. */
+int peer_welcome(struct wire *wire, struct hello *hello, struct error *error);
+
+void record_encode(const struct record *record, uint8_t head[RECORD_HEAD_SIZE]);
+int record_decode(struct record *record, const uint8_t head[RECORD_HEAD_SIZE], struct error *error);
+
+int peer_send(struct wire *wire, enum record_type type, uint64_t argument, const void *payload, size_t length,
+	struct error *error);
+/*
+ * The next record's head. ALIVE is passed over; ABORT gives -ECONNABORTED with the peer's sentence.
+ * The payload is still to be read.
+ */
+int peer_receive(struct wire *wire, struct record *record, struct error *error);
+/* Reads the payload, whose length the table has bounded. */
+int peer_payload(struct wire *wire, const struct record *record, struct buffer *payload, struct error *error);
+/* The next record, which must be of this type. */
+int peer_expect(struct wire *wire, enum record_type type, struct record *record, struct error *error);
+/* The sentence for a record that is not due. */
+int peer_not_due(const struct wire *wire, const struct record *record, struct error *error);
+/* While the peer should be silent (it receives): -ECONNABORTED when it has given up. */
+int peer_listen(struct wire *wire, struct error *error);
+
+/*
+ * Waits for xend's next answer and tells the peer meanwhile that we are alive. A peer that goes away
+ * or gives up ends it; one that says anything else does as well.
+ */
+int peer_wait_xend(struct wire *wire, struct message *answer, struct error *error);
+
+/* Tells the peer why this side gives up, unless the peer or the line did. Ends the conversation. */
+void peer_abort(struct wire *wire, const struct error *why);
+
+/* The destination asks for the source's clock: *offset_ns = our CLOCK_REALTIME minus theirs. */
+int peer_measure_clock(struct wire *wire, int64_t *offset_ns, struct error *error);
+int peer_tell_clock(struct wire *wire, struct error *error);

@@ -1,0 +1,379 @@
+#include "base/cleanup.h"
+#include "carry/allow.h"
+#include "carry/clock.h"
+#include "carry/guest.h"
+#include "carry/jobs.h"
+#include "carry/receive.h"
+#include "state/description.h"
+#include "state/digest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define POPULATE_PAGES 16u /* shorter runs fault in by themselves */
+
+/* A hand-over under way, seen from the destination. */
+struct receive {
+	struct job *job;
+	struct wire wire;
+	struct guest guest;
+	struct reception reception;
+	struct hello hello;
+	json_t *description; /* owned */
+	uint64_t ram_size;
+	int64_t clock_offset_ns;
+	char ticket[UUID_TEXT_SIZE], peer[PEER_NAME_MAX];
+};
+
+#define _cleanup_receive_ __attribute__((cleanup(receive_free)))
+
+static void receive_free(struct receive *receive)
+{
+	wire_close(&receive->wire);
+	guest_close(&receive->guest);
+	reception_end(&receive->reception);
+	json_decref(receive->description);
+}
+
+/* ---- memory ---- */
+
+int reception_begin(struct reception *reception, struct wire *wire, uint8_t *ram, int ram_fd, uint64_t pages,
+	struct error *error)
+{
+	*reception = (struct reception){.wire = wire, .ram = ram, .ram_fd = ram_fd, .pages = pages};
+	if (!page_digests_begin(&reception->digests, pages))
+		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
+	return 0;
+}
+
+void reception_end(struct reception *reception)
+{
+	page_digests_free(&reception->digests);
+	buffer_free(&reception->state);
+}
+
+/* Pages that had contents and are zero now. */
+static void clear_pages(struct reception *reception, const struct peer_run *run)
+{
+	for (uint64_t page = run->first; page < run->first + run->count; page++)
+		if (page_digests_clear(&reception->digests, page) &&
+			fallocate(reception->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)(page * PAGE_SIZE), PAGE_SIZE) < 0)
+			memset(reception->ram + page * PAGE_SIZE, 0, PAGE_SIZE);
+}
+
+/* The runs of a PAGES record: all within RAM, and as many pages with contents as its length says. */
+static int check_runs(const struct reception *reception, const struct record *record,
+	const struct peer_run *runs, struct error *error)
+{
+	uint64_t contents = 0;
+
+	for (uint64_t i = 0; i < record->argument; i++) {
+		const struct peer_run *run = &runs[i];
+
+		if (run->count == 0 || run->kind > RUN_ZERO || run->first >= reception->pages ||
+			run->count > reception->pages - run->first)
+			return error_set(error, EPROTO,
+				"%s breaks the relocation protocol: pages outside the guest's memory.",
+				reception->wire->peer);
+		contents += run->kind == RUN_CONTENTS ? run->count : 0;
+	}
+	if (contents > PEER_PAGES_MAX ||
+		record->length != record->argument * sizeof(*runs) + contents * PAGE_SIZE)
+		return error_set(error, EPROTO,
+			"%s breaks the relocation protocol: a record's length is wrong.",
+			reception->wire->peer);
+	return 0;
+}
+
+static int receive_pages(struct reception *reception, const struct record *record, struct error *error)
+{
+	struct peer_run runs[PEER_RUNS_MAX];
+	struct iovec parts[PEER_RUNS_MAX] = {
+		{.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])}
+        };
+	unsigned count = 0;
+	int r;
+
+	if (record->length < parts[0].iov_len)
+		return error_set(error, EPROTO, "%s breaks the relocation protocol: a record is too short.",
+			reception->wire->peer);
+	r = wire_receive(reception->wire, parts, 1, error);
+	if (r == 0)
+		r = check_runs(reception, record, runs, error);
+	if (r < 0)
+		return r;
+	for (uint64_t i = 0; i < record->argument; i++) {
+		uint8_t *at = reception->ram + runs[i].first * PAGE_SIZE;
+
+		if (runs[i].kind == RUN_ZERO) {
+			clear_pages(reception, &runs[i]);
+			continue;
+		}
+		if (runs[i].count >= POPULATE_PAGES && !reception->digests.of_page[runs[i].first])
+			madvise(at, runs[i].count * (size_t)PAGE_SIZE, MADV_POPULATE_WRITE);
+		parts[count++] = (struct iovec){.iov_base = at, .iov_len = runs[i].count * (size_t)PAGE_SIZE};
+	}
+	r = wire_receive(reception->wire, parts, count, error);
+	for (uint64_t i = 0; r == 0 && i < record->argument; i++)
+		if (runs[i].kind == RUN_CONTENTS) {
+			page_digests_set(&reception->digests, runs[i].first, runs[i].count,
+				reception->ram + runs[i].first * PAGE_SIZE);
+			reception->received_pages += runs[i].count;
+		}
+	return r;
+}
+
+static int receive_state(struct reception *reception, const struct record *record, struct error *error)
+{
+	int r;
+
+	if (reception->state.size || !record->length)
+		return peer_not_due(reception->wire, record, error);
+	r = peer_payload(reception->wire, record, &reception->state, error);
+	if (r == 0 && digest_of(reception->state.data, reception->state.size) != record->argument)
+		return error_set(error, EBADMSG, "The guest's device state was damaged on its way.");
+	return r;
+}
+
+static void tell_progress(struct reception *reception, struct job *job)
+{
+	uint64_t bytes = reception->received_pages * PAGE_SIZE;
+	int64_t ns = monotonic_ns() - reception->began;
+
+	job_progress(job,
+		&(struct progress){.round = reception->rounds + 1,
+			.sent_bytes = bytes,
+			.total_bytes = reception->pages * PAGE_SIZE,
+			.bytes_per_second = ns > 0 ? (uint64_t)((double)bytes * NS_PER_S / (double)ns) : 0},
+		false);
+}
+
+int reception_run(struct reception *reception, struct job *job, struct error *error)
+{
+	reception->began = monotonic_ns();
+	for (;;) {
+		struct record record;
+		int r = peer_receive(reception->wire, &record, error);
+
+		if (r < 0)
+			return r;
+		if (record.type == RECORD_PAGES && !reception->state.size)
+			r = receive_pages(reception, &record, error);
+		else if (record.type == RECORD_ROUND && record.argument == reception->rounds + 1)
+			reception->rounds++;
+		else if (record.type == RECORD_STATE)
+			r = receive_state(reception, &record, error);
+		else if (record.type == RECORD_END && reception->state.size)
+			return record.argument == reception->digests.sum
+				       ? 0
+				       : error_set(error, EBADMSG,
+						 "The guest's memory was damaged on its way.");
+		else
+			r = peer_not_due(reception->wire, &record, error);
+		if (r == 0)
+			r = job_cancelled(job, error);
+		if (r < 0)
+			return r;
+		tell_progress(reception, job);
+	}
+}
+
+/* ---- the hand-over ---- */
+
+static int hear_offer(struct receive *receive, struct error *error)
+{
+	_cleanup_buffer_ struct buffer text = {0};
+	struct record record;
+	int r;
+
+	wire_limit(&receive->wire, PEER_HANDSHAKE_MS);
+	r = peer_expect(&receive->wire, RECORD_OFFER, &record, error);
+	if (r == 0)
+		r = peer_payload(&receive->wire, &record, &text, error);
+	wire_limit(&receive->wire, 0);
+	if (r < 0)
+		return r;
+	if (record.argument % PAGE_SIZE)
+		return error_set(
+			error, EPROTO, "%s offers a guest of an impossible size.", receive->wire.peer);
+	receive->ram_size = record.argument;
+	receive->description =
+		description_parse((const char *)text.data, text.size, receive->ram_size, error);
+	return receive->description ? 0 : -error->code;
+}
+
+/* Passes xend's objections on to the peer. */
+static int refuse(struct receive *receive, json_t *why, struct error *error)
+{
+	_cleanup_json_ json_t *list = json_is_array(why) ? json_incref(why) : json_array();
+	_cleanup_free_ char *text = json_dumps(list, JSON_COMPACT);
+	const char *first = json_string_value(json_array_get(list, 0));
+	size_t length = text ? strlen(text) : 0;
+	int r = length && length <= 16 << 10
+			? peer_send(&receive->wire, RECORD_REFUSED, 0, text, length, error)
+			: peer_send(&receive->wire, RECORD_REFUSED, 0, "[]", 2, error);
+
+	if (r < 0)
+		return r;
+	wire_finish(&receive->wire);
+	wire_close(&receive->wire);
+	return error_set(
+		error, EPERM, "The guest from %s was refused: %s", receive->peer, first ? first : "");
+}
+
+static int take_guest(struct receive *receive, struct message *answer, struct error *error)
+{
+	int channel = message_take_fd(answer, answer->body, "guest", error);
+	int r;
+
+	if (channel < 0)
+		return error_set(error, EPROTO, "xend accepted the guest without a place for it.");
+	r = guest_open(&receive->guest, channel, true, error);
+	if (r < 0)
+		return r;
+	if (receive->guest.size != receive->ram_size)
+		return error_set(
+			error, EPROTO, "xend made the guest with another memory size than was offered.");
+	r = description_match_regions(receive->description, receive->guest.regions, error);
+	return r == 0 ? reception_begin(&receive->reception, &receive->wire, receive->guest.ram,
+				receive->guest.ram_fd, receive->guest.pages, error)
+		      : r;
+}
+
+static int accept_offer(struct receive *receive, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0};
+	int r = hear_offer(receive, error);
+
+	if (r == 0)
+		r = job_event(receive->job, "offer",
+			json_pack("{s:s, s:s, s:O, s:I, s:b}", "peer", receive->peer, "ticket",
+				receive->ticket, "domain", json_object_get(receive->description, "domain"),
+				"memory_mib", (json_int_t)(receive->ram_size >> 20), "live",
+				json_is_true(json_object_get(receive->description, "live"))),
+			error);
+	if (r == 0)
+		r = peer_wait_xend(&receive->wire, &answer, error);
+	if (r < 0)
+		return r;
+	if (strcmp(job_verb(&answer), "refuse") == 0)
+		return refuse(receive, json_object_get(answer.body, "why"), error);
+	if (strcmp(job_verb(&answer), "accept") != 0)
+		return error_set(error, EPROTO, "xend answered neither accept nor refuse.");
+	r = take_guest(receive, &answer, error);
+	return r == 0 ? peer_send(&receive->wire, RECORD_ACCEPT, 0, NULL, 0, error) : r;
+}
+
+/* Tells xend of `event` and waits for its answer `verb`. */
+static int agree(struct receive *receive, const char *event, json_t *body, const char *verb,
+	struct message *answer, struct error *error)
+{
+	int r = job_event(receive->job, event, body, error);
+
+	if (r == 0)
+		r = peer_wait_xend(&receive->wire, answer, error);
+	if (r == 0 && strcmp(job_verb(answer), verb) != 0)
+		return error_set(error, EPROTO, "xend did not answer '%s' to '%s'.", verb, event);
+	return r;
+}
+
+/* All memory is here and right: from here to COMMIT, any failure refuses the ticket. */
+static int hand_over(struct receive *receive, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0}, running = {0};
+	struct record record;
+	int r = guest_load_state(&receive->guest, &receive->reception.state, error);
+
+	if (r == 0)
+		r = agree(receive, "received", NULL, "received", &answer, error);
+	if (r == 0)
+		r = peer_send(&receive->wire, RECORD_RECEIVED, 0, NULL, 0, error);
+	if (r == 0)
+		r = peer_expect(&receive->wire, RECORD_COMMIT, &record, error);
+	if (r == 0)
+		r = job_event(receive->job, "commit",
+			json_pack("{s:I}", "realtime_offset_ns", (json_int_t)receive->clock_offset_ns),
+			error);
+	/* The guest is ours: from now on a line that breaks, or a peer that gives up, changes nothing. */
+	if (r == 0)
+		r = job_answer(receive->job, &running, error);
+	if (r < 0)
+		return r;
+	if (strcmp(job_verb(&running), "running") != 0)
+		return error_set(error, EPROTO, "xend did not answer 'running' to 'commit'.");
+	if (peer_send(&receive->wire, RECORD_RUNNING,
+		    (uint64_t)json_integer_value(json_object_get(running.body, "id")), NULL, 0, NULL) == 0)
+		wire_finish(&receive->wire);
+	return job_event(receive->job, "done", NULL, error);
+}
+
+static int answer_question(struct receive *receive, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0};
+	const char *state;
+	struct record record;
+	int r = peer_expect(&receive->wire, RECORD_ASK, &record, error);
+
+	if (r == 0)
+		r = agree(receive, "ask",
+			json_pack("{s:s, s:s}", "peer", receive->peer, "ticket", receive->ticket), "answer",
+			&answer, error);
+	if (r < 0)
+		return r;
+	state = json_string_value(json_object_get(answer.body, "state"));
+	for (unsigned i = ANSWER_OWNED; state && i <= ANSWER_UNKNOWN; i++) {
+		if (strcmp(state, peer_answer_names[i]) != 0)
+			continue;
+		r = peer_send(&receive->wire, RECORD_ANSWER, i, NULL, 0, error);
+		wire_finish(&receive->wire);
+		return r == 0 ? job_event(receive->job, "done", NULL, error) : r;
+	}
+	return error_set(error, EPROTO, "xend answered '%s' about a ticket.", state ? state : "");
+}
+
+static int receive_begin(struct receive *receive, confine_function *confine, struct error *error)
+{
+	_cleanup_close_ int socket = job_take_fd(receive->job, "socket", error);
+	int r;
+
+	if (socket < 0)
+		return socket;
+	r = allow_peer(socket, json_object_get(receive->job->request.body, "allow"), receive->peer, error);
+	if (r == 0 && confine)
+		r = confine(error);
+	if (r == 0)
+		r = wire_adopt(&receive->wire, receive->job, take_fd(&socket), receive->peer, error);
+	if (r == 0)
+		r = peer_welcome(&receive->wire, &receive->hello, error);
+	uuid_to_text(receive->hello.ticket, receive->ticket);
+	return r;
+}
+
+int receive_job(struct job *job, confine_function *confine, struct error *error)
+{
+	_cleanup_receive_ struct receive receive = {
+		.job = job, .wire = {.fd = -1,      .job = job  },
+                     .guest = {.channel = -1, .ram_fd = -1}
+        };
+	int r = receive_begin(&receive, confine, error);
+	/* A stranger who does not even greet right gets no answer. */
+	bool greeted = r == 0;
+
+	if (r == 0 && receive.hello.purpose == PURPOSE_ASK) {
+		r = answer_question(&receive, error);
+	} else if (r == 0) {
+		r = peer_measure_clock(&receive.wire, &receive.clock_offset_ns, error);
+		if (r == 0)
+			r = accept_offer(&receive, error);
+		if (r == 0)
+			r = reception_run(&receive.reception, job, error);
+		if (r == 0)
+			r = hand_over(&receive, error);
+	}
+	if (r < 0 && greeted)
+		peer_abort(&receive.wire, error);
+	return r;
+}

@@ -1,0 +1,164 @@
+#include "base/bitmap.h"
+#include "base/cleanup.h"
+#include "carry/clock.h"
+#include "carry/file_io.h"
+#include "carry/guest.h"
+#include "carry/jobs.h"
+#include "state/checkpoint.h"
+#include "state/description.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* A restore under way. Each extent is verified in the guest's memory once all its pages are there. */
+struct restore {
+	struct job *job;
+	struct checkpoint checkpoint;
+	struct guest guest;
+	struct file_io io;
+	uint16_t *pending; /* per extent: pages not yet read */
+	uint64_t read_pages;
+};
+
+#define _cleanup_restore_ __attribute__((cleanup(restore_free)))
+
+static void restore_free(struct restore *restore)
+{
+	file_io_end(&restore->io);
+	guest_close(&restore->guest);
+	checkpoint_close(&restore->checkpoint);
+	free(restore->pending);
+}
+
+/* The tag of a request: its extent and how many pages. */
+static uint64_t make_tag(uint64_t extent, uint64_t pages)
+{
+	return extent << 16 | pages;
+}
+
+static int run_read(void *context, uint64_t tag, struct error *error)
+{
+	struct restore *restore = context;
+	uint64_t extent = tag >> 16, pages = tag & 0xffff;
+
+	restore->read_pages += pages;
+	restore->pending[extent] = (uint16_t)(restore->pending[extent] - pages);
+	if (restore->pending[extent])
+		return 0;
+	return checkpoint_verify_extent(
+		&restore->checkpoint, extent, restore->guest.ram + extent * CHECKPOINT_EXTENT_SIZE, error);
+}
+
+static int read_extent(struct restore *restore, uint64_t index, struct error *error)
+{
+	const struct checkpoint_extent *extent = &restore->checkpoint.extents[index];
+	uint64_t base = index * CHECKPOINT_EXTENT_SIZE, first, count;
+	int r = 0;
+
+	if (extent->kind == EXTENT_EMPTY)
+		return 0;
+	restore->pending[index] = (uint16_t)bitmap_count(extent->stored, CHECKPOINT_EXTENT_PAGES);
+	if (restore->pending[index] == CHECKPOINT_EXTENT_PAGES)
+		madvise(restore->guest.ram + base, CHECKPOINT_EXTENT_SIZE, MADV_HUGEPAGE);
+	for (uint64_t at = 0;
+		r == 0 && (count = bitmap_run(extent->stored, CHECKPOINT_EXTENT_PAGES, at, &first)) > 0;
+		at = first + count)
+		r = file_io_submit(&restore->io, restore->guest.ram + base + first * PAGE_SIZE,
+			count * PAGE_SIZE, extent->offset + first * PAGE_SIZE, make_tag(index, count), error);
+	return r;
+}
+
+static int read_memory(struct restore *restore, struct error *error)
+{
+	struct checkpoint *checkpoint = &restore->checkpoint;
+	int64_t began = monotonic_ns();
+	int r = 0;
+
+	restore->pending = calloc(checkpoint->extent_count, sizeof(*restore->pending));
+	if (!restore->pending)
+		return error_set(error, ENOMEM, "Out of memory while reading the checkpoint.");
+	for (uint64_t i = 0; r == 0 && i < checkpoint->extent_count; i++) {
+		int64_t ns = monotonic_ns() - began;
+		uint64_t bytes = restore->read_pages * PAGE_SIZE;
+
+		r = read_extent(restore, i, error);
+		if (r == 0)
+			r = job_cancelled(restore->job, error);
+		job_progress(restore->job,
+			&(struct progress){.round = 1,
+				.sent_bytes = bytes,
+				.total_bytes = checkpoint->stored_pages * PAGE_SIZE,
+				.remaining_pages = checkpoint->stored_pages - restore->read_pages,
+				.bytes_per_second =
+					ns > 0 ? (uint64_t)((double)bytes * NS_PER_S / (double)ns) : 0},
+			false);
+	}
+	return r == 0 ? file_io_drain(&restore->io, error) : r;
+}
+
+/* Offers what the file holds to xend, which answers with a guest to fill. */
+static int offer(struct restore *restore, struct error *error)
+{
+	struct checkpoint *checkpoint = &restore->checkpoint;
+	_cleanup_message_ struct message answer = {0};
+	int channel;
+	int r = job_event(restore->job, "offer",
+		json_pack("{s:O, s:I, s:I}", "domain", json_object_get(checkpoint->description, "domain"),
+			"memory_mib", (json_int_t)(checkpoint->ram_size >> 20), "taken_realtime_ns",
+			(json_int_t)checkpoint->taken_realtime_ns),
+		error);
+
+	if (r == 0)
+		r = job_answer(restore->job, &answer, error);
+	if (r < 0)
+		return r;
+	channel = message_take_fd(&answer, answer.body, "guest", error);
+	if (strcmp(job_verb(&answer), "accept") != 0 || channel < 0)
+		return error_set(error, EPROTO, "xend accepted the checkpoint without a guest for it.");
+	r = guest_open(&restore->guest, channel, true, error);
+	if (r < 0)
+		return r;
+	if (restore->guest.size != checkpoint->ram_size)
+		return error_set(error, EINVAL,
+			"The guest was made with %llu MiB of memory, but the checkpoint has %llu.",
+			(unsigned long long)(restore->guest.size >> 20),
+			(unsigned long long)(checkpoint->ram_size >> 20));
+	return description_match_regions(checkpoint->description, restore->guest.regions, error);
+}
+
+int restore_job(struct job *job, confine_function *confine, struct error *error)
+{
+	_cleanup_close_ int file = job_take_fd(job, "file", error);
+	_cleanup_restore_ struct restore restore = {
+		.job = job,
+		.guest = {.channel = -1, .ram_fd = -1},
+		.io = {.fd = file            },
+		.checkpoint = {.fd = file}
+        };
+	int64_t began = monotonic_ns();
+	int r;
+
+	if (file < 0)
+		return file;
+	r = file_io_begin(&restore.io, file, false, error);
+	if (r == 0 && confine)
+		r = confine(error);
+	if (r < 0)
+		return r;
+	restore.io.completed = run_read;
+	restore.io.context = &restore;
+	r = checkpoint_open(&restore.checkpoint, file, error);
+	if (r == 0)
+		r = offer(&restore, error);
+	if (r == 0)
+		r = read_memory(&restore, error);
+	if (r == 0)
+		r = guest_load_state(&restore.guest, &restore.checkpoint.state, error);
+	if (r == 0)
+		r = job_event(job, "loaded",
+			json_pack(
+				"{s:I}", "milliseconds", (json_int_t)((monotonic_ns() - began) / NS_PER_MS)),
+			error);
+	return r;
+}

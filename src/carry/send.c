@@ -1,0 +1,327 @@
+#include "base/cleanup.h"
+#include "carry/clock.h"
+#include "carry/copy.h"
+#include "carry/jobs.h"
+#include "carry/page_digests.h"
+#include "carry/peer.h"
+#include "carry/rate.h"
+#include "state/description.h"
+#include "state/digest.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#define BATCH_PAGES                                                                                          \
+	COPY_CHUNK_PAGES /* a PAGES record goes out when it has this many: they are still in the cache */
+
+/* A peer as the sink of the copy engine. */
+struct peer_sink {
+	struct sink sink;
+	struct wire *wire;
+	const struct guest *guest;
+	struct page_digests digests;
+	struct rate_limit rate;
+	/* The PAGES record that is being gathered: its runs, and the contents of those that have any. */
+	struct peer_run runs[PEER_RUNS_MAX];
+	struct iovec contents[PEER_RUNS_MAX];
+	unsigned run_count, content_count;
+	uint64_t page_count;
+};
+
+/* A hand-over under way, seen from the source. */
+struct send {
+	struct job *job;
+	struct guest guest;
+	struct wire wire;
+	struct peer_sink sink;
+	struct copy copy;
+	uint8_t ticket[16];
+	int64_t began;
+	bool committed; /* COMMIT may have reached the peer */
+};
+
+#define _cleanup_send_ __attribute__((cleanup(send_free)))
+
+static void send_free(struct send *send)
+{
+	wire_close(&send->wire);
+	guest_close(&send->guest);
+	page_digests_free(&send->sink.digests);
+}
+
+/* Waits as the rate limit says, unless xend or the peer interrupts. */
+static int keep_rate(struct peer_sink *peer, uint64_t bytes, struct error *error)
+{
+	int64_t wait_ns = peer->sink.hurry ? 0 : rate_take(&peer->rate, bytes, monotonic_ns());
+	int64_t end = monotonic_ns() + wait_ns;
+
+	while (wait_ns >= NS_PER_MS) {
+		int r = wire_wait(peer->wire, (int)(wait_ns / NS_PER_MS), error);
+
+		if (r == 2)
+			r = job_cancelled(peer->wire->job, error);
+		else if (r == 1)
+			r = peer_listen(peer->wire, error);
+		if (r < 0)
+			return r;
+		wait_ns = end - monotonic_ns();
+	}
+	return 0;
+}
+
+static int send_batch(struct peer_sink *peer, struct error *error)
+{
+	uint8_t head[RECORD_HEAD_SIZE];
+	struct iovec parts[2 + PEER_RUNS_MAX];
+	size_t runs_size = peer->run_count * sizeof(peer->runs[0]);
+	uint64_t length = runs_size + peer->page_count * PAGE_SIZE;
+	int r;
+
+	if (peer->run_count == 0)
+		return 0;
+	record_encode(
+		&(struct record){.type = RECORD_PAGES, .argument = peer->run_count, .length = length}, head);
+	parts[0] = (struct iovec){.iov_base = head, .iov_len = sizeof(head)};
+	parts[1] = (struct iovec){.iov_base = peer->runs, .iov_len = runs_size};
+	memcpy(parts + 2, peer->contents, peer->content_count * sizeof(parts[0]));
+	r = wire_send(peer->wire, parts, 2 + peer->content_count, error);
+	peer->run_count = peer->content_count = 0;
+	peer->page_count = 0;
+	if (r == 0)
+		r = peer_listen(peer->wire, error);
+	return r == 0 ? keep_rate(peer, length, error) : r;
+}
+
+static int add_run(
+	struct peer_sink *peer, uint64_t first, uint64_t count, enum run_kind kind, struct error *error)
+{
+	if (peer->run_count == PEER_RUNS_MAX || peer->page_count >= BATCH_PAGES) {
+		int r = send_batch(peer, error);
+
+		if (r < 0)
+			return r;
+	}
+	peer->runs[peer->run_count++] =
+		(struct peer_run){.first = first, .count = (uint32_t)count, .kind = (uint32_t)kind};
+	return 0;
+}
+
+static int send_pages(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
+{
+	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
+	uint8_t *contents = peer->guest->ram + first * PAGE_SIZE;
+	int r = add_run(peer, first, count, RUN_CONTENTS, error);
+
+	if (r < 0)
+		return r;
+	page_digests_set(&peer->digests, first, count, contents);
+	peer->contents[peer->content_count++] =
+		(struct iovec){.iov_base = contents, .iov_len = count * PAGE_SIZE};
+	peer->page_count += count;
+	return 0;
+}
+
+static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
+{
+	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
+
+	for (uint64_t page = first; page < first + count; page++)
+		page_digests_clear(&peer->digests, page);
+	return add_run(peer, first, count, RUN_ZERO, error);
+}
+
+static int send_round(struct sink *sink, unsigned number, struct error *error)
+{
+	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
+	int r = send_batch(peer, error);
+
+	return r == 0 ? peer_send(peer->wire, RECORD_ROUND, number, NULL, 0, error) : r;
+}
+
+static uint64_t send_backlog(const struct sink *sink)
+{
+	return wire_backlog(CONTAINER_OF(sink, const struct peer_sink, sink)->wire);
+}
+
+/* The peer's objections as one sentence. */
+static int refused(struct wire *wire, const struct record *record, struct error *error)
+{
+	_cleanup_buffer_ struct buffer text = {0};
+	_cleanup_json_ json_t *list = NULL;
+	int r = peer_payload(wire, record, &text, error);
+
+	if (r < 0)
+		return r;
+	list = json_loadb((const char *)text.data, text.size, 0, NULL);
+	error_set(error, EPERM, "%s refuses the guest:", wire->peer);
+	for (size_t i = 0; i < json_array_size(list); i++) {
+		const char *sentence = json_string_value(json_array_get(list, i));
+		size_t used = strlen(error->text);
+
+		if (sentence)
+			snprintf(error->text + used, sizeof(error->text) - used, " %s", sentence);
+	}
+	return -EPERM;
+}
+
+static int offer(struct send *send, struct error *error)
+{
+	_cleanup_json_ json_t *description =
+		description_new(json_object_get(send->job->request.body, "domain"), send->guest.regions,
+			send->guest.size, error);
+	_cleanup_free_ char *text = NULL;
+	struct record record;
+	int r;
+
+	if (!description)
+		return -error->code;
+	json_object_set_new(description, "live", json_boolean(send->copy.live));
+	text = json_dumps(description, JSON_COMPACT);
+	if (!text)
+		return error_set(error, ENOMEM, "Out of memory while offering the guest.");
+	r = peer_send(&send->wire, RECORD_OFFER, send->guest.size, text, strlen(text), error);
+	if (r == 0)
+		r = peer_receive(&send->wire, &record, error);
+	if (r < 0)
+		return r;
+	if (record.type == RECORD_REFUSED)
+		return refused(&send->wire, &record, error);
+	return record.type == RECORD_ACCEPT ? 0 : peer_not_due(&send->wire, &record, error);
+}
+
+static int send_state(struct send *send, struct error *error)
+{
+	_cleanup_buffer_ struct buffer state = {0};
+	int r = guest_save_state(&send->guest, &state, error);
+
+	if (r == 0)
+		r = peer_send(&send->wire, RECORD_STATE, digest_of(state.data, state.size), state.data,
+			state.size, error);
+	if (r == 0)
+		r = peer_send(&send->wire, RECORD_END, send->sink.digests.sum, NULL, 0, error);
+	return r;
+}
+
+/* Up to RECEIVED: after it the peer has all, verified, and xend decides. */
+static int send_guest(struct send *send, struct error *error)
+{
+	struct record record;
+	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, error);
+
+	if (r == 0)
+		r = peer_tell_clock(&send->wire, error);
+	if (r == 0)
+		r = offer(send, error);
+	if (r == 0)
+		r = copy_guest(&send->copy, error);
+	if (r == 0)
+		r = send_state(send, error);
+	if (r == 0)
+		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
+	return r == 0 ? job_event(send->job, "received", NULL, error) : r;
+}
+
+static int commit(struct send *send, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0};
+	struct record running;
+	int64_t now;
+	int r = peer_wait_xend(&send->wire, &answer, error);
+
+	if (r < 0)
+		return r;
+	if (strcmp(job_verb(&answer), "commit") != 0)
+		return error_set(error, EPROTO, "xend answered neither commit nor abort.");
+	send->committed = true;
+	r = peer_send(&send->wire, RECORD_COMMIT, 0, NULL, 0, error);
+	if (r == 0)
+		r = peer_expect(&send->wire, RECORD_RUNNING, &running, error);
+	if (r < 0)
+		return r;
+	now = monotonic_ns();
+	return job_event(send->job, "done",
+		json_pack("{s:I, s:i, s:I, s:I, s:I}", "milliseconds",
+			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
+			"bytes", (json_int_t)send->wire.sent_bytes, "downtime_ms",
+			(json_int_t)((now - send->copy.paused_at) / NS_PER_MS), "remote_id",
+			(json_int_t)running.argument),
+		error);
+}
+
+/* A line that breaks while we send may have brought the peer's reason before. */
+static void hear_last_words(struct wire *wire, int failure, struct error *error)
+{
+	struct error reason = {0};
+
+	if ((failure == -EPIPE || failure == -ECONNRESET) && wire->fd >= 0 &&
+		peer_listen(wire, &reason) == -ECONNABORTED)
+		*error = reason;
+}
+
+static int send_begin(struct send *send, struct error *error)
+{
+	struct job *job = send->job;
+	const char *host = job_text(job, "host");
+	int channel = job_take_fd(job, "guest", error);
+	char port[16];
+
+	if (channel < 0)
+		return channel;
+	send->guest.channel = channel;
+	if (!host || uuid_from_text(job_text(job, "ticket"), send->ticket) < 0)
+		return error_set(error, EINVAL, "The job for the carrier has no host or no ticket.");
+	snprintf(port, sizeof(port), "%lld", (long long)job_number(job, "port"));
+	return wire_connect(&send->wire, job, host, port, error);
+}
+
+static int send_prepare(struct send *send, struct error *error)
+{
+	struct job *job = send->job;
+	int channel = send->guest.channel;
+	int r = guest_open(&send->guest, channel, false, error);
+
+	if (r < 0)
+		return r;
+	if (!page_digests_begin(&send->sink.digests, send->guest.pages))
+		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
+	send->sink.sink = (struct sink){
+		.pages = send_pages, .zeros = send_zeros, .round = send_round, .backlog = send_backlog};
+	send->sink.wire = &send->wire;
+	send->sink.guest = &send->guest;
+	rate_begin(&send->sink.rate, (uint64_t)job_number(job, "rate_mbit"), monotonic_ns());
+	send->copy = (struct copy){.job = job,
+		.guest = &send->guest,
+		.sink = &send->sink.sink,
+		.live = job_flag(job, "live"),
+		.max_downtime_ms = job_number(job, "max_downtime_ms")};
+	return 0;
+}
+
+int send_job(struct job *job, confine_function *confine, struct error *error)
+{
+	_cleanup_send_ struct send send = {
+		.job = job,
+		.guest = {.channel = -1, .ram_fd = -1},
+		.wire = {.fd = -1,      .job = job  },
+		.began = monotonic_ns()
+        };
+	int r = send_begin(&send, error);
+
+	if (r == 0 && confine)
+		r = confine(error);
+	if (r == 0)
+		r = send_prepare(&send, error);
+	if (r == 0)
+		r = send_guest(&send, error);
+	if (r == 0)
+		r = commit(&send, error);
+	if (r < 0 && send.committed)
+		return job_event(job, "uncertain", json_pack("{s:s}", "error", error->text), error);
+	if (r < 0) {
+		hear_last_words(&send.wire, r, error);
+		peer_abort(&send.wire, error);
+	}
+	return r;
+}

@@ -1,0 +1,242 @@
+#include "carry/wire.h"
+#include "base/cleanup.h"
+#include "carry/clock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#define CONNECT_MS 10000
+#define FINISH_MS 2000
+
+static int cut(const struct wire *wire, int code, struct error *error)
+{
+	return error_set(error, code, "The connection to %s was cut: %s.", wire->peer, strerror(code));
+}
+
+int wire_wait(const struct wire *wire, int milliseconds, struct error *error)
+{
+	struct pollfd ready[2] = {
+		{.fd = wire->fd,           .events = POLLIN},
+                {.fd = wire->job->channel, .events = POLLIN}
+        };
+	int n;
+
+	do
+		n = poll(ready, 2, milliseconds);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return error_set(error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
+	return ready[1].revents ? 2 : ready[0].revents ? 1 : 0;
+}
+
+/* Waits until the socket is ready for `events`. */
+static int wait_ready(const struct wire *wire, short events, struct error *error)
+{
+	int64_t end = monotonic_ns() + WIRE_SILENCE_MS * NS_PER_MS;
+
+	if (wire->deadline && wire->deadline < end)
+		end = wire->deadline;
+	for (;;) {
+		struct pollfd ready[2] = {
+			{.fd = wire->fd,           .events = events},
+                        {.fd = wire->job->channel, .events = POLLIN}
+                };
+		int64_t left = (end - monotonic_ns() + NS_PER_MS - 1) / NS_PER_MS;
+		int n = poll(ready, 2, left > 0 ? (int)left : 0);
+
+		if (n < 0 && errno != EINTR)
+			return error_set(
+				error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
+		if (n > 0 && ready[1].revents)
+			return job_cancelled(wire->job, error);
+		if (n > 0)
+			return 0;
+		if (n == 0 && left <= 0)
+			return error_set(error, ETIMEDOUT,
+				"No word from %s in time: the connection is given up.", wire->peer);
+	}
+}
+
+/* Steps over `done` bytes of the parts. */
+static void advance(struct iovec **parts, unsigned *count, size_t done)
+{
+	while (*count && done >= (*parts)->iov_len) {
+		done -= (*parts)->iov_len;
+		(*parts)++;
+		(*count)--;
+	}
+	if (*count) {
+		(*parts)->iov_base = (char *)(*parts)->iov_base + done;
+		(*parts)->iov_len -= done;
+	}
+}
+
+int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
+	advance(&parts, &count, 0);
+	while (count) {
+		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+		ssize_t n = sendmsg(wire->fd, &message, MSG_NOSIGNAL);
+		int r;
+
+		if (n >= 0) {
+			wire->sent_bytes += (uint64_t)n;
+			advance(&parts, &count, (size_t)n);
+			continue;
+		}
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return cut(wire, errno, error);
+		r = wait_ready(wire, POLLOUT, error);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
+	advance(&parts, &count, 0);
+	while (count) {
+		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+		ssize_t n = recvmsg(wire->fd, &message, 0);
+		int r;
+
+		if (n > 0) {
+			advance(&parts, &count, (size_t)n);
+			continue;
+		}
+		if (n == 0)
+			return error_set(error, EPIPE, "%s closed the connection.", wire->peer);
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return cut(wire, errno, error);
+		r = wait_ready(wire, POLLIN, error);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+bool wire_heard(const struct wire *wire)
+{
+	struct pollfd ready = {.fd = wire->fd, .events = POLLIN};
+
+	return poll(&ready, 1, 0) > 0;
+}
+
+uint64_t wire_backlog(const struct wire *wire)
+{
+	int bytes = 0;
+
+	return ioctl(wire->fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? (uint64_t)bytes : 0;
+}
+
+void wire_limit(struct wire *wire, int milliseconds)
+{
+	wire->deadline = milliseconds ? monotonic_ns() + milliseconds * NS_PER_MS : 0;
+}
+
+int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error)
+{
+	int on = 1, silence = WIRE_SILENCE_MS, flags;
+
+	*wire = (struct wire){.fd = socket, .job = job};
+	snprintf(wire->peer, sizeof(wire->peer), "%s", peer);
+	flags = fcntl(socket, F_GETFL);
+	if (flags < 0 || fcntl(socket, F_SETFL, flags | O_NONBLOCK) < 0)
+		return error_set(
+			error, errno, "The connection to %s cannot be used: %s.", peer, strerror(errno));
+	/* A socket that is not TCP (tests) has neither; that harms nothing. */
+	setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &silence, sizeof(silence));
+	return 0;
+}
+
+static int connect_one(struct wire *wire, const struct addrinfo *address, struct error *error)
+{
+	int code = 0, r;
+	socklen_t size = sizeof(code);
+
+	if (connect(wire->fd, address->ai_addr, address->ai_addrlen) < 0) {
+		if (errno != EINPROGRESS)
+			return cut(wire, errno, error);
+		wire_limit(wire, CONNECT_MS);
+		r = wait_ready(wire, POLLOUT, error);
+		if (r < 0)
+			return r;
+		if (getsockopt(wire->fd, SOL_SOCKET, SO_ERROR, &code, &size) < 0 || code)
+			return cut(wire, code ? code : errno, error);
+	}
+	return 0;
+}
+
+int wire_connect(
+	struct wire *wire, const struct job *job, const char *host, const char *port, struct error *error)
+{
+	const struct addrinfo hints = {
+		.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG};
+	struct addrinfo *all = NULL;
+	int r = getaddrinfo(host, port, &hints, &all);
+
+	*wire = (struct wire){.fd = -1, .job = job};
+	if (r != 0)
+		return error_set(
+			error, EHOSTUNREACH, "The host %s cannot be found: %s.", host, gai_strerror(r));
+	r = -EHOSTUNREACH;
+	for (const struct addrinfo *one = all; one && r < 0 && r != -ECANCELED; one = one->ai_next) {
+		int fd = socket(one->ai_family, one->ai_socktype | SOCK_CLOEXEC, one->ai_protocol);
+
+		wire_close(wire);
+		if (fd < 0) {
+			r = error_set(error, errno, "Unable to make a connection: %s.", strerror(errno));
+			continue;
+		}
+		r = wire_adopt(wire, job, fd, host, error);
+		if (r == 0)
+			r = connect_one(wire, one, error);
+	}
+	freeaddrinfo(all);
+	wire->deadline = 0;
+	if (r < 0 && r != -ECANCELED)
+		return error_set(error, -r,
+			"Unable to connect to %s port %s: %s. Does xend run there, with "
+			"(xend-relocation-server yes)?",
+			host, port, strerror(-r));
+	return r;
+}
+
+void wire_close(struct wire *wire)
+{
+	if (wire->fd >= 0)
+		close(wire->fd);
+	wire->fd = -1;
+}
+
+void wire_finish(struct wire *wire)
+{
+	int64_t end = monotonic_ns() + FINISH_MS * NS_PER_MS;
+	char dropped[16384];
+
+	if (wire->fd < 0 || shutdown(wire->fd, SHUT_WR) < 0)
+		return;
+	for (;;) {
+		struct pollfd ready = {.fd = wire->fd, .events = POLLIN};
+		int64_t left = (end - monotonic_ns()) / NS_PER_MS;
+
+		if (left <= 0 || poll(&ready, 1, (int)left) <= 0 ||
+			recv(wire->fd, dropped, sizeof(dropped), 0) <= 0)
+			return;
+	}
+}

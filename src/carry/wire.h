@@ -1,0 +1,53 @@
+/*
+ * The line to the peer: all of it that the carrier sends and receives goes through
+ * here. Today it is a stream socket as it is; encryption goes behind these functions.
+ *
+ * Every call gives up when xend gives the job up (-ECANCELED), when the line is silent for
+ * WIRE_SILENCE_MS (-ETIMEDOUT), or when the time for one message is over (wire_limit).
+ */
+#pragma once
+
+#include "base/error.h"
+#include "carry/job.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define WIRE_SILENCE_MS 30000
+#define WIRE_ALIVE_MS 5000
+#define WIRE_PARTS_MAX 512 /* pieces of one wire_send or wire_receive */
+
+struct wire {
+	int fd; /* owned, non-blocking */
+	const struct job *job;
+	char peer[128];   /* for sentences: name or address */
+	int64_t deadline; /* monotonic ns, 0: none */
+	uint64_t sent_bytes;
+};
+
+#define _cleanup_wire_ __attribute__((cleanup(wire_close)))
+
+/* Connects to host (name or address) and port; takes at most 10 s for each of the host's addresses. */
+int wire_connect(
+	struct wire *wire, const struct job *job, const char *host, const char *port, struct error *error);
+/* Takes over a connected stream socket (also when it fails). `peer` names it in sentences. */
+int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error);
+void wire_close(struct wire *wire);
+/* Ends a conversation so that the peer gets everything that was sent: no more is sent, what still comes is
+ * dropped. */
+void wire_finish(struct wire *wire);
+
+/* The next calls have `milliseconds` in all (0: only silence ends them). */
+void wire_limit(struct wire *wire, int milliseconds);
+
+/* Sends, or fills, all parts. `parts` is used up: its entries change. */
+int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
+int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
+
+/* Waits until the peer (1) or xend (2) has something to say, or the time is over (0). */
+int wire_wait(const struct wire *wire, int milliseconds, struct error *error);
+/* Whether the peer has something to say already. */
+bool wire_heard(const struct wire *wire);
+/* Bytes sent that the peer's host has not acknowledged. */
+uint64_t wire_backlog(const struct wire *wire);
