@@ -58,7 +58,7 @@ def make_ext4(image, content, mebibytes, journal=True):
 
 
 def guest_image():
-    """The directory with boot.img (the hosts' /boot), guest.img (the guests' disk) and guest.json."""
+    """The directory with boot.img (the hosts' /boot), storage.img (storage's disk, with the guests' disk) and guest.json."""
     kernel_tree, trees = packages.fetch()
     agent, pulse = built("ferry-lab-agent"), built("ferry-lab-pulse")
 
@@ -85,8 +85,12 @@ def guest_image():
         tree.directory("var/journal")
         root = directory / "root"
         tree.write_directory(root)
-        make_ext4(directory / "guest.img", root, DISK_MIB)
+        storage = directory / "storage"
+        (storage / "var" / "disks").mkdir(parents=True)
+        make_ext4(storage / "var" / "disks" / "base.img", root, DISK_MIB)
+        make_ext4(directory / "storage.img", storage, 16384, journal=False)
         shutil.rmtree(root)
+        shutil.rmtree(storage)
         (directory / "guest.json").write_text(json.dumps({
             "large_size": len(large), "large_sha256": hashlib.sha256(large).hexdigest(), "kernel": bzimage.name}))
 

@@ -20,16 +20,15 @@ class Disk:
         self.port = FIRST_NBD_PORT + number
         self.file = f"/var/disks/{name}.img"
         storage = lab.storage
-        script = f"mkdir -p /var/disks /mnt/guest && cp --sparse=always /dev/vdb {self.file}"
+        script = f"cd /var/disks && cp --sparse=always base.img {self.file}"
         if address:
             settings = f"address={address}\nhostname={hostname or name}\n"
-            script += (f" && mount -o loop {self.file} /mnt/guest && printf %s {shlex.quote(settings)}"
-                       " > /mnt/guest/etc/network.conf && umount /mnt/guest")
+            script += (f" && mkdir -p /mnt/guest && mount -o loop {self.file} /mnt/guest && printf %s"
+                       f" {shlex.quote(settings)} > /mnt/guest/etc/network.conf && umount /mnt/guest")
+        # --fork returns when the server listens. As many clients as there are hosts, all at the same file.
+        script += (f" && qemu-nbd --fork --persistent --shared=8 --format=raw --cache=writeback --discard=unmap"
+                   f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}")
         storage.run(script, timeout=60)
-        configuration = (f"[generic]\nport = {self.port}\nallowlist = true\n[{name}]\nexportname = {self.file}\n"
-                         "flush = true\nfua = true\ntrim = true\nrotational = false\n")
-        storage.put(configuration, f"/run/nbd-{name}.conf")
-        storage.run(f"nbd-server -C /run/nbd-{name}.conf -p /run/nbd-{name}.pid")
         for host in lab.ferry_hosts():
             self.connect(host)
 

@@ -16,13 +16,14 @@ from .kernel import Modules, elf_of_bzimage
 LAB = Path(__file__).resolve().parent.parent
 REPOSITORY = LAB.parent
 
-HOST_MODULES_FIRST = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk"]
-HOST_MODULES = ["virtio_rng", "tun", "bridge", "kvm-amd", "nbd", "loop", "sch_netem", "sch_tbf"]
-# The bridge of the hosts of guests is made by Ferry's network-bridge script when xend starts.
+# In loading order: for every host, and besides for the hosts of guests (their bridge is made by Ferry's
+# network-bridge script when xend starts).
+MODULES = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "loop"]
+GUEST_HOST_MODULES = ["kvm-amd", "tun", "bridge", "nbd", "sch_netem", "sch_tbf"]
 
 # Programs of the packages, by name; busybox has the rest.
 HOST_PROGRAMS = [
-    "ip", "bridge", "brctl", "ping", "nbd-server", "nbd-client", "strace", "ps", "top", "pgrep", "free", "vmstat",
+    "ip", "bridge", "brctl", "ping", "qemu-nbd", "nbd-client", "strace", "ps", "top", "pgrep", "free", "vmstat",
     "bash", "cp", "dd", "mv", "ls", "stat", "timeout", "truncate", "sha256sum", "mke2fs", "e2fsck", "tc",
 ]
 
@@ -125,10 +126,10 @@ def host_image():
         tree = base_tree(trees, HOST_PROGRAMS)
         tree.link("usr/bin/sh", "bash")  # busybox's shell would prefer its own cp, ping and ip
         modules = Modules(kernel_tree)
-        first = modules.add_to(tree, HOST_MODULES_FIRST)
-        every = modules.add_to(tree, HOST_MODULES_FIRST + HOST_MODULES)
-        tree.text("etc/modules.first", "\n".join(first) + "\n")
-        tree.text("etc/modules.later", "\n".join(m for m in every if m not in first) + "\n")
+        basic = modules.add_to(tree, MODULES)
+        every = modules.add_to(tree, MODULES + GUEST_HOST_MODULES)
+        tree.text("etc/modules.basic", "\n".join(basic) + "\n")
+        tree.text("etc/modules.guests", "\n".join(m for m in every if m not in basic) + "\n")
         tree.file("usr/bin/ferry-lab-agent", agent, 0o755)
         tree.copy_tree(LAB / "host" / "etc", "etc")
         tree.file("init", LAB / "host" / "init", 0o755)

@@ -80,17 +80,19 @@ class Host(Machine):
         lab = self.lab
         data = lab.directory / f"{self.name}.img"
         if not data.exists():
-            subprocess.run(["cp", "--sparse=always", str(lab.image / "data.img"), str(data)], check=True, timeout=60)
+            made = lab.guest_image / "storage.img" if self.name == "storage" else lab.image / "data.img"
+            subprocess.run(["cp", "--sparse=always", str(made), str(data)], check=True, timeout=60)
         agent, far_agent = socket.socketpair()
         qmp, far_qmp = socket.socketpair()
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-name", self.name,
-            "-machine", "pc,hpet=off,usb=off,smm=off,graphics=off,vmport=off",
+            "-machine", "microvm,acpi=on,pcie=on,rtc=on,pit=on,pic=on,usb=off",
             "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-la57,+svm,+npt", "-rtc", "base=utc,clock=host",
             "-smp", str(CPUS[self.name]), "-m", str(lab.memory.get(self.name, MEMORY[self.name])),
             "-kernel", str(lab.image / "vmlinux"), "-initrd", str(lab.directory / "initrd"),
-            "-append", "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable clocksource=tsc mitigations=off "
-            f"no_timer_check rcupdate.rcu_expedited=1 ferry_host={self.name} ferry_ip={self.address}",
+            "-append", "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off rcupdate.rcu_expedited=1 "
+            f"tsc=reliable clocksource=tsc tsc_early_khz={lab.counter_khz} lpj={lab.counter_khz * 4} "
+            f"no_timer_check maxcpus=1 ferry_host={self.name} ferry_ip={self.address}",
             "-no-reboot", "-serial", f"file:{self.console}",
             "-device", "virtio-serial-pci,max_ports=2",
             "-chardev", f"socket,id=agent,fd={far_agent.fileno()}", "-device", "virtserialport,chardev=agent,nr=1",
@@ -224,6 +226,10 @@ class Lab(Guests):
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 20)
         archive.unlink()
+        # The emulated time stamp counter is this machine's. Hosts are told its pace: measuring it against
+        # emulated timers goes wrong under load, and they would differ (KVM would see two kinds of host).
+        pace = subprocess.run([str(images.built("ferry-lab-pulse")), "tsc"], text=True, capture_output=True, check=True)
+        self.counter_khz = int(pace.stdout)
         self.hosts = {name: Host(self, name) for name in self.names}
         for name, host in self.hosts.items():
             setattr(self, name, host)
@@ -258,9 +264,7 @@ class Lab(Guests):
 
     def extra_disks(self, name):
         """Read-only disks of a host besides its own."""
-        if name in ("host1", "host2"):
-            return [self.guest_image / "boot.img"]
-        return [self.guest_image / "guest.img"] if name == "storage" else []
+        return [self.guest_image / "boot.img"] if name in ("host1", "host2") else []
 
     def close(self):
         """Ends the lab's processes and removes its directory."""

@@ -24,7 +24,7 @@ PACKAGES = [
     "iproute2", "libbpf1", "libelf1", "libmnl0", "libbsd0", "libmd0", "libcap2", "libdb5.3",
     "bridge-utils",
     "iputils-ping", "libidn2-0", "libunistring2",
-    "nbd-server", "nbd-client", "libglib2.0-0", "libgnutls30", "libp11-kit0", "libtasn1-6", "libnettle8",
+    "nbd-client", "qemu-utils", "libnuma1", "libfuse3-3", "libaio1", "liburing2", "libglib2.0-0", "libgnutls30", "libp11-kit0", "libtasn1-6", "libnettle8",
     "libhogweed6", "libgmp10", "libffi8", "libpcre2-8-0", "libnl-3-200", "libnl-genl-3-200",
     "e2fsprogs", "libext2fs2", "libcom-err2", "libss2", "libblkid1", "libuuid1", "logsave",
     "bash", "libtinfo6", "coreutils", "libacl1", "libattr1", "libselinux1",

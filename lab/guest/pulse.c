@@ -4,6 +4,7 @@
  *   pulse clocks STATUS [MICROSECONDS]   a thread on each CPU ticks and compares clocks across CPUs
  *   pulse disk STATUS JOURNAL [MICROSECONDS]   appends numbered, checksummed records, each made durable
  *   pulse verify JOURNAL                 says whether a journal is gapless and without repeats
+ *   pulse tsc                            prints how fast this machine's time stamp counter runs, in kHz
  *   pulse memory STATUS MIB PAGES_PER_SECOND   rewrites pages of a working set and checks each before
  *
  * STATUS is a file, replaced as a whole about three times a second, of lines "name value".
@@ -279,6 +280,35 @@ static int verify_journal(const char *journal)
 	return 0;
 }
 
+/* ---- time stamp counter ---- */
+
+/* A reading of both clocks, taken as close together as they ever come. */
+static void read_both(uint64_t *counter, int64_t *time)
+{
+	uint64_t closest = UINT64_MAX;
+	for (int i = 0; i < 1000; i++) {
+		uint64_t before = __builtin_ia32_rdtsc();
+		int64_t now = nanoseconds(CLOCK_MONOTONIC_RAW);
+		uint64_t after = __builtin_ia32_rdtsc();
+		if (after - before < closest) {
+			closest = after - before;
+			*counter = before + (after - before) / 2;
+			*time = now;
+		}
+	}
+}
+
+static int print_counter_frequency(void)
+{
+	uint64_t counter[2];
+	int64_t time[2];
+	read_both(&counter[0], &time[0]);
+	sleep_until(nanoseconds(CLOCK_MONOTONIC) + 200000000);
+	read_both(&counter[1], &time[1]);
+	printf("%.0f\n", (double)(counter[1] - counter[0]) * 1e6 / (double)(time[1] - time[0]));
+	return 0;
+}
+
 /* ---- memory ---- */
 
 static void fill_page(uint64_t *page, uint64_t index, uint64_t generation)
@@ -347,6 +377,8 @@ static _Noreturn void dirty_memory(const char *path, size_t mib, int64_t rate)
 
 int main(int argc, char **argv)
 {
+	if (argc == 2 && strcmp(argv[1], "tsc") == 0)
+		return print_counter_frequency();
 	const char *mode = argc > 2 ? argv[1] : "";
 	if (strcmp(mode, "clocks") == 0)
 		watch_clocks(argv[2], argc > 3 ? atoll(argv[3]) * 1000 : 1000000);
@@ -357,6 +389,6 @@ int main(int argc, char **argv)
 	if (strcmp(mode, "memory") == 0 && argc > 4)
 		dirty_memory(argv[2], (size_t)atoll(argv[3]), atoll(argv[4]));
 	fprintf(stderr, "usage: pulse clocks STATUS [MICROSECONDS] | disk STATUS JOURNAL [MICROSECONDS] |\n"
-			"       verify JOURNAL | memory STATUS MIB PAGES_PER_SECOND\n");
+			"       verify JOURNAL | tsc | memory STATUS MIB PAGES_PER_SECOND\n");
 	return 2;
 }
