@@ -161,10 +161,10 @@ static void bar_read(void *context, uint64_t offset, void *data, unsigned size)
 {
 	struct pci_device *device = context;
 
-	if (offset >= PCI_MSIX_PENDING)
-		pending_read(device, offset - PCI_MSIX_PENDING, data, size);
-	else if (offset >= PCI_MSIX_TABLE)
-		table_read(device, offset - PCI_MSIX_TABLE, data, size);
+	if (offset >= PCI_BAR_MSIX_PENDING)
+		pending_read(device, offset - PCI_BAR_MSIX_PENDING, data, size);
+	else if (offset >= PCI_BAR_MSIX_TABLE)
+		table_read(device, offset - PCI_BAR_MSIX_TABLE, data, size);
 	else
 		device->class->bar_read(device, offset, data, size);
 }
@@ -173,10 +173,10 @@ static void bar_write(void *context, uint64_t offset, const void *data, unsigned
 {
 	struct pci_device *device = context;
 
-	if (offset >= PCI_MSIX_PENDING)
+	if (offset >= PCI_BAR_MSIX_PENDING)
 		return; /* read-only (PCI 3.0, 6.8.2.10) */
-	if (offset >= PCI_MSIX_TABLE)
-		table_write(device, offset - PCI_MSIX_TABLE, data, size);
+	if (offset >= PCI_BAR_MSIX_TABLE)
+		table_write(device, offset - PCI_BAR_MSIX_TABLE, data, size);
 	else
 		device->class->bar_write(device, offset, data, size);
 }
@@ -381,7 +381,7 @@ static int add_msix(struct pci_device *device, unsigned vectors, struct error *e
 	struct {
 		uint16_t control;
 		uint32_t table, pending;
-	} __attribute__((packed)) body = {(uint16_t)(vectors - 1), PCI_MSIX_TABLE, PCI_MSIX_PENDING},
+	} __attribute__((packed)) body = {(uint16_t)(vectors - 1), PCI_BAR_MSIX_TABLE, PCI_BAR_MSIX_PENDING},
 				  writable = {PCI_MSIX_FLAGS_ENABLE | PCI_MSIX_FLAGS_MASKALL, 0, 0};
 
 	device->msix_capability = pci_capability(device, PCI_CAP_ID_MSIX, &body, &writable, sizeof(body));

@@ -7,7 +7,7 @@
  * calls pci_add, then pci_capability for capabilities of its own. The address
  * of BAR 0 follows from the slot, so a restored machine has it where it was;
  * the guest may move it. MSI-X table and pending bits live in the BAR, at
- * PCI_MSIX_TABLE and PCI_MSIX_PENDING; the rest of it is the device's.
+ * PCI_BAR_MSIX_TABLE and PCI_BAR_MSIX_PENDING; the rest of it is the device's.
  */
 #pragma once
 
@@ -19,8 +19,8 @@
 #define PCI_BAR_SIZE 0x8000u
 #define PCI_BAR_BASE 0xe0000000ull /* slot n's BAR 0: base + n × PCI_BAR_SIZE × 2 */
 #define PCI_BAR_NOWHERE UINT64_MAX /* address of a BAR that the guest has switched off */
-#define PCI_MSIX_TABLE 0x6000u
-#define PCI_MSIX_PENDING 0x7000u
+#define PCI_BAR_MSIX_TABLE 0x6000u
+#define PCI_BAR_MSIX_PENDING 0x7000u
 #define PCI_MSIX_VECTORS_MAX 36u
 #define PCI_CONFIG_SIZE 256u
 
@@ -34,7 +34,7 @@ struct pci_identity {
 };
 
 struct pci_class {
-	/* Accesses to BAR 0 below PCI_MSIX_TABLE. */
+	/* Accesses to BAR 0 below PCI_BAR_MSIX_TABLE. */
 	void (*bar_read)(struct pci_device *device, uint64_t offset, void *data, unsigned size);
 	void (*bar_write)(struct pci_device *device, uint64_t offset, const void *data, unsigned size);
 	/* May be NULL: BAR 0 was at `from` and is now at `to` (each may be PCI_BAR_NOWHERE). */

@@ -246,7 +246,7 @@ static bool config_access(
 	memcpy(access, device->pci.config + device->pci_access, sizeof(*access));
 	return access->cap.bar == 0 &&
 	       (access->cap.length == 1 || access->cap.length == 2 || access->cap.length == 4) &&
-	       access->cap.offset % access->cap.length == 0 && access->cap.offset < PCI_MSIX_TABLE;
+	       access->cap.offset % access->cap.length == 0 && access->cap.offset < PCI_BAR_MSIX_TABLE;
 }
 
 static void config_read(struct pci_device *pci, unsigned offset, unsigned size)
