@@ -1,0 +1,493 @@
+#include "xend/api.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/guest.h"
+#include "xend/jobs.h"
+#include "xend/lifecycle.h"
+
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/http.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/listener.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#define BODY_MAX 1048576
+#define LOG_TAIL 1048576
+
+/* The request's <D>, or an answer that says why not. `what` completes "cannot be …" for Domain-0. */
+static struct domain *call_domain(struct call *call, const char *what)
+{
+	struct domain *domain;
+	struct error error;
+
+	if (strcmp(call->domain, "0") == 0 || strcmp(call->domain, "Domain-0") == 0)
+		error_set(&error, EINVAL, "Domain-0 is the host itself and cannot be %s.", what);
+	else if (domain_find(call->xend, call->domain, &domain, &error) >= 0)
+		return domain;
+	reply_error(call->reply, &error);
+	return NULL;
+}
+
+static void answer(struct call *call, int r, const struct error *error)
+{
+	if (r < 0)
+		reply_error(call->reply, error);
+	else
+		reply_json(call->reply, 200, json_object());
+}
+
+/* Reads the body's members (jansson's format), or answers what is wrong with them. */
+#define CALL_BODY(call, format, ...)                                                                         \
+	({                                                                                                   \
+		json_error_t reason_;                                                                        \
+		struct error error_;                                                                         \
+		int bad_ = json_unpack_ex((call)->body, &reason_, 0, format, __VA_ARGS__);                   \
+		if (bad_) {                                                                                  \
+			error_set(&error_, EINVAL, "The request's body is not as it should be: %s.",         \
+				reason_.text);                                                               \
+			reply_error((call)->reply, &error_);                                                 \
+		}                                                                                            \
+		!bad_;                                                                                       \
+	})
+
+static void list(struct call *call)
+{
+	json_t *domains = json_array();
+
+	guest_refresh(call->xend);
+	json_array_append_new(domains, domain_describe_host(call->xend));
+	for (struct domain *domain = call->xend->domains; domain; domain = domain->next)
+		json_array_append_new(domains, domain_describe(domain));
+	reply_json(call->reply, 200, json_pack("{s:o}", "domains", domains));
+}
+
+static void show(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+
+	if (strcmp(call->domain, "0") == 0 || strcmp(call->domain, "Domain-0") == 0) {
+		reply_json(call->reply, 200, domain_describe_host(call->xend));
+		return;
+	}
+	domain = call_domain(call, "shown");
+	if (!domain)
+		return;
+	if (domain->phase == DOMAIN_LIVE && !domain->dead)
+		guest_refresh_one(domain, NULL);
+	reply_json(call->reply, 200, domain_describe(domain));
+}
+
+static void create(struct call *call)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_domain_ struct domain *domain = NULL;
+	int paused = false, dryrun = false, r;
+	const json_t *json;
+	struct error error;
+
+	if (!CALL_BODY(call, "{s:o, s?b, s?b}", "config", &json, "paused", &paused, "dryrun", &dryrun))
+		return;
+	r = guest_config_from_json(&config, json, &error);
+	if (r >= 0)
+		r = guest_config_complete(&config, &error);
+	if (r >= 0 && dryrun)
+		r = lifecycle_check(call->xend, &config, &error);
+	if (r >= 0 && dryrun) {
+		reply_json(call->reply, 200,
+			json_pack(
+				"{s:s, s:o}", "name", config.name, "config", guest_config_to_json(&config)));
+		return;
+	}
+	if (r >= 0)
+		r = lifecycle_create(call->xend, &config, paused, &domain, &error);
+	if (r < 0) {
+		log_warning("A guest was not created: %s", error.text);
+		reply_error(call->reply, &error);
+	} else {
+		reply_json(call->reply, 201, domain_describe(domain));
+	}
+}
+
+/* What is asked of a guest between two moments of its run, when no job has it. */
+static void ask_guest(
+	struct call *call, const char *what, int (*ask)(struct domain *domain, struct error *error))
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, what);
+	struct error error;
+	int r;
+
+	if (!domain)
+		return;
+	r = domain_begin_job(domain, what, -1, &error);
+	if (r >= 0) {
+		r = ask(domain, &error);
+		domain_end_job(domain);
+	}
+	answer(call, r, &error);
+}
+
+static int do_pause(struct domain *domain, struct error *error)
+{
+	int r = guest_pause(domain, error);
+
+	if (r < 0)
+		return r;
+	domain->paused = true;
+	return domain_record(domain, error);
+}
+
+static int do_unpause(struct domain *domain, struct error *error)
+{
+	int r;
+
+	if (!domain->paused && domain->state == GUEST_RUNNING)
+		return error_set(error, EINVAL, "Domain '%s' is not paused.", domain->config.name);
+	r = guest_resume(domain, &(struct guest_resume){0}, error);
+	if (r < 0)
+		return r;
+	domain->paused = false;
+	return domain_record(domain, error);
+}
+
+static void pause_domain(struct call *call)
+{
+	ask_guest(call, "being paused", do_pause);
+}
+
+static void unpause_domain(struct call *call)
+{
+	ask_guest(call, "being unpaused", do_unpause);
+}
+
+/* The power button may be pressed whatever else goes on; a guest that stands still sees it later. */
+static void press_button(struct call *call, const char *what, bool restart)
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, what);
+	struct error error;
+	int r;
+
+	if (!domain)
+		return;
+	if (domain->phase != DOMAIN_LIVE || domain->preserved || domain->dead)
+		r = error_set(&error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
+			domain->config.name);
+	else if (domain->paused)
+		r = error_set(&error, EBUSY, "Domain '%s' is paused and cannot be %s; unpause it first.",
+			domain->config.name, what);
+	else
+		r = guest_power_button(domain, &error);
+	if (r >= 0) {
+		domain->restart_wanted = restart;
+		r = domain_record(domain, &error);
+	}
+	answer(call, r, &error);
+}
+
+static void shutdown_domain(struct call *call)
+{
+	press_button(call, "shut down", false);
+}
+
+static void reboot_domain(struct call *call)
+{
+	press_button(call, "rebooted", true);
+}
+
+static void destroy(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, "destroyed");
+	struct error error;
+
+	if (domain)
+		answer(call, lifecycle_destroy(domain, &error), &error);
+}
+
+static void rename_domain(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	const char *name;
+	struct error error;
+	int r;
+
+	if (!CALL_BODY(call, "{s:s}", "name", &name))
+		return;
+	domain = call_domain(call, "renamed");
+	if (!domain)
+		return;
+	r = domain_begin_job(domain, "being renamed", -1, &error);
+	if (r >= 0) {
+		r = domain_rename(domain, name, &error);
+		domain_end_job(domain);
+	}
+	answer(call, r, &error);
+}
+
+static void save(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	int keep = false, live = false, force = false;
+	struct save_options options = {0};
+
+	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?b}", "file", &options.file, "keep", &keep, "live", &live,
+		    "force", &force))
+		return;
+	options.keep = keep;
+	options.live = live;
+	options.force = force;
+	domain = call_domain(call, "saved");
+	if (domain)
+		job_save(domain, &options, call->reply);
+}
+
+static void restore(struct call *call)
+{
+	const char *file;
+	int paused = false;
+
+	if (CALL_BODY(call, "{s:s, s?b}", "file", &file, "paused", &paused))
+		job_restore(call->xend, file, paused, call->reply);
+}
+
+static void migrate(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	json_int_t port = 0, rate = 0;
+	int live = false;
+	struct migrate_options options = {0};
+	struct error error;
+
+	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I}", "host", &options.host, "port", &port, "live", &live,
+		    "rate_mbit", &rate))
+		return;
+	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
+		strlen(options.host) > 253) {
+		error_set(&error, EINVAL, "The migration's host, port or rate is not one.");
+		reply_error(call->reply, &error);
+		return;
+	}
+	options.port = port ? (unsigned)port : (unsigned)call->xend->config.relocation_port;
+	options.live = live;
+	options.rate_mbit = (unsigned)rate;
+	domain = call_domain(call, "migrated");
+	if (domain)
+		job_migrate(domain, &options, call->reply);
+}
+
+static void gone(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, "waited for");
+
+	if (!domain)
+		return;
+	/* A stream, so that a client that leaves is noticed. */
+	reply_stream(call->reply, "application/json");
+	while (domain->phase != DOMAIN_GONE && !domain->preserved && !reply_gone(call->reply) &&
+		!call->xend->stopping)
+		xend_wait(call->xend, -1);
+	if (domain->phase == DOMAIN_GONE || domain->preserved)
+		reply_line(call->reply, json_object());
+	reply_end(call->reply);
+}
+
+static void show_log(struct call *call)
+{
+	const char *path = call->xend->config.logfile;
+	_cleanup_close_ int file = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_free_ char *text = malloc(LOG_TAIL);
+	struct error error;
+	struct stat info;
+	ssize_t size;
+
+	if (file < 0 || !text || fstat(file, &info) < 0) {
+		error_set(&error, errno, "Unable to read the log %s: %s.", path, strerror(errno));
+		reply_error(call->reply, &error);
+		return;
+	}
+	size = pread(file, text, LOG_TAIL, info.st_size > LOG_TAIL ? info.st_size - LOG_TAIL : 0);
+	reply_stream(call->reply, "text/plain");
+	reply_bytes(call->reply, text, size > 0 ? (size_t)size : 0);
+	reply_end(call->reply);
+}
+
+static const struct route {
+	enum evhttp_cmd_type method;
+	const char *path; /* "*" stands for the domain */
+	void (*handle)(struct call *call);
+} routes[] = {
+	{EVHTTP_REQ_GET,  "/domains",            list           },
+	{EVHTTP_REQ_POST, "/domains",            create         },
+	{EVHTTP_REQ_GET,  "/domains/*",          show           },
+	{EVHTTP_REQ_POST, "/domains/*/pause",    pause_domain   },
+	{EVHTTP_REQ_POST, "/domains/*/unpause",  unpause_domain },
+	{EVHTTP_REQ_POST, "/domains/*/shutdown", shutdown_domain},
+	{EVHTTP_REQ_POST, "/domains/*/reboot",   reboot_domain  },
+	{EVHTTP_REQ_POST, "/domains/*/destroy",  destroy        },
+	{EVHTTP_REQ_POST, "/domains/*/rename",   rename_domain  },
+	{EVHTTP_REQ_POST, "/domains/*/save",     save           },
+	{EVHTTP_REQ_POST, "/domains/*/migrate",  migrate        },
+	{EVHTTP_REQ_GET,  "/domains/*/console",  console_stream },
+	{EVHTTP_REQ_POST, "/domains/*/console",  console_input  },
+	{EVHTTP_REQ_GET,  "/domains/*/gone",     gone           },
+	{EVHTTP_REQ_POST, "/restore",            restore        },
+	{EVHTTP_REQ_GET,  "/info",               info_show      },
+	{EVHTTP_REQ_GET,  "/log",                show_log       },
+};
+
+/* Whether the path is of that pattern; what stands for "*" goes to `domain`. */
+static bool match(const char *pattern, const char *path, char *domain, size_t size)
+{
+	const char *star = strchr(pattern, '*');
+	size_t before = star ? (size_t)(star - pattern) : strlen(pattern), length;
+	_cleanup_free_ char *word = NULL, *decoded = NULL;
+
+	*domain = 0;
+	if (strncmp(path, pattern, before) != 0)
+		return false;
+	if (!star)
+		return !path[before];
+	length = strcspn(path + before, "/");
+	if (!length || strcmp(path + before + length, star + 1) != 0)
+		return false;
+	word = strndup(path + before, length);
+	decoded = word ? evhttp_uridecode(word, 0, NULL) : NULL;
+	if (!decoded || strlen(decoded) >= size)
+		return false;
+	snprintf(domain, size, "%s", decoded);
+	return true;
+}
+
+struct pending {
+	struct call call;
+	const struct route *route;
+};
+
+static void pending_free(struct pending *pending)
+{
+	reply_unref(pending->call.reply);
+	json_decref(pending->call.body);
+	free(pending->call.bytes);
+	free(pending);
+}
+
+static void run_call(void *argument)
+{
+	struct pending *pending = argument;
+
+	pending->route->handle(&pending->call);
+	pending_free(pending);
+}
+
+static int read_body(struct evhttp_request *request, struct call *call)
+{
+	struct evbuffer *body = evhttp_request_get_input_buffer(request);
+
+	call->size = evbuffer_get_length(body);
+	call->bytes = malloc(call->size + 1);
+	if (!call->bytes)
+		return -ENOMEM;
+	evbuffer_copyout(body, call->bytes, call->size);
+	call->body = json_loadb(call->bytes, call->size, JSON_REJECT_DUPLICATES, NULL);
+	if (!json_is_object(call->body)) {
+		json_decref(call->body);
+		call->body = NULL;
+	}
+	return 0;
+}
+
+static const struct route *find_route(struct evhttp_request *request, struct call *call, struct error *error)
+{
+	const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(request);
+	const char *path = uri ? evhttp_uri_get_path(uri) : NULL,
+		   *query = uri ? evhttp_uri_get_query(uri) : NULL;
+	bool known = false;
+
+	call->history = query && strcmp(query, "history=1") == 0;
+	for (size_t i = 0; path && i < ARRAY_SIZE(routes); i++) {
+		if (!match(routes[i].path, path, call->domain, sizeof(call->domain)))
+			continue;
+		known = true;
+		if (routes[i].method == evhttp_request_get_command(request))
+			return &routes[i];
+	}
+	error_set(error, ENOENT,
+		known ? "xend does not understand that method for '%.200s'."
+		      : "xend knows nothing at '%.200s'.",
+		path ? path : "");
+	return NULL;
+}
+
+static void handle_request(struct evhttp_request *request, void *argument)
+{
+	struct xend *xend = argument;
+	struct pending *pending = calloc(1, sizeof(*pending));
+	struct error error = {0};
+	int r = 0;
+
+	if (pending)
+		pending->call = (struct call){.xend = xend, .reply = reply_new(xend, request)};
+	if (!pending || !pending->call.reply) {
+		free(pending);
+		evhttp_send_error(request, HTTP_INTERNAL, "Out of memory.");
+		return;
+	}
+	pending->route = find_route(request, &pending->call, &error);
+	if (!pending->route)
+		r = -ENOENT;
+	else if (read_body(request, &pending->call) < 0)
+		r = error_set(&error, ENOMEM, "Out of memory.");
+	else if (pending->route->method == EVHTTP_REQ_POST && pending->route->handle != console_input &&
+		 pending->call.size && !pending->call.body)
+		r = error_set(&error, EINVAL, "The request's body is not a JSON object.");
+	if (r >= 0 && !pending->call.body)
+		pending->call.body = json_object();
+	if (r >= 0) {
+		xend_lock(xend);
+		r = xend->stopping ? error_set(&error, EBUSY, "xend is being stopped.")
+				   : xend_worker(xend, run_call, pending, &error);
+		xend_unlock(xend);
+	}
+	if (r < 0) {
+		reply_error(pending->call.reply, &error);
+		pending_free(pending);
+	}
+}
+
+int api_start(struct xend *xend, struct error *error)
+{
+	const char *path = xend->config.unix_path;
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	_cleanup_free_ char *directory = strdup(path);
+	struct evconnlistener *listener;
+	struct evhttp *http;
+	mode_t mask;
+
+	if (!directory || path[0] != '/' || strlen(path) >= sizeof(address.sun_path))
+		return error_set(error, EINVAL,
+			"xend-unix-path '%s' is not an absolute path of at most %zu characters.", path,
+			sizeof(address.sun_path) - 1);
+	*strrchr(directory, '/') = 0;
+	if (*directory && make_directories(directory, 0755, error) < 0)
+		return -error->code;
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	unlink(path);
+	mask = umask(0177);
+	listener =
+		evconnlistener_new_bind(xend->base, NULL, NULL, LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE,
+			64, (struct sockaddr *)&address, sizeof(address));
+	umask(mask);
+	if (!listener)
+		return error_set(error, errno, "Unable to listen on %s: %s.", path, strerror(errno));
+	http = evhttp_new(xend->base);
+	if (!http || !evhttp_bind_listener(http, listener))
+		return error_set(error, ENOMEM, "Unable to serve %s.", path);
+	evhttp_set_max_body_size(http, BODY_MAX);
+	evhttp_set_max_headers_size(http, 16384);
+	evhttp_set_allowed_methods(http, EVHTTP_REQ_GET | EVHTTP_REQ_POST);
+	evhttp_set_default_content_type(http, NULL);
+	evhttp_set_gencb(http, handle_request, xend);
+	return 0;
+}

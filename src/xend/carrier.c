@@ -1,0 +1,166 @@
+#include "xend/carrier.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* How long a carrier has to notice that its channel is closed. */
+#define END_MS 3000
+
+int carrier_start(
+	struct carrier *carrier, struct xend *xend, int cancel, struct reply *progress, struct error *error)
+{
+	unsigned number = xend->carriers_started++ % 0x1000000;
+	char program[320], user[32];
+	const char *const arguments[] = {program, "--job", "3", "--user", user, NULL};
+	struct spawn spawn = {.arguments = arguments, .output = -1, .record = carrier->record};
+	int pair[2];
+	pid_t pid;
+
+	snprintf(program, sizeof(program), "%s/ferry-carrier", xend->paths.libexec);
+	snprintf(user, sizeof(user), "%u:%u", CARRIER_UID_BASE + number, CARRIER_UID_BASE + number);
+	snprintf(carrier->record, sizeof(carrier->record), "%s/carriers/%u", xend->paths.run, number);
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return error_set(
+			error, errno, "Unable to make a channel to the carrier: %s.", strerror(errno));
+	spawn.pass = pair[1];
+	carrier->process = process_spawn(&spawn, &pid, error);
+	close(pair[1]);
+	if (carrier->process < 0) {
+		close(pair[0]);
+		unlink(carrier->record);
+		return carrier->process;
+	}
+	carrier->xend = xend;
+	carrier->channel = pair[0];
+	carrier->cancel = cancel;
+	carrier->progress = progress;
+	return 0;
+}
+
+static int died(const struct carrier *carrier, struct error *error)
+{
+	return error_set(error, EPIPE, "The carrier ended before its job was done; its reason may be in %s.",
+		carrier->xend->config.logfile);
+}
+
+int carrier_say(struct carrier *carrier, json_t *body, const int *fds, unsigned count, struct error *error)
+{
+	_cleanup_json_ json_t *consumed = body;
+	int r;
+
+	if (!body)
+		return error_set(error, ENOMEM, "Out of memory.");
+	r = channel_send(carrier->channel, body, fds, count, error);
+	return r == -EPIPE || r == -ECONNRESET ? died(carrier, error) : r;
+}
+
+bool carrier_heard(const struct message *event, const char *name)
+{
+	const char *heard = json_string_value(json_object_get(event->body, "event"));
+
+	return heard && strcmp(heard, name) == 0;
+}
+
+/* Without the lock. */
+static int wait_for_message(struct carrier *carrier, struct message *event, struct error *error)
+{
+	/* Past its point of no return (no `cancel`) a job does not end for xend's sake either. */
+	struct pollfd ready[] = {
+		{.fd = carrier->channel,                               .events = POLLIN},
+                {.fd = carrier->cancel,                                .events = POLLIN},
+		{.fd = carrier->cancel < 0 ? -1 : carrier->xend->stop, .events = POLLIN}
+        };
+	int r;
+
+	do
+		r = poll(ready, ARRAY_SIZE(ready), -1);
+	while (r < 0 && errno == EINTR);
+	/* What the carrier has said already counts before a cancellation. */
+	if (!ready[0].revents && (ready[1].revents || ready[2].revents))
+		return error_set(
+			error, ECANCELED, ready[1].revents ? "Cancelled." : "xend is being stopped.");
+	r = channel_receive(carrier->channel, event, error);
+	return r == -EPIPE || r == -ECONNRESET ? died(carrier, error) : r;
+}
+
+int carrier_hear(struct carrier *carrier, struct message *event, struct error *error)
+{
+	for (;;) {
+		int r;
+
+		xend_unlock(carrier->xend);
+		r = wait_for_message(carrier, event, error);
+		xend_lock(carrier->xend);
+		if (r < 0)
+			return r;
+		if (carrier_heard(event, "failed")) {
+			r = channel_error_of(event->body, error);
+			message_free(event);
+			return r < 0 ? r : error_set(error, EIO, "The carrier failed without a reason.");
+		}
+		if (!carrier_heard(event, "progress"))
+			return 0;
+		if (carrier->progress)
+			reply_line(carrier->progress, json_incref(event->body));
+		message_free(event);
+	}
+}
+
+int carrier_expect(struct carrier *carrier, const char *name, struct message *event, struct error *error)
+{
+	int r = carrier_hear(carrier, event, error);
+
+	if (r < 0 || carrier_heard(event, name))
+		return r;
+	message_free(event);
+	return error_set(error, EPROTO, "The carrier said something else where '%s' was due.", name);
+}
+
+void carrier_end(struct carrier *carrier)
+{
+	struct xend *xend = carrier->xend;
+
+	if (!xend)
+		return;
+	close(carrier->channel);
+	xend_unlock(xend);
+	if (process_wait(carrier->process, END_MS, NULL) < 0) {
+		log_warning("A carrier did not end by itself and was killed.");
+		process_kill(carrier->process);
+	}
+	xend_lock(xend);
+	close(carrier->process);
+	unlink(carrier->record);
+	carrier->xend = NULL;
+}
+
+void carrier_end_strays(struct xend *xend)
+{
+	char path[96], record[400];
+	struct dirent *entry;
+	DIR *directory;
+
+	snprintf(path, sizeof(path), "%s/carriers", xend->paths.run);
+	directory = opendir(path);
+	while (directory && (entry = readdir(directory))) {
+		_cleanup_close_ int process = -1;
+		pid_t pid;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(record, sizeof(record), "%s/%s", path, entry->d_name);
+		process = process_find(record, &pid);
+		if (process >= 0) {
+			log_warning("Ending the carrier %d of an earlier xend.", (int)pid);
+			process_kill(process);
+		}
+		unlink(record);
+	}
+	if (directory)
+		closedir(directory);
+}

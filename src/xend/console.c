@@ -1,0 +1,143 @@
+/* The guest's console over the API: its output as a stream, its input as it comes (guest-control.md,
+ * `console`). */
+#include "xend/api.h"
+#include "base/cleanup.h"
+#include "xend/guest.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+/* A client that does not read: the guest's output is then left to the guest, which drops what is too much. */
+#define BACKLOG_MAX 1048576
+#define INPUT_MS 5000
+
+/* Attaches a new stream to the guest's console. Returns our end. Lets go of the lock. */
+static int attach(struct domain *domain, bool history, struct error *error)
+{
+	_cleanup_json_ json_t *request =
+		json_pack("{s:s, s:{s:i}, s:b}", "do", "console", "stream", "fd", 0, "history", history);
+	_cleanup_close_ int control = guest_connect(domain, error), ours = -1, theirs = -1;
+	int pair[2], r;
+
+	if (control < 0)
+		return control;
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+		return error_set(error, errno, "Unable to make a console stream: %s.", strerror(errno));
+	ours = pair[0];
+	theirs = pair[1];
+	xend_unlock(domain->xend);
+	r = channel_call(control, request, &theirs, 1, NULL, GUEST_ANSWER_MS, error);
+	xend_lock(domain->xend);
+	return r < 0 ? r : take_fd(&ours);
+}
+
+static struct domain *find(struct call *call)
+{
+	struct domain *domain = NULL;
+	struct error error;
+
+	if (domain_find(call->xend, call->domain, &domain, &error) >= 0)
+		return domain;
+	reply_error(call->reply, &error);
+	return NULL;
+}
+
+/* Without the lock: until the guest ends, the client leaves, or xend stops. */
+static void pass_on(int stream, struct reply *reply, int stop)
+{
+	char bytes[16384];
+
+	for (;;) {
+		bool full = reply_backlog(reply) > BACKLOG_MAX;
+		struct pollfd ready[] = {
+			{.fd = reply_cancel_fd(reply), .events = POLLIN},
+                        {.fd = stop,                   .events = POLLIN},
+			{.fd = full ? -1 : stream,     .events = POLLIN}
+                };
+		int n = poll(ready, ARRAY_SIZE(ready), full ? 50 : -1);
+		ssize_t size;
+
+		if ((n < 0 && errno != EINTR) || (n > 0 && (ready[0].revents || ready[1].revents)))
+			return;
+		if (n <= 0 || !ready[2].revents)
+			continue;
+		size = read(stream, bytes, sizeof(bytes));
+		if (size <= 0)
+			return;
+		reply_bytes(reply, bytes, (size_t)size);
+	}
+}
+
+void console_stream(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = find(call);
+	_cleanup_close_ int stream = -1;
+	struct error error;
+
+	if (!domain)
+		return;
+	stream = attach(domain, call->history, &error);
+	if (stream < 0) {
+		reply_error(call->reply, &error);
+		return;
+	}
+	reply_stream(call->reply, "application/octet-stream");
+	xend_unlock(call->xend);
+	pass_on(stream, call->reply, call->xend->stop);
+	xend_lock(call->xend);
+	reply_end(call->reply);
+}
+
+/* Without the lock. Ends when the guest has read everything and closes. */
+static int put_in(int stream, const char *bytes, size_t size, struct error *error)
+{
+	long long deadline = monotonic_ms() + INPUT_MS, left;
+	char output[4096];
+
+	while ((left = deadline - monotonic_ms()) > 0) {
+		struct pollfd ready = {.fd = stream, .events = (short)(POLLIN | (size ? POLLOUT : 0))};
+		ssize_t n;
+
+		if (poll(&ready, 1, (int)left) < 0 && errno != EINTR)
+			break;
+		if (ready.revents & POLLOUT && size) {
+			n = send(stream, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+			if (n < 0 && errno != EAGAIN)
+				break;
+			bytes += n > 0 ? n : 0;
+			size -= n > 0 ? (size_t)n : 0;
+			if (!size)
+				shutdown(stream, SHUT_WR);
+		}
+		/* The guest's output comes here as well; it is for those who watch. */
+		if (ready.revents & (POLLIN | POLLHUP) &&
+			recv(stream, output, sizeof(output), MSG_DONTWAIT) == 0)
+			return size ? error_set(error, EIO, "The guest has closed its console.") : 0;
+	}
+	return error_set(error, ETIMEDOUT, "The guest does not read its console.");
+}
+
+void console_input(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = find(call);
+	_cleanup_close_ int stream = -1;
+	struct error error;
+	int r = 0;
+
+	if (!domain)
+		return;
+	if (call->size) {
+		r = stream = attach(domain, false, &error);
+		if (r >= 0) {
+			xend_unlock(call->xend);
+			r = put_in(stream, call->bytes, call->size, &error);
+			xend_lock(call->xend);
+		}
+	}
+	if (r < 0)
+		reply_error(call->reply, &error);
+	else
+		reply_json(call->reply, 200, json_object());
+}

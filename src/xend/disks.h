@@ -1,0 +1,28 @@
+/*
+ * The guest's disks on the host: opened, and locked for as long as the guest
+ * lives, because the lock belongs to the open file that ferry-guest holds.
+ *
+ * A block device that is written is opened with O_EXCL: the kernel then keeps
+ * everybody else, mount included, from doing the same. A file gets an open file
+ * description lock, for writing or for reading (fcntl(2), F_OFD_SETLK).
+ */
+#pragma once
+
+#include "config/guest_config.h"
+
+#include <stdbool.h>
+
+enum disk_lock {
+	DISK_LOCK_NOW,
+	DISK_LOCK_LATER, /* incoming: on shared storage the peer holds the lock until it has given the guest
+			    away */
+};
+
+/* Opens the disk, O_DIRECT where the file system can. Returns a descriptor owned by the caller. */
+int disk_open(const struct guest_disk *disk, const char *domain, enum disk_lock lock, struct error *error);
+
+/* Locks what was opened with DISK_LOCK_LATER. -EBUSY while somebody else has the lock. */
+int disk_lock(int fd, const struct guest_disk *disk);
+
+/* Whether two paths are the same file or the same block device. */
+bool disk_same(const char *one, const char *other);

@@ -1,0 +1,362 @@
+#include "xend/domain.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/disks.h"
+#include "xend/machine.h"
+#include "xend/memory.h"
+#include "xend/store.h"
+#include "xend/supervise.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <time.h>
+
+struct domain *domain_ref(struct domain *domain)
+{
+	domain->references++;
+	return domain;
+}
+
+void domain_unref(struct domain *domain)
+{
+	if (--domain->references)
+		return;
+	guest_config_free(&domain->config);
+	free(domain);
+}
+
+struct domain *domain_by_uuid(struct xend *xend, const char *uuid)
+{
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		if (strcmp(domain->config.uuid, uuid) == 0)
+			return domain;
+	return NULL;
+}
+
+static struct domain *by_name(struct xend *xend, const char *name)
+{
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		if (strcmp(domain->config.name, name) == 0)
+			return domain;
+	return NULL;
+}
+
+int domain_find(struct xend *xend, const char *name_or_id, struct domain **result, struct error *error)
+{
+	struct domain *domain = by_name(xend, name_or_id);
+	char *end;
+	unsigned long id = strtoul(name_or_id, &end, 10);
+
+	if (!domain && *name_or_id && !*end)
+		for (domain = xend->domains; domain && domain->id != id; domain = domain->next)
+			;
+	if (!domain)
+		return error_set(error, ENOENT, "Domain '%s' does not exist.", name_or_id);
+	*result = domain_ref(domain);
+	return 0;
+}
+
+int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
+{
+	uint64_t promised_mib = 0, taken_kib = 0;
+	struct host_memory host;
+	int r = host_memory_read(&host, error);
+
+	if (r < 0)
+		return r;
+	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+		promised_mib += domain->config.memory + GUEST_OVERHEAD_MIB;
+		taken_kib += memory_taken_kib(domain->ram);
+	}
+	*mib = memory_free_mib(&host, promised_mib, taken_kib, xend->config.dom0_min_mem);
+	return 0;
+}
+
+static int admit_disks(struct xend *xend, const struct guest_config *config, struct error *error)
+{
+	for (size_t i = 0; i < config->disk_count; i++) {
+		const struct guest_disk *mine = &config->disks[i];
+
+		if (mine->mode == DISK_WRITE_SHARED)
+			continue;
+		for (struct domain *domain = xend->domains; domain; domain = domain->next)
+			for (size_t j = 0; j < domain->config.disk_count; j++) {
+				const struct guest_disk *theirs = &domain->config.disks[j];
+
+				if (mine->mode == DISK_READ_ONLY && theirs->mode == DISK_READ_ONLY)
+					continue;
+				if (disk_same(mine->target, theirs->target))
+					return error_set(error, EBUSY,
+						"Disk %s (%s) of domain '%s' is in use by domain '%s' (ID "
+						"%u); end that "
+						"domain first, or give each its own disk.",
+						mine->target, mine->device, config->name, domain->config.name,
+						domain->id);
+			}
+	}
+	return 0;
+}
+
+int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error)
+{
+	struct domain *other = by_name(xend, config->name);
+	uint64_t needed = config->memory + GUEST_OVERHEAD_MIB, free_mib;
+	int r;
+
+	if (other)
+		return error_set(error, EEXIST,
+			"Domain '%s' exists already with ID %u; destroy or rename that one first, or choose "
+			"another name.",
+			config->name, other->id);
+	other = domain_by_uuid(xend, config->uuid);
+	if (other)
+		return error_set(error, EEXIST,
+			"The uuid %s of domain '%s' is in use by domain '%s' with ID %u: they are the same "
+			"guest. Destroy "
+			"that one first.",
+			config->uuid, config->name, other->config.name, other->id);
+	r = domain_memory_free(xend, &free_mib, error);
+	if (r < 0)
+		return r;
+	if (needed > free_mib)
+		return error_set(error, ENOMEM,
+			"Domain '%s' needs %" PRIu64 " MiB (memory=%" PRIu64
+			" and %d for running it), but this host has "
+			"%" PRIu64 " MiB left for guests; end another guest or lower memory=.",
+			config->name, needed, config->memory, GUEST_OVERHEAD_MIB, free_mib);
+	return admit_disks(xend, config, error);
+}
+
+struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id)
+{
+	struct domain *domain = calloc(1, sizeof(*domain)), **at = &xend->domains;
+
+	if (!domain)
+		return NULL;
+	*domain = (struct domain){.xend = xend,
+		.references = 1,
+		.id = id,
+		.cancel = -1,
+		.process = -1,
+		.ram = -1,
+		.events = -1};
+	domain->config = *config;
+	*config = (struct guest_config){0};
+	while (*at && (*at)->id < id)
+		at = &(*at)->next;
+	domain->next = *at;
+	*at = domain;
+	return domain;
+}
+
+int domain_record(struct domain *domain, struct error *error)
+{
+	_cleanup_json_ json_t *config = guest_config_to_json(&domain->config);
+	static const enum stored_phase phases[] = {
+		[DOMAIN_STARTING] = STORED_STARTING,
+		[DOMAIN_LIVE] = STORED_LIVE,
+		[DOMAIN_ENDING] = STORED_ENDING,
+		[DOMAIN_GONE] = STORED_ENDING,
+	};
+	struct stored_domain stored = {
+		.uuid = domain->config.uuid,
+		.name = domain->config.name,
+		.id = domain->id,
+		.phase = phases[domain->phase],
+		.paused = domain->paused,
+		.restart_wanted = domain->restart_wanted,
+		.started_at = domain->started_at,
+		.config = config,
+	};
+
+	if (!config)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return store_put_domain(domain->xend->store, &stored, error);
+}
+
+int domain_new(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
+{
+	struct domain *domain;
+	unsigned id;
+	int r = domain_admit(xend, config, error);
+
+	if (r >= 0)
+		r = store_next_id(xend->store, &id, error);
+	if (r < 0)
+		return r;
+	domain = domain_adopt(xend, config, id);
+	if (!domain)
+		return error_set(error, ENOMEM, "Out of memory.");
+	domain->started_at = time(NULL);
+	r = domain_record(domain, error);
+	if (r < 0) {
+		domain_forget(domain);
+		return r;
+	}
+	*result = domain_ref(domain);
+	return 0;
+}
+
+void domain_forget(struct domain *domain)
+{
+	struct domain **at = &domain->xend->domains;
+	struct error error;
+
+	if (domain->phase == DOMAIN_GONE)
+		return;
+	domain->phase = DOMAIN_GONE;
+	if (store_drop_domain(domain->xend->store, domain->config.uuid, &error) < 0)
+		log_error("%s", error.text);
+	while (*at != domain)
+		at = &(*at)->next;
+	*at = domain->next;
+	xend_changed(domain->xend);
+	domain_unref(domain);
+}
+
+int domain_rename(struct domain *domain, const char *name, struct error *error)
+{
+	struct domain *other = by_name(domain->xend, name);
+	char *copy, *old = domain->config.name;
+	int r = guest_name_check(name, error);
+
+	if (r < 0)
+		return r;
+	if (other && other != domain)
+		return error_set(error, EEXIST, "Domain '%s' exists already with ID %u; choose another name.",
+			name, other->id);
+	copy = strdup(name);
+	if (!copy)
+		return error_set(error, ENOMEM, "Out of memory.");
+	domain->config.name = copy;
+	r = domain_record(domain, error);
+	if (r < 0) {
+		domain->config.name = old;
+		free(copy);
+		return r;
+	}
+	free(old);
+	return 0;
+}
+
+int domain_begin_job(struct domain *domain, const char *what, int cancel, struct error *error)
+{
+	if (domain->busy)
+		return error_set(error, EBUSY, "Domain '%s' is %s; wait until that is done.",
+			domain->config.name, domain->busy);
+	if (domain->phase != DOMAIN_LIVE)
+		return error_set(error, EBUSY, "Domain '%s' is %s; wait until that is done.",
+			domain->config.name,
+			domain->phase == DOMAIN_STARTING ? "being started" : "being ended");
+	if (domain->preserved || domain->dead || domain->state == GUEST_SHUTDOWN)
+		return error_set(error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
+			domain->config.name);
+	domain->busy = what;
+	domain->cancel = cancel;
+	return 0;
+}
+
+void domain_end_job(struct domain *domain)
+{
+	domain->busy = NULL;
+	domain->cancel = -1;
+	xend_changed(domain->xend);
+	supervise(domain); /* it may have ended meanwhile */
+}
+
+static void state_letters(const struct domain *domain, char letters[7])
+{
+	bool ended = domain->state == GUEST_SHUTDOWN || domain->dead;
+	bool crashed = domain->dead || domain->reason == REASON_CRASH || domain->reason == REASON_ERROR;
+
+	memcpy(letters, "------", 7);
+	if (domain->state == GUEST_RUNNING && !ended)
+		letters[domain->halted ? 1 : 0] = domain->halted ? 'b' : 'r';
+	if (domain->state == GUEST_PAUSED || domain->state == GUEST_INCOMING)
+		letters[2] = 'p';
+	if (ended)
+		letters[crashed ? 4 : 3] = crashed ? 'c' : 's';
+	if (domain->phase == DOMAIN_ENDING)
+		letters[5] = 'd';
+}
+
+json_t *domain_describe(const struct domain *domain)
+{
+	char letters[7];
+
+	state_letters(domain, letters);
+	return json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:f, s:I, s:o}", "name", domain->config.name, "id",
+		(json_int_t)domain->id, "uuid", domain->config.uuid, "memory_mib",
+		(json_int_t)domain->config.memory, "vcpus", (json_int_t)domain->config.vcpus, "state",
+		letters, "cpu_time_s", (double)domain->cpu_time_ns / 1e9, "started_at",
+		(json_int_t)domain->started_at, "config", guest_config_to_json(&domain->config));
+}
+
+/* Time the host's CPUs have worked, guests not counted: the first line of /proc/stat (proc(5)), in seconds.
+ */
+static double host_cpu_time(void)
+{
+	_cleanup_fclose_ FILE *file = fopen("/proc/stat", "re");
+	unsigned long long user, nice, system, idle, wait, irq, softirq, steal, guest = 0;
+
+	if (!file || fscanf(file, "cpu %llu %llu %llu %llu %llu %llu %llu %llu %llu", &user, &nice, &system,
+			     &idle, &wait, &irq, &softirq, &steal, &guest) < 8)
+		return 0;
+	user = user > guest ? user - guest : 0;
+	return (double)(user + nice + system + irq + softirq) / (double)sysconf(_SC_CLK_TCK);
+}
+
+json_t *domain_describe_host(struct xend *xend)
+{
+	struct host_memory host = {0};
+	struct timespec up = {0};
+	uint64_t guests = 0;
+
+	host_memory_read(&host, NULL);
+	clock_gettime(CLOCK_BOOTTIME, &up);
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		guests += domain->config.memory;
+	return json_pack("{s:s, s:i, s:s, s:I, s:I, s:s, s:f, s:I, s:{}}", "name", "Domain-0", "id", 0,
+		"uuid", "00000000-0000-0000-0000-000000000000", "memory_mib",
+		(json_int_t)(host.total_kib / 1024 > guests ? host.total_kib / 1024 - guests : 0), "vcpus",
+		(json_int_t)sysconf(_SC_NPROCESSORS_ONLN), "state", "r-----", "cpu_time_s", host_cpu_time(),
+		"started_at", (json_int_t)(time(NULL) - up.tv_sec), "config");
+}
+
+json_t *domain_pack(const struct domain *domain)
+{
+	return json_pack("{s:s, s:s, s:I, s:I, s:b, s:o}", "name", domain->config.name, "uuid",
+		domain->config.uuid, "memory_mib", (json_int_t)domain->config.memory, "vcpus",
+		(json_int_t)domain->config.vcpus, "paused", domain->paused, "config",
+		guest_config_to_json(&domain->config));
+}
+
+int domain_unpack(const json_t *json, struct guest_config *config, bool *paused, struct error *error)
+{
+	const json_t *inside = json_object_get(json, "config"), *name = json_object_get(json, "name"),
+		     *uuid = json_object_get(json, "uuid"), *memory = json_object_get(json, "memory_mib");
+	int r;
+
+	if (!json_is_object(inside))
+		return error_set(error, EINVAL, "The guest's description holds no configuration.");
+	r = guest_config_from_json(config, inside, error);
+	if (r >= 0 && (!config->name || !config->uuid))
+		r = error_set(error, EINVAL, "The guest's configuration lacks its name or its uuid.");
+	for (size_t i = 0; r >= 0 && i < config->vif_count; i++)
+		if (!config->vifs[i].has_mac)
+			r = error_set(error, EINVAL,
+				"The guest's configuration lacks the MAC of network device %zu.", i);
+	if (r >= 0)
+		r = guest_config_complete(config, error);
+	if (r < 0)
+		return r;
+	if (!json_is_string(name) || strcmp(json_string_value(name), config->name) != 0 ||
+		!json_is_string(uuid) || strcmp(json_string_value(uuid), config->uuid) != 0 ||
+		!json_is_integer(memory) || (uint64_t)json_integer_value(memory) != config->memory)
+		return error_set(error, EINVAL,
+			"The guest's description contradicts itself: name, uuid or memory differ from its "
+			"configuration.");
+	*paused = json_is_true(json_object_get(json, "paused"));
+	return 0;
+}

@@ -1,0 +1,113 @@
+/*
+ * Domains: the guests that xend knows, from the moment their name is taken
+ * until nothing of them is left.
+ *
+ *	STARTING ──▶ LIVE ──▶ ENDING ──▶ GONE (no longer in the list)
+ *	    └────────────────────▲
+ *
+ * A live domain may be busy with one job at a time (save, migration, its end).
+ * All of this is called with xend's lock held.
+ */
+#pragma once
+
+#include "config/guest_config.h"
+#include "xend/xend.h"
+
+#include <sys/types.h>
+
+enum domain_phase { DOMAIN_STARTING, DOMAIN_LIVE, DOMAIN_ENDING, DOMAIN_GONE };
+
+enum guest_state { GUEST_EMPTY, GUEST_INCOMING, GUEST_PAUSED, GUEST_RUNNING, GUEST_SHUTDOWN };
+enum guest_reason { REASON_NONE, REASON_POWEROFF, REASON_REBOOT, REASON_CRASH, REASON_ERROR };
+
+struct domain {
+	struct xend *xend;
+	struct domain *next;
+	unsigned references;
+
+	unsigned id;
+	struct guest_config config; /* complete: has name and uuid */
+	enum domain_phase phase;
+	bool paused;         /* by the user */
+	bool restart_wanted; /* xm reboot */
+	bool preserved;      /* has ended and is kept (on_crash='preserve') */
+	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	int64_t started_at;  /* seconds since 1970 */
+
+	const char *busy; /* "being saved", NULL: no job */
+	int cancel;       /* eventfd of its job, -1: none or past cancelling */
+
+	/* what ferry-guest said last */
+	enum guest_state state;
+	enum guest_reason reason;
+	char detail[512];
+	uint64_t cpu_time_ns;
+	bool halted; /* every vCPU */
+
+	/* the process; -1, NULL where there is none */
+	pid_t pid;
+	int process;                   /* pidfd */
+	int ram;                       /* memfd */
+	int events;                    /* subscribed control connection */
+	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
+					*/
+	unsigned unlocked_count;
+	unsigned vifs_online; /* for how many of its vifs the script has been run */
+	bool dead;            /* the process has ended by itself */
+	struct event *events_ready, *process_ended;
+};
+
+struct domain *domain_ref(struct domain *domain);
+void domain_unref(struct domain *domain);
+
+static inline void cleanup_domain(struct domain **domain)
+{
+	if (*domain)
+		domain_unref(*domain);
+}
+#define _cleanup_domain_ __attribute__((cleanup(cleanup_domain)))
+
+/* By name or ID; with a reference for the caller. The sentence is xm's "Domain 'x' does not exist." */
+int domain_find(struct xend *xend, const char *name_or_id, struct domain **domain, struct error *error);
+struct domain *domain_by_uuid(struct xend *xend, const char *uuid); /* borrowed, NULL: none */
+
+/*
+ * Checks that the host can take this guest now: name and uuid are free, memory
+ * suffices, no other guest here has its disks.
+ */
+int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error);
+
+/*
+ * Admits the configuration (which the domain then owns: *config is all zero
+ * afterwards), gives it an ID and records it as STARTING. The caller gets a reference.
+ */
+int domain_new(struct xend *xend, struct guest_config *config, struct domain **domain, struct error *error);
+
+/* The same for a guest found again: as the store had it. */
+struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id);
+
+/* Records the domain as it is now. */
+int domain_record(struct domain *domain, struct error *error);
+
+/* Takes it out of the list and the store: from now on name, uuid and memory are free. */
+void domain_forget(struct domain *domain);
+
+/* Gives the domain another name, here and in the store. */
+int domain_rename(struct domain *domain, const char *name, struct error *error);
+
+/* Takes the domain for one job ("being saved"), which watches the eventfd cancel (-1: cannot be cancelled).
+ */
+int domain_begin_job(struct domain *domain, const char *what, int cancel, struct error *error);
+void domain_end_job(struct domain *domain);
+
+/* MiB that new guests may have now. */
+int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error);
+
+/* For the API (docs/internal/api.md) and for `xm list`'s first line. */
+json_t *domain_describe(const struct domain *domain);
+json_t *domain_describe_host(struct xend *xend);
+
+/* What travels with a checkpoint or a migration, and back: the configuration goes through the same checks as
+ * one from the API. */
+json_t *domain_pack(const struct domain *domain);
+int domain_unpack(const json_t *json, struct guest_config *config, bool *paused, struct error *error);

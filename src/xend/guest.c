@@ -1,0 +1,484 @@
+#include "xend/guest.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/disks.h"
+#include "xend/guest_watch.h"
+#include "xend/machine.h"
+#include "xend/memory.h"
+#include "xend/network.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#define CREATE_MS 60000
+#define QUIT_MS 2000
+#define LOCK_MS 30000
+#define LOCK_RETRY_MS 200
+
+struct guest_place {
+	char directory[112], control[128], record[128];
+};
+
+static void place_of(const struct xend *xend, const char *uuid, struct guest_place *place)
+{
+	snprintf(place->directory, sizeof(place->directory), "%s/guests/%.36s", xend->paths.run, uuid);
+	snprintf(place->control, sizeof(place->control), "%s/control", place->directory);
+	snprintf(place->record, sizeof(place->record), "%s/process", place->directory);
+}
+
+static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
+{
+	*address = (struct sockaddr_un){.sun_family = AF_UNIX};
+	if (strlen(path) >= sizeof(address->sun_path))
+		return error_set(
+			error, ENAMETOOLONG, "The socket path %s is too long; shorten FERRY_RUNDIR.", path);
+	memcpy(address->sun_path, path, strlen(path) + 1);
+	return 0;
+}
+
+static int connect_to(const char *path, struct error *error)
+{
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	struct sockaddr_un address;
+	int r = address_of(path, &address, error);
+
+	if (r < 0)
+		return r;
+	/* Not blocking: a guest that accepts nobody must not stop xend. */
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
+		return error_set(error, errno, "Unable to reach the guest's process at %s: %s.", path,
+			strerror(errno));
+	if (fcntl(fd, F_SETFL, 0) < 0)
+		return error_set(error, errno, "Unable to use %s: %s.", path, strerror(errno));
+	return take_fd(&fd);
+}
+
+int guest_connect(const struct domain *domain, struct error *error)
+{
+	struct guest_place place;
+
+	place_of(domain->xend, domain->config.uuid, &place);
+	return connect_to(place.control, error);
+}
+
+static int listen_at(const char *path, struct error *error)
+{
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	struct sockaddr_un address;
+	int r = address_of(path, &address, error);
+
+	if (r < 0)
+		return r;
+	unlink(path);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+		return error_set(error, errno, "Unable to listen on %s: %s.", path, strerror(errno));
+	return take_fd(&fd);
+}
+
+static int open_kvm(struct error *error)
+{
+	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		return error_set(error, errno,
+			"Unable to open /dev/kvm: %s. Load the module kvm_intel or kvm_amd, and see that the "
+			"firmware has "
+			"virtualization enabled.",
+			strerror(errno));
+	return fd;
+}
+
+static int open_image(const char *what, const char *path, const char *domain, struct error *error)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat info;
+
+	if (fd < 0 || fstat(fd, &info) < 0)
+		return error_set(error, errno, "Unable to read the %s %s of domain '%s': %s.", what, path,
+			domain, strerror(errno));
+	if (!S_ISREG(info.st_mode))
+		return error_set(
+			error, EINVAL, "The %s %s of domain '%s' is not a file.", what, path, domain);
+	return take_fd(&fd);
+}
+
+static struct vif_place vif_place_of(const struct domain *domain, unsigned number)
+{
+	return (struct vif_place){.scripts = domain->xend->paths.scripts,
+		.vif_script = domain->xend->config.vif_script,
+		.domain = domain->config.name,
+		.id = domain->id,
+		.number = number};
+}
+
+/* Without the lock; nobody else touches the configuration and the vifs of a domain that is STARTING. */
+static int open_files(struct domain *domain, enum guest_beginning beginning, struct machine_files *files,
+	struct error *error)
+{
+	const struct guest_config *config = &domain->config;
+	bool incoming = beginning != GUEST_BOOT;
+
+	files->kvm = open_kvm(error);
+	if (files->kvm < 0)
+		return files->kvm;
+	files->ram = memory_create(config->memory, error);
+	if (files->ram < 0)
+		return files->ram;
+	if (!incoming) {
+		files->kernel = open_image("kernel", config->kernel, config->name, error);
+		if (files->kernel < 0)
+			return files->kernel;
+	}
+	if (!incoming && config->ramdisk) {
+		files->ramdisk = open_image("ramdisk", config->ramdisk, config->name, error);
+		if (files->ramdisk < 0)
+			return files->ramdisk;
+	}
+	for (unsigned i = 0; i < config->disk_count; i++) {
+		files->disks[i] = disk_open(&config->disks[i], config->name,
+			beginning == GUEST_RECEIVE ? DISK_LOCK_LATER : DISK_LOCK_NOW, error);
+		if (files->disks[i] < 0)
+			return files->disks[i];
+	}
+	for (unsigned i = 0; i < config->vif_count; i++) {
+		struct vif_place place = vif_place_of(domain, i);
+
+		files->taps[i] = vif_create(&config->vifs[i], &place, error);
+		if (files->taps[i] < 0)
+			return files->taps[i];
+		domain->vifs_online = i + 1;
+	}
+	return 0;
+}
+
+static int start_process(struct domain *domain, struct error *error)
+{
+	struct guest_place place;
+	char program[320], user[32];
+	const char *const arguments[] = {
+		program, "--control", "3", "--user", user, "--name", domain->config.name, NULL};
+	struct spawn spawn = {
+		.arguments = arguments, .output = -1, .own_network = true, .record = place.record};
+	_cleanup_close_ int control = -1;
+
+	place_of(domain->xend, domain->config.uuid, &place);
+	snprintf(program, sizeof(program), "%s/ferry-guest", domain->xend->paths.libexec);
+	snprintf(user, sizeof(user), "%u:%u", GUEST_UID_BASE + domain->id, GUEST_UID_BASE + domain->id);
+	if (mkdir(place.directory, 0700) < 0 && errno != EEXIST)
+		return error_set(error, errno, "Unable to create %s: %s.", place.directory, strerror(errno));
+	control = listen_at(place.control, error);
+	if (control < 0)
+		return control;
+	spawn.pass = control;
+	domain->process = process_spawn(&spawn, &domain->pid, error);
+	return domain->process < 0 ? domain->process : 0;
+}
+
+static int create_machine(
+	struct domain *domain, const struct machine_files *files, bool incoming, struct error *error)
+{
+	struct message_fds list = {0};
+	_cleanup_json_ json_t *request = NULL;
+	_cleanup_close_ int control = guest_connect(domain, error);
+	json_t *machine;
+
+	if (control < 0)
+		return control;
+	machine =
+		machine_describe(&domain->config, files, incoming, domain->xend->config.console_limit, &list);
+	request = json_pack("{s:s, s:o}", "do", "create", "machine", machine);
+	if (!request)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return channel_call(control, request, list.fds, list.count, NULL, CREATE_MS, error);
+}
+
+/* What a dead ferry-guest's closed channel really means to the user. */
+static int explain(const struct domain *domain, int r, struct error *error)
+{
+	if (r == -EPIPE || r == -ECONNRESET)
+		return error_set(error, EIO,
+			"The process of domain '%s' ended while the guest was being made; its reason is in "
+			"%s.",
+			domain->config.name, domain->xend->config.logfile);
+	return r;
+}
+
+int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error)
+{
+	bool incoming = beginning != GUEST_BOOT;
+	struct xend *xend = domain->xend;
+	_cleanup_machine_files_ struct machine_files files;
+	int r;
+
+	machine_files_init(&files);
+	xend_unlock(xend);
+	r = open_files(domain, beginning, &files, error);
+	xend_lock(xend);
+	if (r >= 0)
+		r = start_process(domain, error);
+	if (r >= 0) {
+		xend_unlock(xend);
+		r = explain(domain, create_machine(domain, &files, incoming, error), error);
+		xend_lock(xend);
+	}
+	if (r >= 0) {
+		domain->ram = take_fd(&files.ram);
+		if (beginning == GUEST_RECEIVE)
+			for (unsigned i = 0; i < domain->config.disk_count; i++)
+				domain->unlocked[domain->unlocked_count++] = take_fd(&files.disks[i]);
+		domain->state = incoming ? GUEST_INCOMING : GUEST_PAUSED;
+		r = guest_watch(domain, error);
+	}
+	if (r < 0) {
+		/* Taps first: guest_end takes their places in the bridge away. */
+		machine_files_close(&files);
+		guest_end(domain);
+	}
+	return r;
+}
+
+int guest_call(
+	struct domain *domain, json_t *request, struct message *reply, int timeout_ms, struct error *error)
+{
+	_cleanup_json_ json_t *body = request;
+	_cleanup_close_ int control = guest_connect(domain, error);
+	int r;
+
+	if (control < 0)
+		return control;
+	xend_unlock(domain->xend);
+	r = channel_call(control, body, NULL, 0, reply, timeout_ms, error);
+	xend_lock(domain->xend);
+	return r;
+}
+
+static int plain(struct domain *domain, const char *verb, struct error *error)
+{
+	return guest_call(domain, json_pack("{s:s}", "do", verb), NULL, GUEST_ANSWER_MS, error);
+}
+
+int guest_pause(struct domain *domain, struct error *error)
+{
+	return plain(domain, "pause", error);
+}
+
+int guest_power_button(struct domain *domain, struct error *error)
+{
+	return plain(domain, "power-button", error);
+}
+
+int guest_resume(struct domain *domain, const struct guest_resume *how, struct error *error)
+{
+	json_t *request = json_pack("{s:s, s:b}", "do", "resume", "announce", how->announce);
+
+	if (how->has_realtime_offset)
+		json_object_set_new(request, "realtime_offset_ns", json_integer(how->realtime_offset_ns));
+	return guest_call(domain, request, NULL, GUEST_ANSWER_MS, error);
+}
+
+int guest_carry_on(struct domain *domain, struct error *error)
+{
+	struct error untracked;
+	int r;
+
+	if (domain->dead)
+		return 0;
+	if (guest_call(domain, json_pack("{s:s, s:b}", "do", "track", "on", 0), NULL, GUEST_ANSWER_MS,
+		    &untracked) < 0)
+		log_debug("Domain '%s': %s", domain->config.name, untracked.text);
+	r = guest_refresh_one(domain, error);
+	if (r >= 0 && domain->state == GUEST_PAUSED && !domain->paused)
+		r = guest_resume(domain, &(struct guest_resume){0}, error);
+	return r;
+}
+
+static int status_request(int control, struct error *error)
+{
+	_cleanup_json_ json_t *request = json_pack("{s:s}", "do", "status");
+
+	return channel_send(control, request, NULL, 0, error);
+}
+
+int guest_refresh_one(struct domain *domain, struct error *error)
+{
+	_cleanup_message_ struct message reply = {0};
+	int r = guest_call(domain, json_pack("{s:s}", "do", "status"), &reply, GUEST_ANSWER_MS, error);
+
+	if (r >= 0)
+		guest_note_state(domain, reply.body);
+	return r;
+}
+
+struct asked {
+	struct domain *domain;
+	int control;
+};
+
+void guest_refresh(struct xend *xend)
+{
+	unsigned count = 0, at = 0;
+	_cleanup_free_ struct asked *asked = NULL;
+	long long deadline = monotonic_ms() + 500;
+
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		count++;
+	asked = calloc(count + 1, sizeof(*asked));
+	if (!asked)
+		return;
+	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+		int control =
+			domain->phase == DOMAIN_LIVE && !domain->dead ? guest_connect(domain, NULL) : -1;
+
+		if (control >= 0 && status_request(control, NULL) >= 0)
+			asked[at++] = (struct asked){domain_ref(domain), control};
+		else
+			cleanup_close(&control);
+	}
+	for (unsigned i = 0; i < at; i++) {
+		_cleanup_message_ struct message reply = {0};
+		long long left = deadline - monotonic_ms();
+		int r;
+
+		xend_unlock(xend);
+		r = channel_wait(asked[i].control, &reply, left > 0 ? (int)left : 0);
+		xend_lock(xend);
+		if (r >= 0)
+			guest_note_state(asked[i].domain, reply.body);
+		close(asked[i].control);
+		domain_unref(asked[i].domain);
+	}
+}
+
+int guest_find(struct domain *domain, struct error *error)
+{
+	struct guest_place place;
+
+	place_of(domain->xend, domain->config.uuid, &place);
+	domain->vifs_online = (unsigned)domain->config.vif_count;
+	domain->process = process_find(place.record, &domain->pid);
+	if (domain->process < 0)
+		return error_set(error, ESRCH, "The process of domain '%s' is no more.", domain->config.name);
+	return 0;
+}
+
+int guest_adopt(struct domain *domain, struct error *error)
+{
+	_cleanup_message_ struct message reply = {0};
+	int r = guest_find(domain, error);
+
+	if (r >= 0)
+		r = guest_refresh_one(domain, error);
+	if (r >= 0)
+		r = guest_call(domain, json_pack("{s:s}", "do", "memory"), &reply, GUEST_ANSWER_MS, error);
+	if (r >= 0) {
+		domain->ram = message_take_fd(&reply, reply.body, "ram", error);
+		r = guest_watch(domain, error);
+	}
+	return r;
+}
+
+static void close_unlocked(struct domain *domain)
+{
+	while (domain->unlocked_count)
+		close(domain->unlocked[--domain->unlocked_count]);
+}
+
+void guest_lock_disks(struct domain *domain)
+{
+	long long deadline = monotonic_ms() + LOCK_MS;
+	unsigned locked = 0;
+
+	while (domain->process >= 0 && locked < domain->unlocked_count) {
+		if (disk_lock(domain->unlocked[locked], &domain->config.disks[locked]) == 0) {
+			locked++;
+			continue;
+		}
+		if (monotonic_ms() > deadline || domain->xend->stopping) {
+			log_warning("Disk %s of domain '%s' could not be locked: another host or program "
+				    "still has it.",
+				domain->config.disks[locked].target, domain->config.name);
+			locked++;
+			continue;
+		}
+		xend_wait(domain->xend, LOCK_RETRY_MS);
+	}
+	/* The locks are those of the open files, which ferry-guest holds too. */
+	close_unlocked(domain);
+}
+
+static void remove_place(const struct guest_place *place)
+{
+	unlink(place->control);
+	unlink(place->record);
+	if (rmdir(place->directory) < 0 && errno != ENOENT)
+		log_warning("Unable to remove %s: %s.", place->directory, strerror(errno));
+}
+
+void guest_end(struct domain *domain)
+{
+	struct xend *xend = domain->xend;
+	int process = take_fd(&domain->process);
+	struct guest_place place;
+
+	place_of(xend, domain->config.uuid, &place);
+	guest_unwatch(domain);
+	close_unlocked(domain);
+	cleanup_close(&domain->ram);
+	domain->ram = -1;
+	xend_unlock(xend);
+	if (process >= 0) {
+		process_kill(process);
+		close(process);
+	}
+	for (; domain->vifs_online; domain->vifs_online--) {
+		struct vif_place vif = vif_place_of(domain, domain->vifs_online - 1);
+
+		vif_remove(&domain->config.vifs[domain->vifs_online - 1], &vif);
+	}
+	remove_place(&place);
+	xend_lock(xend);
+}
+
+/* The guest in a run directory, whoever started it: asked to quit, or killed. */
+static void end_stray(const char *uuid, const struct guest_place *place)
+{
+	_cleanup_json_ json_t *quit = json_pack("{s:s}", "do", "quit");
+	pid_t pid = 0;
+	_cleanup_close_ int process = process_find(place->record, &pid);
+	_cleanup_close_ int control = connect_to(place->control, NULL);
+
+	log_warning("Ending the guest %s (process %d), which no domain stands for.", uuid, (int)pid);
+	if (control >= 0)
+		channel_call(control, quit, NULL, 0, NULL, QUIT_MS, NULL);
+	if (process >= 0 && process_wait(process, QUIT_MS, NULL) < 0)
+		process_kill(process);
+	remove_place(place);
+}
+
+void guest_end_strays(struct xend *xend)
+{
+	char path[96];
+	struct dirent *entry;
+	DIR *directory;
+
+	snprintf(path, sizeof(path), "%s/guests", xend->paths.run);
+	directory = opendir(path);
+	while (directory && (entry = readdir(directory))) {
+		struct guest_place place;
+
+		if (entry->d_name[0] == '.' || strlen(entry->d_name) != 36 ||
+			domain_by_uuid(xend, entry->d_name))
+			continue;
+		place_of(xend, entry->d_name, &place);
+		xend_unlock(xend);
+		end_stray(entry->d_name, &place);
+		xend_lock(xend);
+	}
+	if (directory)
+		closedir(directory);
+}

@@ -1,0 +1,73 @@
+/*
+ * The process that is a domain's guest, ferry-guest: started with everything it
+ * needs, asked things over its control socket (docs/internal/guest-control.md),
+ * found again after a restart of xend, and ended without a trace.
+ *
+ * Every guest process runs as a user of its own (GUEST_UID_BASE + ID; no account
+ * is needed) without a network. All functions are called with the lock held.
+ */
+#pragma once
+
+#include "base/channel.h"
+#include "xend/domain.h"
+#include "xend/process.h"
+
+#define GUEST_UID_BASE 0x70000000u
+#define GUEST_ANSWER_MS 10000
+
+enum guest_beginning {
+	GUEST_BOOT,
+	GUEST_RESTORE, /* its state comes from a file */
+	GUEST_RECEIVE, /* its state comes from a peer, which has the locks of the disks for now */
+};
+
+/*
+ * Opens what the guest needs, starts its process and has it build the machine:
+ * paused, or waiting for its state. On an error everything is taken back but the
+ * domain itself. Lets go of the lock.
+ */
+int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error);
+
+/* After GUEST_RECEIVE: takes the disks' locks as soon as the peer has let go of them. Lets go of the lock. */
+void guest_lock_disks(struct domain *domain);
+
+/* Finds the process that an earlier xend has started for the domain. -ESRCH: it is no more. */
+int guest_find(struct domain *domain, struct error *error);
+
+/* The same, and listens to it again. Lets go of the lock. */
+int guest_adopt(struct domain *domain, struct error *error);
+
+/* Ends the process, takes taps and run directory away. Harmless when there is none. Lets go of the lock. */
+void guest_end(struct domain *domain);
+
+/* A new control connection, owned by the caller. */
+int guest_connect(const struct domain *domain, struct error *error);
+
+/* One request on a connection of its own; `request` is consumed, reply may be NULL. Lets go of the lock. */
+int guest_call(
+	struct domain *domain, json_t *request, struct message *reply, int timeout_ms, struct error *error);
+
+/* Verbs. All let go of the lock. */
+int guest_pause(struct domain *domain, struct error *error);
+int guest_power_button(struct domain *domain, struct error *error);
+
+struct guest_resume {
+	bool announce;            /* tell the network where the guest is now */
+	bool has_realtime_offset; /* this host's clock minus the one where the state was taken */
+	long long realtime_offset_ns;
+};
+int guest_resume(struct domain *domain, const struct guest_resume *how, struct error *error);
+
+/*
+ * After a job that did not end in the guest's leaving: stops dirty tracking and
+ * lets the guest run on, unless the user had paused it. Lets go of the lock.
+ */
+int guest_carry_on(struct domain *domain, struct error *error);
+
+/* Asks every live guest for its state and CPU time, all at once; who does not answer soon keeps the old. Lets
+ * go of the lock. */
+void guest_refresh(struct xend *xend);
+int guest_refresh_one(struct domain *domain, struct error *error);
+
+/* At xend's start: ends guests that no domain in the list stands for. Lets go of the lock. */
+void guest_end_strays(struct xend *xend);

@@ -1,0 +1,202 @@
+#include "xend/guest_watch.h"
+#include "base/channel.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/guest.h"
+#include "xend/supervise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+
+struct word {
+	const char *word;
+	int value;
+};
+
+static const struct word states[] = {
+	{"empty",    GUEST_EMPTY   },
+        {"incoming", GUEST_INCOMING},
+        {"paused",   GUEST_PAUSED  },
+	{"running",  GUEST_RUNNING },
+        {"shutdown", GUEST_SHUTDOWN}
+};
+static const struct word reasons[] = {
+	{"poweroff", REASON_POWEROFF},
+        {"reboot",   REASON_REBOOT  },
+        {"crash",    REASON_CRASH   },
+	{"error",    REASON_ERROR   }
+};
+
+static int find(const struct word *words, size_t count, const json_t *json, int otherwise)
+{
+	const char *word = json_string_value(json);
+
+	for (size_t i = 0; word && i < count; i++)
+		if (strcmp(words[i].word, word) == 0)
+			return words[i].value;
+	return otherwise;
+}
+
+void guest_note_state(struct domain *domain, const json_t *json)
+{
+	const char *detail = json_string_value(json_object_get(json, "detail"));
+	const json_t *cpu_time = json_object_get(json, "cpu_time_ns"),
+		     *vcpus = json_object_get(json, "vcpus"), *vcpu;
+	enum guest_state before = domain->state;
+	size_t i;
+
+	domain->state = (enum guest_state)find(
+		states, ARRAY_SIZE(states), json_object_get(json, "state"), domain->state);
+	if (domain->state == GUEST_SHUTDOWN)
+		domain->reason = (enum guest_reason)find(
+			reasons, ARRAY_SIZE(reasons), json_object_get(json, "reason"), REASON_CRASH);
+	if (detail)
+		snprintf(domain->detail, sizeof(domain->detail), "%.500s", detail);
+	if (json_is_integer(cpu_time))
+		domain->cpu_time_ns = (uint64_t)json_integer_value(cpu_time);
+	if (json_is_array(vcpus)) {
+		domain->halted = true;
+		json_array_foreach(vcpus, i, vcpu) if (!json_is_true(json_object_get(vcpu, "halted")))
+			domain->halted = false;
+	}
+	if (domain->state != before)
+		xend_changed(domain->xend);
+}
+
+int channel_wait(int socket, struct message *reply, int timeout_ms)
+{
+	long long deadline = monotonic_ms() + timeout_ms;
+	int r;
+
+	for (;;) {
+		struct pollfd ready = {.fd = socket, .events = POLLIN};
+		long long left = deadline - monotonic_ms();
+
+		r = poll(&ready, 1, left > 0 ? (int)left : 0);
+		if (r == 0)
+			return -ETIMEDOUT;
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r < 0)
+			continue;
+		r = channel_receive(socket, reply, NULL);
+		if (r < 0 || !json_object_get(reply->body, "event"))
+			return r;
+		message_free(reply);
+	}
+}
+
+static void events_ready(evutil_socket_t fd, short what, void *argument)
+{
+	struct domain *domain = argument;
+	struct xend *xend = domain->xend;
+
+	(void)what;
+	xend_lock(xend);
+	for (;;) {
+		_cleanup_message_ struct message message = {0};
+		int r = channel_receive((int)fd, &message, NULL);
+
+		if (r >= 0 && domain->events == (int)fd) {
+			guest_note_state(domain, message.body);
+			continue;
+		}
+		/* A closed or broken channel: the end of the process, if it is one, comes through its pidfd.
+		 */
+		if (r != -EAGAIN && domain->events_ready)
+			event_del(domain->events_ready);
+		break;
+	}
+	supervise(domain);
+	xend_unlock(xend);
+}
+
+static void process_ended(evutil_socket_t fd, short what, void *argument)
+{
+	struct domain *domain = argument;
+	struct xend *xend = domain->xend;
+
+	(void)fd;
+	(void)what;
+	xend_lock(xend);
+	if (domain->process >= 0 && domain->process_ended) {
+		domain->dead = true;
+		xend_changed(xend);
+		supervise(domain);
+	}
+	xend_unlock(xend);
+}
+
+int guest_watch(struct domain *domain, struct error *error)
+{
+	struct xend *xend = domain->xend;
+	_cleanup_json_ json_t *subscribe = json_pack("{s:s}", "do", "subscribe");
+	_cleanup_close_ int events = guest_connect(domain, error);
+	int r;
+
+	if (events < 0)
+		return events;
+	xend_unlock(xend);
+	r = channel_call(events, subscribe, NULL, 0, NULL, GUEST_ANSWER_MS, error);
+	xend_lock(xend);
+	if (r < 0)
+		return r;
+	if (fcntl(events, F_SETFL, O_NONBLOCK) < 0)
+		return error_set(error, errno, "Unable to listen to domain '%s': %s.", domain->config.name,
+			strerror(errno));
+	domain_ref(domain); /* until take_down */
+	domain->events = take_fd(&events);
+	domain->events_ready =
+		event_new(xend->base, domain->events, EV_READ | EV_PERSIST, events_ready, domain);
+	/* A descriptor of the loop's own: guest_end closes the domain's at any time. */
+	domain->process_ended = event_new(
+		xend->base, fcntl(domain->process, F_DUPFD_CLOEXEC, 0), EV_READ, process_ended, domain);
+	if (!domain->events_ready || !domain->process_ended || event_add(domain->events_ready, NULL) < 0 ||
+		event_add(domain->process_ended, NULL) < 0)
+		return error_set(error, ENOMEM, "Unable to listen to domain '%s'.", domain->config.name);
+	/* What it said between its start and now. */
+	return guest_refresh_one(domain, error);
+}
+
+/* What the loop's thread has to take down, because its callbacks may be running just now. */
+struct unwatched {
+	struct domain *domain;
+	struct event *events_ready, *process_ended;
+	int events;
+};
+
+static void take_down(void *argument)
+{
+	struct unwatched *unwatched = argument;
+	struct xend *xend = unwatched->domain->xend;
+
+	if (unwatched->events_ready)
+		event_free(unwatched->events_ready);
+	if (unwatched->process_ended) {
+		int process = (int)event_get_fd(unwatched->process_ended);
+
+		event_free(unwatched->process_ended);
+		cleanup_close(&process);
+	}
+	close(unwatched->events);
+	xend_lock(xend);
+	domain_unref(unwatched->domain);
+	xend_unlock(xend);
+	free(unwatched);
+}
+
+void guest_unwatch(struct domain *domain)
+{
+	struct unwatched *unwatched;
+
+	if (domain->events < 0)
+		return;
+	unwatched = malloc(sizeof(*unwatched));
+	if (!unwatched)
+		abort(); /* see xend_post */
+	*unwatched = (struct unwatched){domain, take_pointer(domain->events_ready),
+		take_pointer(domain->process_ended), take_fd(&domain->events)};
+	xend_post(domain->xend, take_down, unwatched);
+}

@@ -1,0 +1,288 @@
+#include "xend/handover.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/carrier.h"
+#include "xend/guest.h"
+#include "xend/lifecycle.h"
+#include "xend/store.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#define ASK_FIRST_MS 500
+#define ASK_LATEST_MS 15000
+
+int handover_commit(
+	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error)
+{
+	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, host, port};
+	int r = store_put_ticket(domain->xend->store, &stored, error);
+
+	if (r >= 0) {
+		domain->handed_over = true;
+		domain->cancel = -1;
+	}
+	return r;
+}
+
+void handover_gone(struct domain *domain, const char *ticket)
+{
+	struct store *store = domain->xend->store;
+	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_GONE, "", 0};
+	struct error error;
+
+	/* A record that fails here leaves COMMITTED: the next xend asks again and hears the same. */
+	if (store_put_ticket(store, &stored, &error) < 0)
+		log_error("%s", error.text);
+	lifecycle_finish(domain);
+	if (store_drop_ticket(store, ticket, &error) < 0)
+		log_error("%s", error.text);
+}
+
+void handover_back(struct domain *domain, const char *ticket)
+{
+	struct error error;
+
+	if (store_drop_ticket(domain->xend->store, ticket, &error) < 0)
+		log_error("%s", error.text);
+	domain->handed_over = false;
+	if (guest_carry_on(domain, &error) < 0)
+		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
+	domain_end_job(domain);
+}
+
+/* One question. -EPROTO for an answer that is none. */
+static int ask(struct xend *xend, const char *ticket, const char *host, unsigned port, bool *owned,
+	struct error *error)
+{
+	_cleanup_carrier_ struct carrier carrier = {0};
+	_cleanup_message_ struct message answer = {0};
+	const char *state;
+	int r = carrier_start(&carrier, xend, -1, NULL, error);
+
+	if (r >= 0)
+		r = carrier_say(&carrier,
+			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", host, "port", (int)port,
+				"ticket", ticket),
+			NULL, 0, error);
+	if (r >= 0)
+		r = carrier_expect(&carrier, "answer", &answer, error);
+	if (r < 0)
+		return r;
+	state = json_string_value(json_object_get(answer.body, "state"));
+	if (!state || (strcmp(state, "owned") != 0 && strcmp(state, "refused") != 0 &&
+			      strcmp(state, "unknown") != 0))
+		return error_set(error, EPROTO, "%s gave no answer that settles the hand-over.", host);
+	*owned = strcmp(state, "owned") == 0;
+	return 0;
+}
+
+bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
+{
+	struct xend *xend = domain->xend;
+	int pause_ms = ASK_FIRST_MS;
+	bool owned = false;
+	struct error error;
+
+	while (ask(xend, ticket, host, port, &owned, &error) < 0) {
+		long long until = monotonic_ms() + pause_ms, left;
+
+		log_warning("Whether domain '%s' now runs on %s is open until that host answers: %s",
+			domain->config.name, host, error.text);
+		while (!xend->stopping && (left = until - monotonic_ms()) > 0)
+			xend_wait(xend, (int)left);
+		if (xend->stopping)
+			return false;
+		pause_ms = pause_ms * 2 > ASK_LATEST_MS ? ASK_LATEST_MS : pause_ms * 2;
+	}
+	log_info("Domain '%s': %s has answered, the guest %s.", domain->config.name, host,
+		owned ? "runs there" : "goes on here");
+	if (owned)
+		handover_gone(domain, ticket);
+	else
+		handover_back(domain, ticket);
+	return owned;
+}
+
+struct open_ticket {
+	struct domain *domain; /* referenced */
+	char ticket[37], host[256];
+	unsigned port;
+	enum ticket_state state;
+	struct open_ticket *next;
+};
+
+static void settle(void *argument)
+{
+	struct open_ticket *open = argument;
+
+	if (open->state == TICKET_GONE)
+		handover_gone(open->domain, open->ticket);
+	else
+		handover_settle(open->domain, open->ticket, open->host, open->port);
+	domain_unref(open->domain);
+	free(open);
+}
+
+struct collection {
+	struct xend *xend;
+	struct open_ticket *first;
+};
+
+static int collect(void *context, const struct stored_ticket *ticket)
+{
+	struct collection *collection = context;
+	struct domain *domain = domain_by_uuid(collection->xend, ticket->uuid);
+	struct open_ticket *open;
+
+	if (!domain || (ticket->state != TICKET_COMMITTED && ticket->state != TICKET_GONE))
+		return 0;
+	open = malloc(sizeof(*open));
+	if (!open)
+		return -ENOMEM;
+	*open = (struct open_ticket){.domain = domain_ref(domain),
+		.port = ticket->port,
+		.state = ticket->state,
+		.next = collection->first};
+	snprintf(open->ticket, sizeof(open->ticket), "%s", ticket->ticket);
+	snprintf(open->host, sizeof(open->host), "%s", ticket->host);
+	collection->first = open;
+	return 0;
+}
+
+void handover_resume(struct xend *xend)
+{
+	struct collection collection = {.xend = xend};
+	struct error error;
+
+	if (store_each_ticket(xend->store, collect, &collection, &error) < 0)
+		log_error("%s", error.text);
+	while (collection.first) {
+		struct open_ticket *open = collection.first;
+
+		collection.first = open->next;
+		open->domain->handed_over = true;
+		open->domain->busy = "being handed over";
+		if (xend_worker(xend, settle, open, &error) < 0) {
+			/* Still busy: nobody runs it, and the next start of xend asks again. */
+			log_error("%s", error.text);
+			domain_unref(open->domain);
+			free(open);
+		}
+	}
+}
+
+static int put(
+	struct xend *xend, const char *ticket, const char *uuid, enum ticket_state state, struct error *error)
+{
+	struct stored_ticket stored = {ticket, uuid, state, "", 0};
+
+	return store_put_ticket(xend->store, &stored, error);
+}
+
+static int change(struct xend *xend, const char *ticket, const char *uuid, enum ticket_state from,
+	enum ticket_state to, struct error *error)
+{
+	enum ticket_state now;
+	int r = store_ticket_state(xend->store, ticket, &now, error);
+
+	if (r < 0)
+		return r;
+	if (now != from)
+		return error_set(error, EALREADY,
+			"This hand-over has been given up already; start the migration again.");
+	return put(xend, ticket, uuid, to, error);
+}
+
+int handover_receiving(struct xend *xend, const char *ticket, const char *uuid, struct error *error)
+{
+	return change(xend, ticket, uuid, TICKET_NONE, TICKET_RECEIVING, error);
+}
+
+int handover_received(struct xend *xend, const char *ticket, const char *uuid, struct error *error)
+{
+	return change(xend, ticket, uuid, TICKET_RECEIVING, TICKET_RECEIVED, error);
+}
+
+int handover_own(struct domain *domain, const char *ticket, struct error *error)
+{
+	struct xend *xend = domain->xend;
+	int r = store_begin(xend->store, error);
+
+	if (r < 0)
+		return r;
+	r = change(xend, ticket, domain->config.uuid, TICKET_RECEIVED, TICKET_OWNED, error);
+	domain->phase = DOMAIN_LIVE;
+	if (r >= 0)
+		r = domain_record(domain, error);
+	if (r >= 0)
+		r = store_commit(xend->store, error);
+	if (r < 0) {
+		store_rollback(xend->store);
+		domain->phase = DOMAIN_STARTING;
+	}
+	return r;
+}
+
+void handover_refuse(struct xend *xend, const char *ticket, const char *uuid)
+{
+	enum ticket_state state;
+	struct error error;
+	int r = store_ticket_state(xend->store, ticket, &state, &error);
+
+	if (r >= 0 && (state == TICKET_RECEIVING || state == TICKET_RECEIVED))
+		r = put(xend, ticket, uuid, TICKET_REFUSED, &error);
+	if (r < 0)
+		log_error("%s", error.text);
+}
+
+struct question {
+	const char *ticket;
+	char uuid[37];
+};
+
+static int find_guest(void *context, const struct stored_ticket *ticket)
+{
+	struct question *question = context;
+
+	if (strcmp(ticket->ticket, question->ticket) == 0)
+		snprintf(question->uuid, sizeof(question->uuid), "%s", ticket->uuid);
+	return 0;
+}
+
+/* The job that is receiving the guest of this ticket, if any, ends. */
+static int stop_receiving(struct xend *xend, const char *ticket, struct error *error)
+{
+	struct question question = {.ticket = ticket};
+	struct domain *domain;
+	int r = store_each_ticket(xend->store, find_guest, &question, error);
+
+	if (r >= 0)
+		r = put(xend, ticket, question.uuid, TICKET_REFUSED, error);
+	if (r < 0)
+		return r;
+	domain = domain_by_uuid(xend, question.uuid);
+	if (domain && domain->phase == DOMAIN_STARTING && domain->cancel >= 0)
+		eventfd_write(domain->cancel, 1);
+	return 0;
+}
+
+const char *handover_answer(struct xend *xend, const char *ticket, struct error *error)
+{
+	enum ticket_state state;
+
+	if (store_ticket_state(xend->store, ticket, &state, error) < 0)
+		return NULL;
+	switch (state) {
+	case TICKET_OWNED:
+		return "owned";
+	case TICKET_RECEIVING:
+	case TICKET_RECEIVED:
+		return stop_receiving(xend, ticket, error) < 0 ? NULL : "refused";
+	case TICKET_REFUSED:
+		return "refused";
+	default:
+		return "unknown";
+	}
+}

@@ -1,0 +1,45 @@
+/*
+ * Who owns a guest that is on its way to another host: two-phase commit with
+ * presumed abort, recorded durably on both sides (store.h, tickets).
+ *
+ * The source may run the guest until it has recorded COMMITTED; from then on only
+ * if the destination has refused the ticket or does not know it. The destination
+ * may run it once it has recorded OWNED, which it can only from RECEIVED. A
+ * destination that is asked about a ticket it does not own refuses it for ever.
+ *
+ * No process killed at any moment changes that: what is not recorded has not
+ * happened, and each side asks the other about what is open.
+ *
+ * All functions are called with the lock held.
+ */
+#pragma once
+
+#include "xend/domain.h"
+
+/* The source's point of no return. */
+int handover_commit(
+	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error);
+/* The destination owns the guest: this one is ended and forgotten. Lets go of the lock. */
+void handover_gone(struct domain *domain, const char *ticket);
+/* The destination will never run it: it is ours again, and runs. Lets go of the lock. */
+void handover_back(struct domain *domain, const char *ticket);
+
+/*
+ * Asks the destination until it answers, then does one of the two above. Returns
+ * true when the guest is gone, false when it is ours (or xend is stopping, and
+ * the next xend will ask). Lets go of the lock.
+ */
+bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port);
+
+/* At xend's start: settles what an earlier xend has left open, each in a worker. */
+void handover_resume(struct xend *xend);
+
+/* The destination's records. A ticket is taken once, and changes only as above. */
+int handover_receiving(struct xend *xend, const char *ticket, const char *uuid, struct error *error);
+int handover_received(struct xend *xend, const char *ticket, const char *uuid, struct error *error);
+/* RECEIVED → OWNED, and the domain → LIVE, as one change. -EALREADY: it was refused meanwhile. */
+int handover_own(struct domain *domain, const char *ticket, struct error *error);
+/* Unless it is OWNED. */
+void handover_refuse(struct xend *xend, const char *ticket, const char *uuid);
+/* What to answer a source that asks: "owned", "refused" or "unknown"; never leaves a ticket open. */
+const char *handover_answer(struct xend *xend, const char *ticket, struct error *error);

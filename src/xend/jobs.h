@@ -1,0 +1,33 @@
+/*
+ * The jobs that move a guest: save, restore, migrate, receive. Each is called in
+ * a worker, with the lock held, and reads from top to bottom; whatever happens,
+ * the guest afterwards is here, there, or in a file, and in no two of them.
+ */
+#pragma once
+
+#include "xend/domain.h"
+#include "xend/reply.h"
+
+#include <netinet/in.h>
+
+struct save_options {
+	const char *file; /* absolute path */
+	bool keep;        /* the guest goes on afterwards */
+	bool live, force;
+};
+
+/* Each of these answers its reply, as a job stream once something was begun. */
+void job_save(struct domain *domain, const struct save_options *options, struct reply *reply);
+void job_restore(struct xend *xend, const char *file, bool paused, struct reply *reply);
+
+struct migrate_options {
+	const char *host;
+	unsigned port;
+	bool live;
+	unsigned rate_mbit; /* 0: no limit */
+};
+
+void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply);
+
+/* Serves one connection to the relocation port; the socket is consumed. */
+void job_receive(struct xend *xend, int socket);

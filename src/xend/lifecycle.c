@@ -1,0 +1,218 @@
+#include "xend/lifecycle.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/disks.h"
+#include "xend/machine.h"
+#include "xend/network.h"
+#include "xend/store.h"
+#include "xend/supervise.h"
+#include "xend/uuid.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/pidfd.h>
+
+/* A KVM that cannot run the guest says so right after the start: xm create waits that long for it. */
+#define FIRST_STEPS_MS 150
+
+static int check_files(const struct guest_config *config, struct error *error)
+{
+	const struct {
+		const char *what, *path;
+	} files[] = {
+		{"kernel",  config->kernel },
+                {"ramdisk", config->ramdisk}
+        };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(files); i++)
+		if (files[i].path && access(files[i].path, R_OK) < 0)
+			return error_set(error, errno, "Unable to read the %s %s of domain '%s': %s.",
+				files[i].what, files[i].path, config->name, strerror(errno));
+	for (size_t i = 0; i < config->disk_count; i++) {
+		int fd = disk_open(&config->disks[i], config->name, DISK_LOCK_NOW, error);
+
+		if (fd < 0)
+			return fd;
+		close(fd);
+	}
+	return 0;
+}
+
+static int check_vifs(struct xend *xend, const struct guest_config *config, struct error *error)
+{
+	int r = 0;
+
+	for (unsigned i = 0; r >= 0 && i < config->vif_count; i++) {
+		struct vif_place place = {.scripts = xend->paths.scripts,
+			.vif_script = xend->config.vif_script,
+			.domain = config->name,
+			.number = i};
+
+		r = vif_check(&config->vifs[i], &place, error);
+	}
+	return r;
+}
+
+int lifecycle_check(struct xend *xend, const struct guest_config *config, struct error *error)
+{
+	int r = machine_check(config, error);
+
+	if (r >= 0)
+		r = domain_admit(xend, config, error);
+	if (r >= 0)
+		r = check_vifs(xend, config, error);
+	return r < 0 ? r : check_files(config, error);
+}
+
+/* Of a domain that never became LIVE, or shall be no more: everything goes. */
+static void discard(struct domain *domain)
+{
+	guest_end(domain);
+	domain->busy = NULL;
+	domain_forget(domain);
+}
+
+static int go_live(struct domain *domain, bool paused, struct error *error)
+{
+	domain->paused = paused;
+	domain->phase = DOMAIN_LIVE;
+	return domain_record(domain, error);
+}
+
+/* Lets the guest run and watches its first steps. */
+static int first_run(struct domain *domain, struct error *error)
+{
+	long long deadline = monotonic_ms() + FIRST_STEPS_MS, left;
+	int r = guest_resume(domain, &(struct guest_resume){0}, error);
+
+	while (r >= 0 && domain->state != GUEST_SHUTDOWN && !domain->dead &&
+		(left = deadline - monotonic_ms()) > 0)
+		xend_wait(domain->xend, (int)left);
+	if (r >= 0 && domain->state == GUEST_SHUTDOWN && domain->reason == REASON_ERROR)
+		return error_set(error, EIO, "Domain '%s' cannot run on this host: %s", domain->config.name,
+			*domain->detail ? domain->detail : "its process gave no reason.");
+	return r;
+}
+
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **result,
+	struct error *error)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	int r = machine_check(config, error);
+
+	if (r >= 0)
+		r = check_vifs(xend, config, error);
+	if (r >= 0)
+		r = domain_new(xend, config, &domain, error);
+	if (r < 0)
+		return r;
+	domain->busy = "being started";
+	r = guest_start(domain, GUEST_BOOT, error);
+	if (r >= 0)
+		r = go_live(domain, paused, error);
+	if (r >= 0 && !paused)
+		r = first_run(domain, error);
+	if (r < 0) {
+		discard(domain);
+		return r;
+	}
+	log_info("Domain '%s' has started with ID %u.", domain->config.name, domain->id);
+	domain_end_job(domain);
+	*result = take_pointer(domain);
+	return 0;
+}
+
+int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
+	enum guest_beginning beginning, int cancel, struct domain **result, struct error *error)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	int r;
+
+	r = check_vifs(xend, config, error);
+	if (r >= 0)
+		r = domain_new(xend, config, &domain, error);
+	if (r < 0)
+		return r;
+	domain->busy = beginning == GUEST_RESTORE ? "being restored" : "being received";
+	domain->cancel = cancel;
+	domain->paused = paused;
+	r = guest_start(domain, beginning, error);
+	if (r < 0) {
+		discard(domain);
+		return r;
+	}
+	*result = take_pointer(domain);
+	return 0;
+}
+
+int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error)
+{
+	int r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, how, error);
+
+	domain_end_job(domain);
+	return r;
+}
+
+void lifecycle_finish(struct domain *domain)
+{
+	struct error error;
+
+	domain->phase = DOMAIN_ENDING;
+	/* Recorded first: a next xend then finishes it, rather than let it run again. */
+	if (domain_record(domain, &error) < 0)
+		log_error("%s", error.text);
+	log_info("Domain '%s' (ID %u) is gone.", domain->config.name, domain->id);
+	discard(domain);
+}
+
+int lifecycle_destroy(struct domain *domain, struct error *error)
+{
+	struct xend *xend = domain->xend;
+
+	while (domain->busy && domain->phase != DOMAIN_GONE) {
+		if (domain->handed_over)
+			return error_set(error, EBUSY,
+				"Domain '%s' has been handed over to another host that has not yet confirmed "
+				"it; this is settled as "
+				"soon as that host answers.",
+				domain->config.name);
+		if (domain->cancel >= 0)
+			eventfd_write(domain->cancel, 1);
+		else if (domain->phase == DOMAIN_STARTING && domain->process >= 0)
+			pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
+		xend_wait(xend, -1);
+	}
+	if (domain->phase == DOMAIN_GONE)
+		return 0;
+	if (domain->phase != DOMAIN_LIVE)
+		return error_set(error, EBUSY, "Domain '%s' is being ended already.", domain->config.name);
+	domain->busy = "being destroyed";
+	lifecycle_finish(domain);
+	return 0;
+}
+
+int lifecycle_set_aside(struct domain *domain, struct error *error)
+{
+	struct xend *xend = domain->xend;
+	_cleanup_free_ char *name = NULL;
+	char from[128], to[128], uuid[37];
+	int r;
+
+	if (asprintf(&name, "%.100s-%u", domain->config.name, domain->id) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	r = uuid_draw(uuid, error);
+	if (r < 0)
+		return r;
+	snprintf(from, sizeof(from), "%s/guests/%s", xend->paths.run, domain->config.uuid);
+	snprintf(to, sizeof(to), "%s/guests/%s", xend->paths.run, uuid);
+	r = store_drop_domain(xend->store, domain->config.uuid, error);
+	if (r >= 0 && rename(from, to) < 0)
+		r = error_set(error, errno, "Unable to rename %s to %s: %s.", from, to, strerror(errno));
+	if (r < 0)
+		return r;
+	memcpy(domain->config.uuid, uuid, sizeof(uuid));
+	domain->busy = NULL;
+	return domain_rename(domain, name, error);
+}

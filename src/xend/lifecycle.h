@@ -1,0 +1,32 @@
+/*
+ * A domain's beginning and end. All functions are called with the lock held and
+ * let go of it.
+ */
+#pragma once
+
+#include "xend/domain.h"
+#include "xend/guest.h"
+
+/* Checks all that can be checked without making anything (`xm create --dryrun`). */
+int lifecycle_check(struct xend *xend, const struct guest_config *config, struct error *error);
+
+/* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. */
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **domain,
+	struct error *error);
+
+/* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RECEIVE). It is busy until lifecycle_arrived.
+ */
+int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
+	enum guest_beginning beginning, int cancel, struct domain **domain, struct error *error);
+
+/* The state is there and the domain recorded as LIVE: lets it run unless it is paused, and ends the job. */
+int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error);
+
+/* Ends the guest and forgets the domain. */
+void lifecycle_finish(struct domain *domain);
+
+/* xm destroy: cancels the domain's job if it has one, then finishes it. */
+int lifecycle_destroy(struct domain *domain, struct error *error);
+
+/* rename-restart: gives the ended guest another name and uuid, so that its successor can have its own. */
+int lifecycle_set_aside(struct domain *domain, struct error *error);

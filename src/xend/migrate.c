@@ -1,0 +1,139 @@
+#include "xend/jobs.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/carrier.h"
+#include "xend/guest.h"
+#include "xend/handover.h"
+#include "xend/lifecycle.h"
+#include "xend/uuid.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* The source's side of one migration. */
+struct sending {
+	struct domain *domain;
+	const struct migrate_options *options;
+	char ticket[37];
+	bool committed;
+};
+
+/* Up to `received`: after any failure until here the guest runs on. */
+static int offer_and_copy(struct sending *sending, struct carrier *carrier, struct error *error)
+{
+	const struct migrate_options *options = sending->options;
+	struct domain *domain = sending->domain;
+	_cleanup_message_ struct message event = {0};
+	_cleanup_close_ int guest = guest_connect(domain, error);
+	int r;
+
+	if (guest < 0)
+		return guest;
+	r = carrier_say(carrier,
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I}", "do", "send", "guest", "fd", 0,
+			"host", options->host, "port", (int)options->port, "domain", domain_pack(domain),
+			"ticket", sending->ticket, "live", options->live, "rate_mbit",
+			(json_int_t)options->rate_mbit, "max_downtime_ms",
+			(json_int_t)domain->xend->config.relocation_max_downtime),
+		&guest, 1, error);
+	return r < 0 ? r : carrier_expect(carrier, "received", &event, error);
+}
+
+/* The point of no return and what follows it. 0: the peer runs it; *done says how it went. */
+static int commit(struct sending *sending, struct carrier *carrier, struct message *done, struct error *error)
+{
+	int r = handover_commit(
+		sending->domain, sending->ticket, sending->options->host, sending->options->port, error);
+
+	if (r < 0) {
+		carrier_say(carrier, json_pack("{s:s}", "do", "abort"), NULL, 0, NULL);
+		return r;
+	}
+	sending->committed = true;
+	carrier->cancel = -1;
+	r = carrier_say(carrier, json_pack("{s:s}", "do", "commit"), NULL, 0, error);
+	if (r >= 0)
+		r = carrier_hear(carrier, done, error);
+	if (r >= 0 && !carrier_heard(done, "done")) {
+		const char *why = json_string_value(json_object_get(done->body, "error"));
+
+		r = error_set(error, EIO, "%s", why ? why : "The line broke.");
+		message_free(done);
+	}
+	return r;
+}
+
+static int run_send(struct sending *sending, struct reply *reply, struct message *done, struct error *error)
+{
+	_cleanup_carrier_ struct carrier carrier = {0};
+	int r = carrier_start(&carrier, sending->domain->xend, reply_cancel_fd(reply), reply, error);
+
+	if (r >= 0)
+		r = offer_and_copy(sending, &carrier, error);
+	return r < 0 ? r : commit(sending, &carrier, done, error);
+}
+
+static void succeed(struct sending *sending, const struct message *done, struct reply *reply)
+{
+	json_t *line = done->body ? json_copy(done->body) : json_object();
+
+	json_object_set_new(line, "event", json_string("done"));
+	reply_line(reply, line);
+	reply_end(reply);
+	log_info(
+		"Domain '%s' has been migrated to %s.", sending->domain->config.name, sending->options->host);
+}
+
+/* After COMMIT, without a word from the peer: ask until it is known. */
+static void settle(struct sending *sending, const struct error *why, struct reply *reply)
+{
+	const struct migrate_options *options = sending->options;
+	struct domain *domain = sending->domain;
+	struct error error;
+
+	log_warning("Domain '%s': the line to %s broke while control passed: %s", domain->config.name,
+		options->host, why->text);
+	reply_line(reply,
+		json_pack("{s:s, s:s, s:s}", "event", "progress", "phase", "uncertain", "error", why->text));
+	if (handover_settle(domain, sending->ticket, options->host, options->port)) {
+		struct message nothing = {0};
+
+		succeed(sending, &nothing, reply);
+		return;
+	}
+	error_set(&error, EIO,
+		"Domain '%s' was not migrated to %s and runs on here: the line broke before the other host "
+		"could take it "
+		"(%s)",
+		domain->config.name, options->host, why->text);
+	reply_error(reply, &error);
+}
+
+void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply)
+{
+	struct sending sending = {.domain = domain, .options = options};
+	_cleanup_message_ struct message done = {0};
+	struct error error;
+	int r = uuid_draw(sending.ticket, &error);
+
+	if (r >= 0)
+		r = domain_begin_job(domain, "being migrated", reply_cancel_fd(reply), &error);
+	if (r < 0) {
+		reply_error(reply, &error);
+		return;
+	}
+	reply_stream(reply, "application/x-ndjson");
+	r = run_send(&sending, reply, &done, &error);
+	if (r >= 0) {
+		handover_gone(domain, sending.ticket);
+		succeed(&sending, &done, reply);
+	} else if (sending.committed) {
+		settle(&sending, &error, reply);
+	} else {
+		log_warning("Domain '%s' was not migrated to %s: %s", domain->config.name, options->host,
+			error.text);
+		/* What was not recorded needs no dropping: back without a ticket. */
+		handover_back(domain, sending.ticket);
+		reply_error(reply, &error);
+	}
+}

@@ -1,0 +1,197 @@
+#include "xend/jobs.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/carrier.h"
+#include "xend/guest.h"
+#include "xend/handover.h"
+#include "xend/lifecycle.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+/* The destination's side of one migration. */
+struct receiving {
+	struct xend *xend;
+	struct carrier carrier;
+	int cancel;
+	char ticket[37], peer[256];
+	struct domain *domain; /* NULL before the offer was accepted; referenced */
+	bool owned;
+};
+
+/* A member that must be a text of a sane length. */
+static int take_text(const json_t *body, const char *key, char *to, size_t size, struct error *error)
+{
+	const char *text = json_string_value(json_object_get(body, key));
+
+	if (!text || strlen(text) >= size)
+		return error_set(error, EPROTO, "The carrier's message has no usable '%s'.", key);
+	snprintf(to, size, "%s", text);
+	return 0;
+}
+
+static int answer_question(struct receiving *receiving, const struct message *question, struct error *error)
+{
+	struct message event;
+	const char *state;
+	int r = take_text(question->body, "ticket", receiving->ticket, sizeof(receiving->ticket), error);
+
+	if (r < 0)
+		return r;
+	state = handover_answer(receiving->xend, receiving->ticket, error);
+	if (!state)
+		return -error->code;
+	log_info("%s asks about the hand-over %s: %s.", receiving->peer, receiving->ticket, state);
+	r = carrier_say(
+		&receiving->carrier, json_pack("{s:s, s:s}", "do", "answer", "state", state), NULL, 0, error);
+	if (r >= 0)
+		r = carrier_expect(&receiving->carrier, "done", &event, error);
+	if (r >= 0)
+		message_free(&event);
+	return r;
+}
+
+/* Checks and reserves everything: after this the guest fits. */
+static int admit(struct receiving *receiving, const struct message *offer, struct error *error)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	char uuid[37];
+	bool paused;
+	int r = take_text(offer->body, "ticket", receiving->ticket, sizeof(receiving->ticket), error);
+
+	if (r >= 0)
+		r = domain_unpack(json_object_get(offer->body, "domain"), &config, &paused, error);
+	if (r < 0)
+		return r;
+	snprintf(uuid, sizeof(uuid), "%s", config.uuid);
+	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, receiving->cancel,
+		&receiving->domain, error);
+	return r < 0 ? r : handover_receiving(receiving->xend, receiving->ticket, uuid, error);
+}
+
+static int accept_offer(struct receiving *receiving, const struct message *offer, struct error *error)
+{
+	_cleanup_close_ int guest = -1;
+	int r = admit(receiving, offer, error);
+
+	if (r >= 0)
+		r = guest = guest_connect(receiving->domain, error);
+	if (r < 0) {
+		struct message rest;
+
+		carrier_say(&receiving->carrier,
+			json_pack("{s:s, s:[s]}", "do", "refuse", "why", error->text), NULL, 0, NULL);
+		/* The carrier's `failed` says the same; waiting for it lets the refusal arrive. */
+		if (carrier_hear(&receiving->carrier, &rest, NULL) >= 0)
+			message_free(&rest);
+		return r;
+	}
+	return carrier_say(&receiving->carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
+		&guest, 1, error);
+}
+
+/* From the accepted offer to the record that the guest is ours. */
+static int take_over(struct receiving *receiving, struct guest_resume *how, struct error *error)
+{
+	struct carrier *carrier = &receiving->carrier;
+	_cleanup_message_ struct message received = {0}, commit = {0};
+	const json_t *offset;
+	int r = carrier_expect(carrier, "received", &received, error);
+
+	if (r >= 0)
+		r = handover_received(
+			receiving->xend, receiving->ticket, receiving->domain->config.uuid, error);
+	if (r >= 0)
+		r = carrier_say(carrier, json_pack("{s:s}", "do", "received"), NULL, 0, error);
+	if (r >= 0)
+		r = carrier_expect(carrier, "commit", &commit, error);
+	if (r >= 0)
+		r = handover_own(receiving->domain, receiving->ticket, error);
+	if (r < 0)
+		return r;
+	receiving->owned = true;
+	carrier->cancel = -1;
+	offset = json_object_get(commit.body, "realtime_offset_ns");
+	how->announce = true;
+	how->has_realtime_offset = json_is_integer(offset);
+	how->realtime_offset_ns = json_integer_value(offset);
+	return 0;
+}
+
+/* Tells the peer, which then ends its guest; then the disks' locks are free to be ours. */
+static void finish(struct receiving *receiving)
+{
+	_cleanup_message_ struct message done = {0};
+	struct error error;
+	int r;
+
+	r = carrier_say(&receiving->carrier,
+		json_pack("{s:s, s:I}", "do", "running", "id", (json_int_t)receiving->domain->id), NULL, 0,
+		&error);
+	if (r >= 0)
+		r = carrier_expect(&receiving->carrier, "done", &done, &error);
+	if (r < 0) /* the guest is ours all the same; the peer will ask */
+		log_warning("Domain '%s': %s was not told that it runs here: %s",
+			receiving->domain->config.name, receiving->peer, error.text);
+	guest_lock_disks(receiving->domain);
+}
+
+static int receive(struct receiving *receiving, int socket, struct error *error)
+{
+	struct xend *xend = receiving->xend;
+	_cleanup_message_ struct message first = {0};
+	_cleanup_json_ json_t *allow = json_array();
+	struct guest_resume how = {0};
+	int r;
+
+	for (size_t i = 0; i < xend->config.allow_count; i++)
+		json_array_append_new(allow, json_string(xend->config.allow[i]));
+	r = carrier_start(&receiving->carrier, xend, receiving->cancel, NULL, error);
+	if (r >= 0)
+		r = carrier_say(&receiving->carrier,
+			json_pack("{s:s, s:{s:i}, s:O}", "do", "receive", "socket", "fd", 0, "allow", allow),
+			&socket, 1, error);
+	if (r >= 0)
+		r = carrier_hear(&receiving->carrier, &first, error);
+	if (r >= 0)
+		r = take_text(first.body, "peer", receiving->peer, sizeof(receiving->peer), error);
+	if (r < 0)
+		return r;
+	if (carrier_heard(&first, "ask"))
+		return answer_question(receiving, &first, error);
+	if (!carrier_heard(&first, "offer"))
+		return error_set(error, EPROTO, "The carrier said something else where 'offer' was due.");
+	r = accept_offer(receiving, &first, error);
+	if (r >= 0)
+		r = take_over(receiving, &how, error);
+	if (r < 0)
+		return r;
+	r = lifecycle_arrived(receiving->domain, &how, error);
+	if (r >= 0) {
+		log_info("Domain '%s' has arrived from %s with ID %u.", receiving->domain->config.name,
+			receiving->peer, receiving->domain->id);
+		finish(receiving);
+	}
+	return r;
+}
+
+void job_receive(struct xend *xend, int socket)
+{
+	struct receiving receiving = {.xend = xend, .cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+	_cleanup_close_ int peer_socket = socket;
+	struct error error;
+	int r = receive(&receiving, peer_socket, &error);
+
+	if (r < 0)
+		log_warning(
+			"Relocation%s%s: %s", *receiving.peer ? " from " : "", receiving.peer, error.text);
+	if (r < 0 && receiving.domain && !receiving.owned) {
+		handover_refuse(xend, receiving.ticket, receiving.domain->config.uuid);
+		lifecycle_finish(receiving.domain);
+	}
+	carrier_end(&receiving.carrier);
+	if (receiving.domain)
+		domain_unref(receiving.domain);
+	close(receiving.cancel);
+}

@@ -1,0 +1,92 @@
+#include "xend/relocation.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/jobs.h"
+
+#include <errno.h>
+#include <event2/listener.h>
+#include <event2/util.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <string.h>
+
+/* Receptions and questions at a time; who comes then is cut off and tries again. */
+#define RELOCATIONS_MAX 16
+
+struct visitor {
+	struct xend *xend;
+	int socket;
+};
+
+static void serve(void *argument)
+{
+	struct visitor *visitor = argument;
+	struct xend *xend = visitor->xend;
+
+	job_receive(xend, visitor->socket);
+	xend->relocations--;
+	free(visitor);
+}
+
+static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address,
+	int length, void *argument)
+{
+	struct xend *xend = argument;
+	_cleanup_close_ int socket = (int)fd;
+	struct visitor *visitor = malloc(sizeof(*visitor));
+	struct error error;
+	int r;
+
+	(void)listener;
+	(void)address;
+	(void)length;
+	/* The carrier reads and writes it plainly. */
+	fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) & ~O_NONBLOCK);
+	xend_lock(xend);
+	r = !visitor         ? error_set(&error, ENOMEM, "Out of memory.")
+	    : xend->stopping ? error_set(&error, EBUSY, "xend is being stopped.")
+	    : xend->relocations >= RELOCATIONS_MAX
+		    ? error_set(&error, EBUSY, "There are %d connections already.", RELOCATIONS_MAX)
+		    : 0;
+	if (r >= 0) {
+		*visitor = (struct visitor){xend, socket};
+		r = xend_worker(xend, serve, visitor, &error);
+	}
+	if (r >= 0) {
+		xend->relocations++;
+		take_fd(&socket);
+	} else {
+		log_warning("A connection to the relocation port was closed: %s", error.text);
+		free(visitor);
+	}
+	xend_unlock(xend);
+}
+
+int relocation_start(struct xend *xend, struct error *error)
+{
+	const char *host = *xend->config.relocation_address ? xend->config.relocation_address : NULL;
+	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
+	struct evconnlistener *listener = NULL;
+	char port[16];
+	int r, failed = 0;
+
+	if (!xend->config.relocation_server)
+		return 0;
+	snprintf(port, sizeof(port), "%u", (unsigned)xend->config.relocation_port);
+	r = getaddrinfo(host, port, &hints, &found);
+	if (r)
+		return error_set(error, EINVAL,
+			"xend-relocation-address '%s' is no address of this host: %s.", host ? host : "",
+			gai_strerror(r));
+	for (struct addrinfo *one = found; one && !listener; one = one->ai_next) {
+		listener = evconnlistener_new_bind(xend->base, accepted, xend,
+			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16, one->ai_addr,
+			(int)one->ai_addrlen);
+		failed = errno;
+	}
+	freeaddrinfo(found);
+	if (!listener)
+		return error_set(error, failed, "Unable to listen for relocations on port %s: %s.", port,
+			strerror(failed));
+	return 0;
+}

@@ -1,0 +1,168 @@
+#include "xend/jobs.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/carrier.h"
+#include "xend/checkpoint_file.h"
+#include "xend/guest.h"
+#include "xend/lifecycle.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static int run_save(struct domain *domain, const struct save_options *options, int file, struct reply *reply,
+	struct message *saved, struct error *error)
+{
+	_cleanup_carrier_ struct carrier carrier = {0};
+	_cleanup_close_ int guest = guest_connect(domain, error);
+	int r, fds[] = {guest, file};
+
+	if (guest < 0)
+		return guest;
+	r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
+	if (r >= 0)
+		r = carrier_say(&carrier,
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file",
+				"fd", 1, "domain", domain_pack(domain), "live", options->live),
+			fds, ARRAY_SIZE(fds), error);
+	return r < 0 ? r : carrier_expect(&carrier, "saved", saved, error);
+}
+
+static void carry_on(struct domain *domain)
+{
+	struct error error;
+
+	if (guest_carry_on(domain, &error) < 0)
+		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
+}
+
+void job_save(struct domain *domain, const struct save_options *options, struct reply *reply)
+{
+	_cleanup_checkpoint_file_ struct checkpoint_file file = {.fd = -1, .directory = -1};
+	_cleanup_message_ struct message saved = {0};
+	struct error error;
+	int r;
+
+	r = domain_begin_job(domain, "being saved", reply_cancel_fd(reply), &error);
+	if (r < 0) {
+		reply_error(reply, &error);
+		return;
+	}
+	r = checkpoint_file_create(&file, domain->xend->store, options->file, options->force, &error);
+	if (r >= 0) {
+		reply_stream(reply, "application/x-ndjson");
+		r = run_save(domain, options, file.fd, reply, &saved, &error);
+	}
+	if (r >= 0)
+		r = checkpoint_file_publish(&file, &error);
+	if (r < 0) {
+		log_warning("Domain '%s' was not saved to %s: %s", domain->config.name, options->file,
+			error.text);
+		carry_on(domain);
+		domain_end_job(domain);
+		reply_error(reply, &error);
+		return;
+	}
+	log_info("Domain '%s' (ID %u) is saved to %s.", domain->config.name, domain->id, options->file);
+	if (options->keep) {
+		carry_on(domain);
+		domain_end_job(domain);
+	} else {
+		domain->cancel = -1;
+		lifecycle_finish(domain);
+	}
+	json_object_set_new(saved.body, "event", json_string("done"));
+	reply_line(reply, json_incref(saved.body));
+	reply_end(reply);
+}
+
+static int open_checkpoint(const char *path, struct error *error)
+{
+	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat info;
+
+	if (fd < 0 || fstat(fd, &info) < 0)
+		return error_set(error, errno, "Unable to read file %s: %s.", path, strerror(errno));
+	if (!S_ISREG(info.st_mode))
+		return error_set(error, EINVAL, "Unable to read file %s: it is not a file.", path);
+	return take_fd(&fd);
+}
+
+struct restoring {
+	struct xend *xend;
+	const char *path;
+	int file;
+	bool paused; /* the user's wish, or as the guest was when it was saved */
+	struct domain *domain;
+};
+
+/* Up to the moment when the guest's state is complete; a domain that was made is the caller's to discard. */
+static int run_restore(
+	struct restoring *restoring, struct reply *reply, struct message *loaded, struct error *error)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_carrier_ struct carrier carrier = {0};
+	_cleanup_message_ struct message offer = {0};
+	_cleanup_close_ int guest = -1;
+	bool was_paused;
+	int r = carrier_start(&carrier, restoring->xend, reply_cancel_fd(reply), reply, error);
+
+	if (r >= 0)
+		r = carrier_say(&carrier, json_pack("{s:s, s:{s:i}}", "do", "restore", "file", "fd", 0),
+			&restoring->file, 1, error);
+	if (r >= 0)
+		r = carrier_expect(&carrier, "offer", &offer, error);
+	if (r < 0)
+		return r;
+	r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
+	if (r < 0)
+		return error_prefix(error, "File %s cannot be restored: ", restoring->path);
+	restoring->paused |= was_paused;
+	r = lifecycle_expect(restoring->xend, &config, restoring->paused, GUEST_RESTORE,
+		reply_cancel_fd(reply), &restoring->domain, error);
+	if (r < 0)
+		return r;
+	guest = guest_connect(restoring->domain, error);
+	if (guest < 0)
+		return guest;
+	r = carrier_say(
+		&carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &guest, 1, error);
+	return r < 0 ? r : carrier_expect(&carrier, "loaded", loaded, error);
+}
+
+void job_restore(struct xend *xend, const char *path, bool paused, struct reply *reply)
+{
+	struct restoring restoring = {.xend = xend, .path = path, .paused = paused};
+	_cleanup_message_ struct message loaded = {0};
+	_cleanup_close_ int file = -1;
+	_cleanup_domain_ struct domain *domain = NULL;
+	struct guest_resume how = {.announce = true};
+	struct error error;
+	int r;
+
+	file = restoring.file = open_checkpoint(path, &error);
+	r = file;
+	if (r >= 0) {
+		reply_stream(reply, "application/x-ndjson");
+		r = run_restore(&restoring, reply, &loaded, &error);
+	}
+	domain = restoring.domain;
+	if (r >= 0) {
+		domain->phase = DOMAIN_LIVE;
+		r = domain_record(domain, &error);
+	}
+	if (r >= 0)
+		r = lifecycle_arrived(domain, &how, &error);
+	if (r < 0) {
+		log_warning("%s was not restored: %s", path, error.text);
+		if (domain && domain->phase != DOMAIN_GONE)
+			lifecycle_finish(domain);
+		reply_error(reply, &error);
+		return;
+	}
+	log_info("Domain '%s' is restored from %s with ID %u.", domain->config.name, path, domain->id);
+	reply_line(reply, json_pack("{s:s, s:o, s:O*}", "event", "done", "domain", domain_describe(domain),
+				  "milliseconds", json_object_get(loaded.body, "milliseconds")));
+	reply_end(reply);
+}

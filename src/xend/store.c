@@ -1,0 +1,309 @@
+#include "xend/store.h"
+#include "base/cleanup.h"
+
+#include <errno.h>
+#include <sqlite3.h>
+#include <stdarg.h>
+#include <string.h>
+
+struct store {
+	sqlite3 *db;
+};
+
+static const char schema[] =
+	"CREATE TABLE IF NOT EXISTS host(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS domains(uuid TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, id INTEGER NOT "
+	"NULL UNIQUE,"
+	" phase INTEGER NOT NULL, paused INTEGER NOT NULL, restart_wanted INTEGER NOT NULL,"
+	" started_at INTEGER NOT NULL, config TEXT NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS tickets(ticket TEXT PRIMARY KEY, uuid TEXT NOT NULL, state INTEGER NOT "
+	"NULL,"
+	" host TEXT NOT NULL, port INTEGER NOT NULL, changed_at INTEGER NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;";
+
+/* A ticket nobody has asked about for this long will not be asked about. */
+#define TICKET_LIFETIME "90 * 86400"
+
+static int failed(struct store *store, struct error *error)
+{
+	return error_set(error, sqlite3_errcode(store->db) == SQLITE_FULL ? ENOSPC : EIO,
+		"Unable to write xend's database %s: %s.", sqlite3_db_filename(store->db, "main"),
+		sqlite3_errmsg(store->db));
+}
+
+static void finalize(sqlite3_stmt **statement)
+{
+	sqlite3_finalize(*statement);
+}
+#define _cleanup_statement_ _cleanup_(finalize)
+
+/* Prepares sql and binds one value for each letter of types: s text, i int64_t. */
+static sqlite3_stmt *prepare(struct store *store, const char *sql, const char *types, va_list values)
+{
+	sqlite3_stmt *statement = NULL;
+	int r = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
+
+	for (int i = 1; r == SQLITE_OK && *types; i++, types++)
+		r = *types == 's' ? sqlite3_bind_text(
+					    statement, i, va_arg(values, const char *), -1, SQLITE_TRANSIENT)
+				  : sqlite3_bind_int64(statement, i, va_arg(values, int64_t));
+	if (r == SQLITE_OK)
+		return statement;
+	sqlite3_finalize(statement);
+	return NULL;
+}
+
+static int run(struct store *store, struct error *error, const char *sql, const char *types, ...)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	va_list values;
+	int r;
+
+	va_start(values, types);
+	statement = prepare(store, sql, types, values);
+	va_end(values);
+	if (!statement)
+		return failed(store, error);
+	do
+		r = sqlite3_step(statement);
+	while (r == SQLITE_ROW);
+	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+/* The first column of the first row as a number; `none` where there is no row. */
+static int ask(struct store *store, int64_t *value, int64_t none, struct error *error, const char *sql,
+	const char *types, ...)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	va_list values;
+	int r;
+
+	va_start(values, types);
+	statement = prepare(store, sql, types, values);
+	va_end(values);
+	if (!statement)
+		return failed(store, error);
+	r = sqlite3_step(statement);
+	if (r != SQLITE_ROW && r != SQLITE_DONE)
+		return failed(store, error);
+	*value = r == SQLITE_ROW ? sqlite3_column_int64(statement, 0) : none;
+	return 0;
+}
+
+static int new_boot(struct store *store, const char *boot_id, struct error *error)
+{
+	int64_t same;
+	int r = ask(
+		store, &same, 0, error, "SELECT 1 FROM host WHERE key = 'boot' AND value = ?", "s", boot_id);
+
+	if (r < 0 || same)
+		return r;
+	r = store_begin(store, error);
+	if (r >= 0)
+		r = run(store, error, "DELETE FROM domains", "");
+	if (r >= 0)
+		r = run(store, error, "REPLACE INTO host VALUES ('next_id', '1'), ('boot', ?)", "s", boot_id);
+	if (r >= 0)
+		r = run(store, error,
+			"DELETE FROM tickets WHERE changed_at < strftime('%s') - " TICKET_LIFETIME, "");
+	if (r >= 0)
+		r = store_commit(store, error);
+	if (r < 0)
+		store_rollback(store);
+	return r;
+}
+
+int store_open(struct store **result, const char *path, const char *boot_id, struct error *error)
+{
+	struct store *store = calloc(1, sizeof(*store));
+	int r = 0;
+
+	if (!store)
+		return error_set(error, ENOMEM, "Out of memory.");
+	if (sqlite3_open(path, &store->db) != SQLITE_OK)
+		r = error_set(error, EIO, "Unable to open xend's database %s: %s.", path,
+			sqlite3_errmsg(store->db));
+	if (r >= 0 && (sqlite3_busy_timeout(store->db, 5000) != SQLITE_OK ||
+			      sqlite3_exec(store->db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
+				      NULL, NULL, NULL) != SQLITE_OK ||
+			      sqlite3_exec(store->db, schema, NULL, NULL, NULL) != SQLITE_OK))
+		r = failed(store, error);
+	if (r >= 0)
+		r = new_boot(store, boot_id, error);
+	if (r < 0) {
+		store_close(store);
+		return r;
+	}
+	*result = store;
+	return 0;
+}
+
+void store_close(struct store *store)
+{
+	if (!store)
+		return;
+	sqlite3_close(store->db);
+	free(store);
+}
+
+int store_begin(struct store *store, struct error *error)
+{
+	return run(store, error, "BEGIN IMMEDIATE", "");
+}
+
+int store_commit(struct store *store, struct error *error)
+{
+	return run(store, error, "COMMIT", "");
+}
+
+void store_rollback(struct store *store)
+{
+	if (!sqlite3_get_autocommit(store->db))
+		run(store, NULL, "ROLLBACK", "");
+}
+
+int store_next_id(struct store *store, unsigned *id, struct error *error)
+{
+	int64_t next;
+	int r = ask(store, &next, 0, error,
+		"UPDATE host SET value = value + 1 WHERE key = 'next_id' RETURNING value - 1", "");
+
+	if (r >= 0)
+		*id = (unsigned)next;
+	return r;
+}
+
+int store_put_domain(struct store *store, const struct stored_domain *domain, struct error *error)
+{
+	_cleanup_free_ char *config = json_dumps(domain->config, JSON_COMPACT);
+
+	if (!config)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return run(store, error,
+		"INSERT INTO domains(uuid, name, id, phase, paused, restart_wanted, started_at, config)"
+		" VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+		" ON CONFLICT(uuid) DO UPDATE SET name = excluded.name, id = excluded.id, phase = "
+		"excluded.phase,"
+		" paused = excluded.paused, restart_wanted = excluded.restart_wanted,"
+		" started_at = excluded.started_at, config = excluded.config",
+		"ssiiiiis", domain->uuid, domain->name, (int64_t)domain->id, (int64_t)domain->phase,
+		(int64_t)domain->paused, (int64_t)domain->restart_wanted, domain->started_at, config);
+}
+
+int store_drop_domain(struct store *store, const char *uuid, struct error *error)
+{
+	return run(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
+}
+
+static const char *text(sqlite3_stmt *statement, int column)
+{
+	return (const char *)sqlite3_column_text(statement, column);
+}
+
+int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
+	void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db,
+		    "SELECT uuid, name, id, phase, paused, restart_wanted, started_at, config FROM domains "
+		    "ORDER BY id",
+		    -1, &statement, NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
+		_cleanup_json_ json_t *config = json_loads(text(statement, 7), 0, NULL);
+		struct stored_domain domain = {
+			.uuid = text(statement, 0),
+			.name = text(statement, 1),
+			.id = (unsigned)sqlite3_column_int64(statement, 2),
+			.phase = (enum stored_phase)sqlite3_column_int(statement, 3),
+			.paused = sqlite3_column_int(statement, 4),
+			.restart_wanted = sqlite3_column_int(statement, 5),
+			.started_at = sqlite3_column_int64(statement, 6),
+			.config = config,
+		};
+
+		r = visit(context, &domain);
+		if (r < 0)
+			return r;
+	}
+	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+int store_put_ticket(struct store *store, const struct stored_ticket *ticket, struct error *error)
+{
+	return run(store, error,
+		"REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, "
+		"strftime('%s'))",
+		"ssisi", ticket->ticket, ticket->uuid, (int64_t)ticket->state, ticket->host,
+		(int64_t)ticket->port);
+}
+
+int store_drop_ticket(struct store *store, const char *ticket, struct error *error)
+{
+	return run(store, error, "DELETE FROM tickets WHERE ticket = ?", "s", ticket);
+}
+
+int store_each_ticket(struct store *store, int (*visit)(void *context, const struct stored_ticket *ticket),
+	void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db, "SELECT ticket, uuid, state, host, port FROM tickets", -1,
+		    &statement, NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
+		struct stored_ticket ticket = {
+			.ticket = text(statement, 0),
+			.uuid = text(statement, 1),
+			.state = (enum ticket_state)sqlite3_column_int(statement, 2),
+			.host = text(statement, 3),
+			.port = (unsigned)sqlite3_column_int(statement, 4),
+		};
+
+		r = visit(context, &ticket);
+		if (r < 0)
+			return r;
+	}
+	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+int store_ticket_state(struct store *store, const char *ticket, enum ticket_state *state, struct error *error)
+{
+	int64_t value;
+	int r = ask(
+		store, &value, TICKET_NONE, error, "SELECT state FROM tickets WHERE ticket = ?", "s", ticket);
+
+	if (r >= 0)
+		*state = (enum ticket_state)value;
+	return r;
+}
+
+int store_add_leftover(struct store *store, const char *path, struct error *error)
+{
+	return run(store, error, "REPLACE INTO leftovers VALUES (?)", "s", path);
+}
+
+int store_drop_leftover(struct store *store, const char *path, struct error *error)
+{
+	return run(store, error, "DELETE FROM leftovers WHERE path = ?", "s", path);
+}
+
+int store_clear_leftovers(struct store *store, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db, "SELECT path FROM leftovers", -1, &statement, NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW)
+		if (unlink(text(statement, 0)) < 0 && errno != ENOENT)
+			return error_set(error, errno, "Unable to remove %s: %s.", text(statement, 0),
+				strerror(errno));
+	if (r != SQLITE_DONE)
+		return failed(store, error);
+	sqlite3_reset(statement);
+	return run(store, error, "DELETE FROM leftovers", "");
+}

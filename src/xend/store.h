@@ -1,0 +1,89 @@
+/*
+ * What xend knows for certain: the guests, the hand-over tickets, the counter
+ * of IDs, in SQLite with every commit synced to disk.
+ *
+ * Guests and IDs belong to one boot of the host: what an earlier boot left is
+ * dropped when the store is opened. Tickets stay, because the other host may
+ * ask about one after this host was restarted.
+ */
+#pragma once
+
+#include "base/error.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct store;
+
+enum stored_phase {
+	STORED_STARTING, /* being created, received or restored: does not survive a restart of xend */
+	STORED_LIVE,     /* the guest is ours and runs, or is paused, or has ended and is preserved */
+	STORED_ENDING,   /* decided to be no more */
+};
+
+/* One guest as the store has it. Strings are borrowed. */
+struct stored_domain {
+	const char *uuid, *name;
+	unsigned id;
+	enum stored_phase phase;
+	bool paused;         /* by the user */
+	bool restart_wanted; /* xm reboot: start it again once it has powered off */
+	int64_t started_at;  /* seconds since 1970 */
+	const json_t *config;
+};
+
+/*
+ * Tickets name one hand-over of one guest, on both sides.
+ *
+ *	source       COMMITTED → GONE (the guest is the peer's) or no row (it never became the peer's)
+ *	destination  RECEIVING → RECEIVED → OWNED, or from either of the first two REFUSED, for ever
+ */
+enum ticket_state {
+	TICKET_NONE,
+	TICKET_COMMITTED,
+	TICKET_GONE,
+	TICKET_RECEIVING,
+	TICKET_RECEIVED,
+	TICKET_OWNED,
+	TICKET_REFUSED
+};
+
+struct stored_ticket {
+	const char *ticket, *uuid; /* of the hand-over, of the guest */
+	enum ticket_state state;
+	const char *host; /* of the peer; "" at the destination */
+	unsigned port;
+};
+
+/* boot_id: this boot of the host (/proc/sys/kernel/random/boot_id). */
+int store_open(struct store **store, const char *path, const char *boot_id, struct error *error);
+void store_close(struct store *store);
+
+/* The next unused ID, never given before since the host's boot. */
+int store_next_id(struct store *store, unsigned *id, struct error *error);
+
+/* Adds the guest, or replaces what is known about the one of this uuid. */
+int store_put_domain(struct store *store, const struct stored_domain *domain, struct error *error);
+int store_drop_domain(struct store *store, const char *uuid, struct error *error);
+int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
+	void *context, struct error *error);
+
+int store_put_ticket(struct store *store, const struct stored_ticket *ticket, struct error *error);
+int store_drop_ticket(struct store *store, const char *ticket, struct error *error);
+int store_each_ticket(struct store *store, int (*visit)(void *context, const struct stored_ticket *ticket),
+	void *context, struct error *error);
+/* TICKET_NONE where there is none of that name. */
+int store_ticket_state(
+	struct store *store, const char *ticket, enum ticket_state *state, struct error *error);
+
+/* Several changes as one: all of them are on disk after store_commit, or none. */
+int store_begin(struct store *store, struct error *error);
+int store_commit(struct store *store, struct error *error);
+void store_rollback(struct store *store);
+
+/* Files that must not outlive the job that writes them. */
+int store_add_leftover(struct store *store, const char *path, struct error *error);
+int store_drop_leftover(struct store *store, const char *path, struct error *error);
+/* Removes every such file: what a killed xend has left. */
+int store_clear_leftovers(struct store *store, struct error *error);

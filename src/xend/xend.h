@@ -1,0 +1,71 @@
+/*
+ * The daemon: what all its parts share, and how they take turns.
+ *
+ * The main thread runs the event loop (libevent): API connections, relocation
+ * connections, guests' events, ends of processes. It never waits for anybody.
+ * Whatever has to wait (a guest's answer, a carrier, a script) is done by a
+ * worker: a thread that lives as long as one request or one job and reads from
+ * top to bottom.
+ *
+ * One lock guards all state. Workers run with the lock held and let go of it
+ * only around calls that wait; a comment at each function that does so says
+ * "lets go of the lock". The loop's callbacks take it for as long as they run.
+ */
+#pragma once
+
+#include "base/error.h"
+#include "config/xend_config.h"
+#include "xend/paths.h"
+
+#include <event2/event.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/queue.h>
+
+struct domain;
+struct store;
+struct xend;
+
+struct post {
+	STAILQ_ENTRY(post) next;
+	void (*run)(void *argument);
+	void *argument;
+};
+
+struct xend {
+	struct paths paths;
+	struct xend_config config;
+	struct store *store;
+	struct event_base *base;
+
+	pthread_mutex_t lock;
+	pthread_cond_t changed; /* a domain's state, a job's end, a worker's end */
+	struct domain *domains; /* in the order of their IDs */
+	unsigned workers, relocations, carriers_started;
+	bool stopping;
+	int stop; /* eventfd: readable from when xend is to stop */
+
+	pthread_mutex_t post_lock;
+	STAILQ_HEAD(, post) posts;
+	struct event *posted;
+};
+
+/* Makes event base, locks and queue; paths, config and store are the caller's to fill. */
+int xend_init(struct xend *xend, struct error *error);
+void xend_free(struct xend *xend);
+
+void xend_lock(struct xend *xend);
+void xend_unlock(struct xend *xend);
+
+/* Lets go of the lock until something has changed, or for timeout_ms (-1: for ever). */
+void xend_wait(struct xend *xend, int timeout_ms);
+void xend_changed(struct xend *xend);
+
+/* Has the loop's thread call run(argument), in the order of posting, without the lock. From any thread. */
+void xend_post(struct xend *xend, void (*run)(void *argument), void *argument);
+
+/* Starts a worker that calls run(argument) with the lock held. The caller holds the lock. -EAGAIN: too many.
+ */
+int xend_worker(struct xend *xend, void (*run)(void *argument), void *argument, struct error *error);
+
+long long monotonic_ms(void);
