@@ -1,6 +1,5 @@
 """Guests for tests: their disks on `storage`, their configuration on the hosts, and a way into them."""
 
-import itertools
 import re
 import shlex
 import time
@@ -126,7 +125,6 @@ class Guests:
 
     def __init__(self):
         self.disks = []
-        self.guest_numbers = itertools.count()
 
     def ferry_hosts(self):
         return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
@@ -168,10 +166,37 @@ class Guests:
 
     def start_xend(self, host):
         """Starts xend on a host, its words in /var/log/xen/xend.out, and waits until it answers."""
-        host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 & echo $! > /run/xend.lab.pid")
+        host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 &")
         deadline = time.monotonic() + 20
         while host.run("xm list", check=False).status != 0:
             if time.monotonic() > deadline:
-                raise LabError(f"{host.name}: xend does not answer:\n"
-                               + host.run("cat /var/log/xen/xend.out; xm list", check=False).stdout)
+                words = host.run("tail -n 20 /var/log/xen/xend.out /var/log/xen/xend.log; xm list", check=False)
+                raise LabError(f"{host.name}: xend does not answer:\n{words.stdout}{words.stderr}")
             time.sleep(0.1)
+
+    def repair(self):
+        """Brings back what a test took away: power, cables, disks' connections, xend."""
+        for host in self.hosts.values():
+            if host.line is None or host.line.lost:
+                host.power_off()
+                host.start()
+                if host in self.ferry_hosts():
+                    for disk in self.disks:
+                        disk.connect(host)
+            else:
+                host.link_up()
+        for host in self.ferry_hosts():
+            if host.run("timeout 10 xm list", check=False).status != 0:
+                self.start_xend(host)
+
+    def remove_guests(self):
+        """Destroys every guest on every host, and all disks."""
+        for host in self.ferry_hosts():
+            for line in host.run("xm list").stdout.splitlines()[1:]:
+                name = line.split()[0]
+                if name != "Domain-0":
+                    host.run(["xm", "destroy", name], check=False)
+        for disk in list(self.disks):
+            disk.remove()
+        for host in self.ferry_hosts():
+            host.run("rm -f /root/*")

@@ -1,0 +1,93 @@
+"""System tests: the real programs on the lab's hosts, with real guests. One lab for the whole run."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lab"))
+
+from ferrylab import Lab, LabError  # noqa: E402
+from ferrylab.observe import wait_until  # noqa: E402
+
+COMPLAINTS = Path(__file__).parent / "data" / "kernel-complaints.txt"
+
+
+@pytest.fixture(scope="session")
+def the_lab():
+    with Lab() as lab:
+        for host in lab.ferry_hosts():
+            lab.start_xend(host)
+        yield lab
+
+
+@pytest.fixture
+def lab(the_lab):
+    """The lab, with every host up and its xend running; after the test, with nothing left of it."""
+    the_lab.repair()
+    yield the_lab
+    the_lab.repair()
+    the_lab.remove_guests()
+    for host in the_lab.ferry_hosts():
+        try:
+            wait_until(lambda: not leftovers(host), 10, "the end of processes")
+        except LabError:
+            pytest.fail(f"{host.name} still has: {leftovers(host)}")
+
+
+@pytest.fixture
+def host1(lab):
+    return lab.host1
+
+
+@pytest.fixture
+def host2(lab):
+    return lab.host2
+
+
+def leftovers(host):
+    """What of Ferry's guests is on a host: processes, interfaces, files, domains."""
+    found = host.run("pgrep -a 'ferry-guest|ferry-carrier'; ls -d /run/ferry/guests/* 2>/dev/null; "
+                     "ls /sys/class/net | grep -E '^(vif|tap)'; true").stdout.splitlines()
+    domains = [line.split()[0] for line in host.run("xm list").stdout.splitlines()[1:]]
+    return found + [d for d in domains if d != "Domain-0"]
+
+
+def kernel_complaints(guest):
+    """Lines of the guest's kernel log, warning or worse, that QEMU's machines would not give."""
+    known = [re.compile(line) for line in COMPLAINTS.read_text().splitlines() if line and not line.startswith("#")]
+    unknown = []
+    for line in guest.kernel_complaints():
+        text = re.sub(r"^<\d>\[ *[\d.]+\] ?", "", line)
+        if not any(pattern.fullmatch(text) for pattern in known):
+            unknown.append(line)
+    return unknown
+
+
+@pytest.fixture
+def running_guest(lab):
+    """running_guest(host, **settings): a fresh guest, created on that host, its services up."""
+
+    def make(host, **settings):
+        guest = lab.new_guest(**settings)
+        host.run(f"xm create {guest.name}", timeout=60)
+        return guest.wait_up()
+
+    return make
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test's report has what the hosts know."""
+    report = (yield).get_result()
+    the_lab = item.funcargs.get("lab")
+    if not report.failed or the_lab is None:
+        return
+    for host in the_lab.ferry_hosts():
+        try:
+            text = host.run("timeout 5 xm list; tail -n 60 /var/log/xen/xend.log; tail -n 20 /var/log/xen/xend.out; "
+                            "dmesg | tail -n 15; ps -eo pid,stat,args | grep -v '\\['", check=False).stdout
+        except LabError as error:
+            text = str(error)
+        report.sections.append((host.name, text))
