@@ -1,0 +1,458 @@
+/* Hand-overs between two carriers over loopback, and what happens when a side leaves at any step. */
+#include "fake_guest.h"
+#include "base/cleanup.h"
+#include "carry/allow.h"
+#include "carry/peer.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <cmocka.h>
+
+#define UUID "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
+#define TICKET "0123abcd-10a1-e6d0-3c92-19b0ea021f21"
+#define MIB_PAGES 256u
+
+struct line {
+	int listener;
+	int port;
+};
+
+static void line_begin(struct line *line)
+{
+	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	socklen_t size = sizeof(address);
+
+	line->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(line->listener, (struct sockaddr *)&address, size), 0);
+	assert_int_equal(listen(line->listener, 4), 0);
+	assert_int_equal(getsockname(line->listener, (struct sockaddr *)&address, &size), 0);
+	line->port = ntohs(address.sin_port);
+}
+
+static int line_accept(const struct line *line)
+{
+	struct pollfd ready = {.fd = line->listener, .events = POLLIN};
+
+	if (poll(&ready, 1, 10000) <= 0)
+		return -1;
+	return accept4(line->listener, NULL, NULL, SOCK_CLOEXEC);
+}
+
+/* A migration with everybody in place. */
+struct move {
+	struct line line;
+	struct fake_guest from, to;
+	struct carrier_thread source, dest;
+	uint64_t allocated; /* pages of `to`, before the comparison touched them all */
+};
+
+static void begin_source(struct move *move, bool live, int rate_mbit)
+{
+	carrier_thread_begin(&move->source, send_job);
+	carrier_say(&move->source,
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i}", "do", "send",
+			"guest", "fd", 0, "host", "127.0.0.1", "port", move->line.port, "domain", "name",
+			"TestGuest", "uuid", UUID, "memory_mib", (json_int_t)(move->from.pages / MIB_PAGES),
+			"ticket", TICKET, "live", live, "rate_mbit", rate_mbit, "max_downtime_ms", 50),
+		&move->from.carrier_end, 1);
+}
+
+static void begin_dest(struct move *move)
+{
+	int socket = line_accept(&move->line);
+
+	carrier_thread_begin(&move->dest, receive_job);
+	carrier_say(&move->dest,
+		json_pack("{s:s, s:{s:i}, s:[s, s]}", "do", "receive", "socket", "fd", 0, "allow",
+			"^somewhere$", "127\\.0\\.0\\.1"),
+		&socket, 1);
+	close(socket);
+}
+
+static void move_begin(struct move *move, uint64_t pages, bool live, int rate_mbit)
+{
+	line_begin(&move->line);
+	fake_guest_begin(&move->from, pages);
+	fake_guest_begin(&move->to, pages);
+	fake_guest_fill(&move->from, 3, pages / 2, 1);
+	fake_guest_fill(&move->from, pages - 2, 2, 2);
+	if (live)
+		fake_guest_run(&move->from, pages / 4);
+	begin_source(move, live, rate_mbit);
+	begin_dest(move);
+}
+
+static void move_end(struct move *move)
+{
+	carrier_thread_end(&move->source);
+	carrier_thread_end(&move->dest);
+	fake_guest_end(&move->from);
+	fake_guest_end(&move->to);
+	close(move->line.listener);
+}
+
+static void pass(struct carrier_thread *carrier, const char *event)
+{
+	struct message message = carrier_event(carrier, event);
+
+	message_free(&message);
+}
+
+static void accept_offer(struct move *move)
+{
+	struct message offer = carrier_event(&move->dest, "offer");
+
+	assert_string_equal(json_string_value(json_object_get(offer.body, "ticket")), TICKET);
+	assert_non_null(json_object_get(offer.body, "peer"));
+	assert_int_equal(
+		json_integer_value(json_object_get(offer.body, "memory_mib")), move->to.pages / MIB_PAGES);
+	assert_string_equal(json_string_value(json_object_get(json_object_get(offer.body, "domain"), "name")),
+		"TestGuest");
+	message_free(&offer);
+	carrier_say(&move->dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
+		&move->to.carrier_end, 1);
+}
+
+static void say(struct carrier_thread *carrier, const char *verb)
+{
+	carrier_say(carrier, json_pack("{s:s}", "do", verb), NULL, 0);
+}
+
+/* Up to RECEIVED at the source, where the guest must be the same on both sides. */
+static void copy_all(struct move *move)
+{
+	accept_offer(move);
+	pass(&move->dest, "received");
+	say(&move->dest, "received");
+	pass(&move->source, "received");
+	assert_false(move->from.running);
+	assert_true(move->to.loaded);
+	move->allocated = fake_guest_allocated(&move->to);
+	assert_int_equal(memcmp(move->from.ram, move->to.ram, move->to.pages * FAKE_PAGE), 0);
+	assert_memory_equal(move->from.state, move->to.state, move->from.state_size);
+}
+
+static struct message finish(struct move *move)
+{
+	struct message commit;
+	json_int_t offset;
+
+	say(&move->source, "commit");
+	commit = carrier_event(&move->dest, "commit");
+	offset = json_integer_value(json_object_get(commit.body, "realtime_offset_ns"));
+	/* One host, one clock. */
+	assert_true(offset > -50000000 && offset < 50000000);
+	message_free(&commit);
+	carrier_say(&move->dest, json_pack("{s:s, s:i}", "do", "running", "id", 17), NULL, 0);
+	pass(&move->dest, "done");
+	return carrier_event(&move->source, "done");
+}
+
+static void migrate(uint64_t pages, bool live)
+{
+	struct move move;
+	struct message done;
+
+	move_begin(&move, pages, live, 0);
+	copy_all(&move);
+	done = finish(&move);
+	assert_int_equal(json_integer_value(json_object_get(done.body, "remote_id")), 17);
+	assert_true(move.allocated <= fake_guest_allocated(&move.from));
+	if (!live) {
+		assert_int_equal(json_integer_value(json_object_get(done.body, "rounds")), 1);
+		/* Pages that the source touched but left zero are not touched here. */
+		assert_true(move.allocated <= pages / 2 * 4 / 5 + 3);
+	}
+	message_free(&done);
+	move_end(&move);
+	assert_false(move.from.tracking);
+}
+
+static void a_guest_moves(void **state)
+{
+	(void)state;
+	migrate(64 * MIB_PAGES, false);
+	migrate(1 * MIB_PAGES, false);
+}
+
+static void a_running_guest_moves(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 10; i++)
+		migrate(64 * MIB_PAGES, true);
+}
+
+static void the_rate_is_kept(void **state)
+{
+	struct move move;
+	struct message done;
+	int64_t milliseconds, bytes;
+
+	(void)state;
+	/* 40 % of 16 MiB at 100 Mbit/s: half a second. */
+	move_begin(&move, 16 * MIB_PAGES, false, 100);
+	copy_all(&move);
+	done = finish(&move);
+	milliseconds = json_integer_value(json_object_get(done.body, "milliseconds"));
+	bytes = json_integer_value(json_object_get(done.body, "bytes"));
+	assert_true(milliseconds >= bytes * 8 / 100000 * 8 / 10);
+	message_free(&done);
+	move_end(&move);
+}
+
+static void objections_reach_the_source(void **state)
+{
+	struct move move;
+	struct message failed;
+	const char *text;
+
+	(void)state;
+	move_begin(&move, 4 * MIB_PAGES, false, 0);
+	pass(&move.dest, "offer");
+	carrier_say(&move.dest,
+		json_pack(
+			"{s:s, s:[s, s]}", "do", "refuse", "why", "No bridge xenbr7.", "Too little memory."),
+		NULL, 0);
+	pass(&move.dest, "failed");
+	failed = carrier_event(&move.source, "failed");
+	text = json_string_value(json_object_get(failed.body, "error"));
+	assert_non_null(strstr(text, "refuses the guest: No bridge xenbr7. Too little memory."));
+	message_free(&failed);
+	assert_int_equal(move.from.pauses, 0);
+	move_end(&move);
+}
+
+static void a_guest_that_does_not_load_stays(void **state)
+{
+	struct move move;
+	struct message failed;
+
+	(void)state;
+	move_begin(&move, 4 * MIB_PAGES, true, 0);
+	move.to.refuses_state = true;
+	accept_offer(&move);
+	pass(&move.dest, "failed");
+	failed = carrier_event(&move.source, "failed");
+	assert_non_null(strstr(
+		json_string_value(json_object_get(failed.body, "error")), "This guest cannot do that."));
+	message_free(&failed);
+	move_end(&move);
+	assert_false(move.from.tracking);
+}
+
+/* The steps of a hand-over after each of which one xend goes away. */
+enum step { AT_OFFER, WHILE_COPYING, AT_RECEIVED, AT_SOURCE_RECEIVED, STEPS };
+
+static void reach(struct move *move, enum step step)
+{
+	if (step == AT_OFFER) {
+		pass(&move->dest, "offer");
+		return;
+	}
+	accept_offer(move);
+	if (step == WHILE_COPYING)
+		return;
+	pass(&move->dest, "received");
+	if (step == AT_RECEIVED)
+		return;
+	say(&move->dest, "received");
+	pass(&move->source, "received");
+}
+
+static void whoever_leaves_before_commit_the_other_learns_it(void **state)
+{
+	(void)state;
+	for (unsigned step = 0; step < STEPS; step++)
+		for (unsigned source_leaves = 0; source_leaves < 2; source_leaves++) {
+			struct move move;
+			struct carrier_thread *leaves, *stays;
+
+			move_begin(&move, 64 * MIB_PAGES, true, step == WHILE_COPYING ? 200 : 0);
+			leaves = source_leaves ? &move.source : &move.dest;
+			stays = source_leaves ? &move.dest : &move.source;
+			reach(&move, step);
+			carrier_thread_end(leaves);
+			leaves->channel = -1;
+			pass(stays, "failed");
+			carrier_thread_end(stays);
+			assert_false(move.from.tracking);
+			fake_guest_end(&move.from);
+			fake_guest_end(&move.to);
+			close(move.line.listener);
+		}
+}
+
+static void after_commit_a_silent_peer_is_uncertain(void **state)
+{
+	struct move move;
+
+	(void)state;
+	move_begin(&move, 4 * MIB_PAGES, false, 0);
+	copy_all(&move);
+	say(&move.source, "commit");
+	pass(&move.dest, "commit");
+	carrier_thread_end(&move.dest);
+	pass(&move.source, "uncertain");
+	carrier_thread_end(&move.source);
+	fake_guest_end(&move.from);
+	fake_guest_end(&move.to);
+	close(move.line.listener);
+}
+
+static void an_aborted_hand_over_ends_on_both_sides(void **state)
+{
+	struct move move;
+
+	(void)state;
+	move_begin(&move, 4 * MIB_PAGES, true, 0);
+	copy_all(&move);
+	say(&move.source, "abort");
+	pass(&move.source, "failed");
+	pass(&move.dest, "failed");
+	move_end(&move);
+}
+
+static void a_ticket_is_asked_about(void **state)
+{
+	static const char *const states[] = {"owned", "refused", "unknown"};
+
+	(void)state;
+	for (unsigned i = 0; i < 3; i++) {
+		struct move move;
+		struct message answer, ask;
+
+		line_begin(&move.line);
+		carrier_thread_begin(&move.source, ask_job);
+		carrier_say(&move.source,
+			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", "127.0.0.1", "port",
+				move.line.port, "ticket", TICKET),
+			NULL, 0);
+		begin_dest(&move);
+		ask = carrier_event(&move.dest, "ask");
+		assert_string_equal(json_string_value(json_object_get(ask.body, "ticket")), TICKET);
+		message_free(&ask);
+		carrier_say(&move.dest, json_pack("{s:s, s:s}", "do", "answer", "state", states[i]), NULL, 0);
+		pass(&move.dest, "done");
+		answer = carrier_event(&move.source, "answer");
+		assert_string_equal(json_string_value(json_object_get(answer.body, "state")), states[i]);
+		message_free(&answer);
+		carrier_thread_end(&move.source);
+		carrier_thread_end(&move.dest);
+		close(move.line.listener);
+	}
+}
+
+static void nobody_listens(void **state)
+{
+	struct move move;
+	struct message failed;
+
+	(void)state;
+	line_begin(&move.line);
+	close(move.line.listener);
+	fake_guest_begin(&move.from, MIB_PAGES);
+	begin_source(&move, true, 0);
+	failed = carrier_event(&move.source, "failed");
+	assert_non_null(strstr(
+		json_string_value(json_object_get(failed.body, "error")), "Unable to connect to 127.0.0.1"));
+	message_free(&failed);
+	carrier_thread_end(&move.source);
+	fake_guest_end(&move.from);
+}
+
+/* A peer that says `bytes` and then waits; what the receiving carrier makes of it. */
+static void stranger(const void *bytes, size_t size, const char *expected, size_t answer_size)
+{
+	struct carrier_thread dest;
+	struct message failed;
+	char answer[256];
+	ssize_t answered = 0, n;
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	carrier_thread_begin(&dest, receive_job);
+	carrier_say(&dest, json_pack("{s:s, s:{s:i}, s:[]}", "do", "receive", "socket", "fd", 0, "allow"),
+		&pair[1], 1);
+	close(pair[1]);
+	assert_int_equal(write(pair[0], bytes, size), (ssize_t)size);
+	shutdown(pair[0], SHUT_WR);
+	failed = carrier_event(&dest, "failed");
+	assert_non_null(strstr(json_string_value(json_object_get(failed.body, "error")), expected));
+	message_free(&failed);
+	while ((n = read(pair[0], answer, sizeof(answer))) > 0)
+		answered += n;
+	assert_int_equal(answered, answer_size);
+	close(pair[0]);
+	carrier_thread_end(&dest);
+}
+
+static void strangers_get_nothing(void **state)
+{
+	static const char http[] = "GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: a scanner of ports, "
+				   "with a long name indeed\r\n\r\n";
+	uint8_t bytes[HELLO_SIZE];
+	struct hello future = {.lowest = 2, .highest = 9, .purpose = PURPOSE_RELOCATE};
+
+	(void)state;
+	stranger("", 0, "closed the connection", 0);
+	stranger(http, sizeof(http) - 1, "does not speak", 0);
+	hello_encode(&future, bytes);
+	bytes[17] ^= 1;
+	stranger(bytes, sizeof(bytes), "does not speak", 0);
+	hello_encode(&future, bytes);
+	stranger(bytes, sizeof(bytes), "update the older one", HELLO_SIZE);
+}
+
+static void names_and_addresses_are_matched(void **state)
+{
+	static const struct {
+		const char *patterns, *name, *address;
+		bool allowed;
+	} cases[] = {
+		{"[]",								"",			   "10.0.0.2",  true },
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\", \"10.0.0.2\"]", "",                           "10.0.0.2",  true },
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]",               "a.our-network.mil",          "10.0.0.9",
+                 true														 },
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]",               "a.our-network.mil.evil.org",
+                 "10.0.0.9",												     false},
+		{"[\"10.0.0.2\"]",						    "",                           "110.0.0.2", false},
+		{"[\"^localhost$\"]",						 "",                           "10.0.0.2",  false},
+		{"[\"(unbalanced\"]",						 "",                           "10.0.0.2",  false},
+		{"[\"\"]",							    "",                           "10.0.0.2",  true },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		_cleanup_json_ json_t *patterns = json_loads(cases[i].patterns, 0, NULL);
+		int r = allow_check(patterns, cases[i].name, cases[i].address, NULL);
+
+		assert_int_equal(r == 0, cases[i].allowed);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_guest_moves),
+		cmocka_unit_test(a_running_guest_moves),
+		cmocka_unit_test(the_rate_is_kept),
+		cmocka_unit_test(objections_reach_the_source),
+		cmocka_unit_test(a_guest_that_does_not_load_stays),
+		cmocka_unit_test(whoever_leaves_before_commit_the_other_learns_it),
+		cmocka_unit_test(after_commit_a_silent_peer_is_uncertain),
+		cmocka_unit_test(an_aborted_hand_over_ends_on_both_sides),
+		cmocka_unit_test(a_ticket_is_asked_about),
+		cmocka_unit_test(nobody_listens),
+		cmocka_unit_test(strangers_get_nothing),
+		cmocka_unit_test(names_and_addresses_are_matched),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

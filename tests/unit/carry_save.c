@@ -1,0 +1,353 @@
+/* Save and restore: what was saved comes back; what was damaged does not come back unnoticed. */
+#include "fake_guest.h"
+#include "base/cleanup.h"
+#include "state/checkpoint.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <cmocka.h>
+
+#define UUID "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
+#define MIB_PAGES 256u
+
+static json_t *domain_of(const struct fake_guest *guest)
+{
+	return json_pack("{s:s, s:s, s:I}", "name", "TestGuest", "uuid", UUID, "memory_mib",
+		(json_int_t)(guest->pages / MIB_PAGES));
+}
+
+/* A new, empty, nameless file on the file system of the build (not tmpfs, so that direct I/O is tried). */
+static int new_file(void)
+{
+	int fd = open(".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+	if (fd < 0)
+		fd = memfd_create("checkpoint", MFD_CLOEXEC);
+	assert_true(fd >= 0);
+	return fd;
+}
+
+static void save(struct fake_guest *guest, int file, bool live)
+{
+	struct carrier_thread carrier;
+	struct message saved;
+	int fds[] = {guest->carrier_end, file};
+
+	carrier_thread_begin(&carrier, save_job);
+	carrier_say(&carrier,
+		json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file", "fd",
+			1, "domain", domain_of(guest), "live", live),
+		fds, 2);
+	saved = carrier_event(&carrier, "saved");
+	assert_true(json_integer_value(json_object_get(saved.body, "logical_bytes")) > 0);
+	message_free(&saved);
+	carrier_thread_end(&carrier);
+	assert_false(guest->running);
+}
+
+/* Restores into `guest`; returns 0, or the errno with its sentence in `text`. */
+static int restore(struct fake_guest *guest, int file, char text[1024])
+{
+	struct carrier_thread carrier;
+	struct message message;
+	const char *event;
+	int code = -1;
+
+	carrier_thread_begin(&carrier, restore_job);
+	carrier_say(&carrier, json_pack("{s:s, s:{s:i}}", "do", "restore", "file", "fd", 0), &file, 1);
+	while (code < 0) {
+		struct error error = {0};
+
+		if (channel_receive(carrier.channel, &message, &error) < 0)
+			fail_msg("%s", error.text);
+		event = json_string_value(json_object_get(message.body, "event"));
+		if (strcmp(event, "offer") == 0) {
+			assert_int_equal(json_integer_value(json_object_get(message.body, "memory_mib")),
+				guest->pages / MIB_PAGES);
+			carrier_say(&carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
+				&guest->carrier_end, 1);
+		} else if (strcmp(event, "loaded") == 0) {
+			code = 0;
+		} else if (strcmp(event, "failed") == 0) {
+			code = (int)json_integer_value(json_object_get(message.body, "errno"));
+			snprintf(text, 1024, "%s", json_string_value(json_object_get(message.body, "error")));
+		}
+		message_free(&message);
+	}
+	carrier_thread_end(&carrier);
+	return code;
+}
+
+static void assert_same(const struct fake_guest *one, const struct fake_guest *other)
+{
+	assert_int_equal(memcmp(one->ram, other->ram, one->pages * FAKE_PAGE), 0);
+	assert_int_equal(one->state_size, other->state_size);
+	assert_memory_equal(one->state, other->state, one->state_size);
+	assert_true(other->loaded);
+}
+
+static void round_trip(uint64_t pages, bool live)
+{
+	_cleanup_close_ int file = new_file();
+	struct fake_guest from, to;
+	struct stat status;
+	uint64_t touched;
+	char text[1024];
+
+	fake_guest_begin(&from, pages);
+	fake_guest_fill(&from, 0, 100, 1);
+	fake_guest_fill(&from, 700, 5 * MIB_PAGES, 2);
+	fake_guest_fill(&from, pages - 3, 3, 3);
+	touched = fake_guest_allocated(&from);
+	if (live)
+		fake_guest_run(&from, 1000);
+	save(&from, file, live);
+	assert_int_equal(from.pauses, 1);
+	assert_false(from.tracking);
+	if (!live)
+		assert_int_equal(fake_guest_allocated(&from), touched);
+	assert_int_equal(fstat(file, &status), 0);
+	assert_true((uint64_t)status.st_blocks * 512 < (touched + 1000) * FAKE_PAGE + (1 << 20));
+	fake_guest_begin(&to, pages);
+	if (restore(&to, file, text))
+		fail_msg("%s", text);
+	assert_true(fake_guest_allocated(&to) <= fake_guest_allocated(&from) + CHECKPOINT_EXTENT_PAGES);
+	assert_same(&from, &to);
+	fake_guest_end(&from);
+	fake_guest_end(&to);
+}
+
+static void a_saved_guest_comes_back(void **state)
+{
+	(void)state;
+	round_trip(64 * MIB_PAGES, false);
+}
+
+static void a_guest_saved_while_it_runs_comes_back(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < 5; i++)
+		round_trip(64 * MIB_PAGES, true);
+}
+
+static void a_last_extent_that_is_not_full_comes_back(void **state)
+{
+	(void)state;
+	round_trip(17 * MIB_PAGES, false);
+}
+
+static void an_abandoned_save_leaves_the_guest_untracked(void **state)
+{
+	_cleanup_close_ int file = new_file();
+	struct carrier_thread carrier;
+	struct fake_guest guest;
+	int fds[2];
+
+	(void)state;
+	fake_guest_begin(&guest, 256 * MIB_PAGES);
+	fake_guest_fill(&guest, 0, guest.pages, 7);
+	fake_guest_run(&guest, 100);
+	fds[0] = guest.carrier_end;
+	fds[1] = file;
+	carrier_thread_begin(&carrier, save_job);
+	carrier_say(&carrier,
+		json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file", "fd",
+			1, "domain", domain_of(&guest), "live", true),
+		fds, 2);
+	carrier_thread_end(&carrier);
+	assert_false(guest.tracking);
+	fake_guest_end(&guest);
+}
+
+static void a_file_too_small_for_the_guest_fails_the_save(void **state)
+{
+	_cleanup_close_ int full = open("/dev/full", O_RDWR | O_CLOEXEC);
+	struct carrier_thread carrier;
+	struct fake_guest guest;
+	struct message failed;
+	int fds[2];
+
+	(void)state;
+	fake_guest_begin(&guest, 4 * MIB_PAGES);
+	fake_guest_fill(&guest, 0, 100, 7);
+	fds[0] = guest.carrier_end;
+	fds[1] = full;
+	carrier_thread_begin(&carrier, save_job);
+	carrier_say(&carrier,
+		json_pack("{s:s, s:{s:i}, s:{s:i}, s:o}", "do", "save", "guest", "fd", 0, "file", "fd", 1,
+			"domain", domain_of(&guest)),
+		fds, 2);
+	failed = carrier_event(&carrier, "failed");
+	assert_non_null(strstr(json_string_value(json_object_get(failed.body, "error")), "Unable to write"));
+	message_free(&failed);
+	carrier_thread_end(&carrier);
+	fake_guest_end(&guest);
+}
+
+/* ---- damage ---- */
+
+struct small {
+	struct fake_guest guest;
+	int file;
+	uint64_t size;
+	uint8_t *bytes;
+};
+
+static void small_begin(struct small *small)
+{
+	struct stat status;
+
+	fake_guest_begin(&small->guest, MIB_PAGES);
+	fake_guest_fill(&small->guest, 2, 2, 5);
+	small->file = memfd_create("small", MFD_CLOEXEC);
+	save(&small->guest, small->file, false);
+	assert_int_equal(fstat(small->file, &status), 0);
+	small->size = (uint64_t)status.st_size;
+	small->bytes = mmap(NULL, small->size, PROT_READ | PROT_WRITE, MAP_SHARED, small->file, 0);
+	assert_true(small->bytes != MAP_FAILED);
+}
+
+static void small_end(struct small *small)
+{
+	munmap(small->bytes, small->size);
+	close(small->file);
+	fake_guest_end(&small->guest);
+}
+
+/* As restore does, without threads: 0 and the memory, or a verdict. */
+static int read_small(const struct small *small, uint8_t *ram, struct error *error)
+{
+	_cleanup_checkpoint_ struct checkpoint checkpoint = {0};
+	int r = checkpoint_open(&checkpoint, small->file, error);
+
+	if (r < 0)
+		return r;
+	assert_int_equal(checkpoint.ram_size, small->guest.pages * FAKE_PAGE);
+	memset(ram, 0, checkpoint.ram_size);
+	for (uint64_t page = 0; page < small->guest.pages; page++)
+		if (checkpoint.extents[0].stored[page / 64] >> page % 64 & 1)
+			memcpy(ram + page * FAKE_PAGE, small->bytes + CHECKPOINT_RAM_AT + page * FAKE_PAGE,
+				FAKE_PAGE);
+	r = checkpoint_verify_extent(&checkpoint, 0, ram, error);
+	if (r < 0)
+		return r;
+	assert_int_equal(checkpoint.state.size, small->guest.state_size);
+	assert_memory_equal(checkpoint.state.data, small->guest.state, small->guest.state_size);
+	assert_string_equal(
+		json_string_value(json_object_get(json_object_get(checkpoint.description, "domain"), "uuid")),
+		UUID);
+	return 0;
+}
+
+static void every_flipped_byte_is_refused_or_harmless(void **state)
+{
+	_cleanup_free_ uint8_t *ram = malloc(MIB_PAGES * FAKE_PAGE);
+	struct small small;
+	unsigned refused = 0;
+
+	(void)state;
+	small_begin(&small);
+	assert_int_equal(read_small(&small, ram, NULL), 0);
+	for (uint64_t at = 0; at < small.size; at++) {
+		struct error error = {0};
+		bool ends = at < 4096 || at >= CHECKPOINT_RAM_AT + MIB_PAGES * FAKE_PAGE;
+		bool contents =
+			at >= CHECKPOINT_RAM_AT + 2 * FAKE_PAGE && at < CHECKPOINT_RAM_AT + 4 * FAKE_PAGE;
+
+		/* Holes between: one byte of each page is enough. */
+		if (!ends && !contents && at % FAKE_PAGE)
+			continue;
+		small.bytes[at] ^= 0x20;
+		if (read_small(&small, ram, &error) < 0) {
+			assert_true(error.text[0]);
+			refused++;
+		} else {
+			assert_memory_equal(ram, small.guest.ram, MIB_PAGES * FAKE_PAGE);
+		}
+		small.bytes[at] ^= 0x20;
+	}
+	/* Header and footer blocks and the two pages are digested whole. */
+	assert_true(refused > 4 * 4096);
+	small_end(&small);
+}
+
+static void every_truncation_is_refused(void **state)
+{
+	_cleanup_free_ uint8_t *ram = malloc(MIB_PAGES * FAKE_PAGE), *copy = NULL;
+	struct small small;
+
+	(void)state;
+	small_begin(&small);
+	copy = malloc(small.size);
+	memcpy(copy, small.bytes, small.size);
+	for (uint64_t size = small.size - 1; size > 0;
+		size -= size > CHECKPOINT_RAM_AT || size <= 4096 ? 1 : 4096) {
+		struct error error = {0};
+		_cleanup_checkpoint_ struct checkpoint checkpoint = {0};
+
+		if (size > CHECKPOINT_RAM_AT && size % 97 && size < small.size - 2 * 4096)
+			continue;
+		assert_int_equal(ftruncate(small.file, (off_t)size), 0);
+		assert_true(checkpoint_open(&checkpoint, small.file, &error) < 0);
+		assert_true(error.text[0]);
+	}
+	assert_int_equal(ftruncate(small.file, (off_t)small.size), 0);
+	memcpy(small.bytes, copy, small.size);
+	assert_int_equal(read_small(&small, ram, NULL), 0);
+	assert_int_equal(ftruncate(small.file, (off_t)small.size + 4096), 0);
+	assert_true(read_small(&small, ram, NULL) < 0);
+	small_end(&small);
+}
+
+static void verdicts_name_the_cause(void **state)
+{
+	struct small small;
+	struct fake_guest to;
+	char text[1024];
+
+	(void)state;
+	small_begin(&small);
+	small.bytes[CHECKPOINT_RAM_AT + 3 * FAKE_PAGE] ^= 1;
+	fake_guest_begin(&to, MIB_PAGES);
+	assert_int_equal(restore(&to, small.file, text), EBADMSG);
+	assert_non_null(strstr(text, "damaged: memory"));
+	assert_false(to.loaded);
+	fake_guest_end(&to);
+	small.bytes[8] = 9;
+	fake_guest_begin(&to, MIB_PAGES);
+	assert_int_equal(restore(&to, small.file, text), EINVAL);
+	assert_non_null(strstr(text, "newer Ferry"));
+	fake_guest_end(&to);
+	memcpy(small.bytes, "GARBAGE", 7);
+	fake_guest_begin(&to, MIB_PAGES);
+	restore(&to, small.file, text);
+	assert_string_equal(text, "The file is not a checkpoint.");
+	fake_guest_end(&to);
+	memset(small.bytes, 0, 4096);
+	fake_guest_begin(&to, MIB_PAGES);
+	restore(&to, small.file, text);
+	assert_non_null(strstr(text, "never finished"));
+	fake_guest_end(&to);
+	small_end(&small);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_saved_guest_comes_back),
+		cmocka_unit_test(a_guest_saved_while_it_runs_comes_back),
+		cmocka_unit_test(a_last_extent_that_is_not_full_comes_back),
+		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
+		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
+		cmocka_unit_test(every_flipped_byte_is_refused_or_harmless),
+		cmocka_unit_test(every_truncation_is_refused),
+		cmocka_unit_test(verdicts_name_the_cause),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,245 @@
+#include "fake_guest.h"
+#include "base/bitmap.h"
+#include "base/cleanup.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <cmocka.h>
+
+static uint64_t next_random(uint64_t *state)
+{
+	*state ^= *state << 13;
+	*state ^= *state >> 7;
+	*state ^= *state << 17;
+	return *state;
+}
+
+void fake_guest_fill(struct fake_guest *guest, uint64_t first, uint64_t count, uint64_t seed)
+{
+	seed = seed * 2 + 0x9e3779b97f4a7c15;
+	for (uint64_t page = first; page < first + count; page++)
+		for (unsigned i = 0; i < FAKE_PAGE / 8; i++) {
+			uint64_t value = page % 5 == 4 ? 0 : next_random(&seed);
+
+			memcpy(guest->ram + page * FAKE_PAGE + i * 8, &value, 8);
+		}
+}
+
+uint64_t fake_guest_allocated(const struct fake_guest *guest)
+{
+	struct stat status;
+
+	assert_int_equal(fstat(guest->ram_fd, &status), 0);
+	return (uint64_t)status.st_blocks * 512 / FAKE_PAGE;
+}
+
+/* Writes as a guest would: without regard for who reads. Now and then a page becomes zero. */
+static void *write_memory(void *context)
+{
+	struct fake_guest *guest = context;
+	uint64_t seed = 88172645463325252;
+
+	while (!guest->ended) {
+		pthread_mutex_lock(&guest->lock);
+		for (unsigned i = 0; i < 16 && guest->running && guest->working_set; i++) {
+			uint64_t page = next_random(&seed) % guest->working_set;
+			uint64_t *at = (uint64_t *)(void *)(guest->ram + page * FAKE_PAGE);
+
+			if (next_random(&seed) % 16 == 0)
+				memset(at, 0, FAKE_PAGE);
+			else
+				__atomic_store_n(
+					&at[next_random(&seed) % (FAKE_PAGE / 8)], seed, __ATOMIC_RELAXED);
+			bitmap_set(guest->dirty, page);
+		}
+		pthread_mutex_unlock(&guest->lock);
+		usleep(50);
+	}
+	return NULL;
+}
+
+static json_t *describe_memory(const struct fake_guest *guest)
+{
+	return json_pack("{s:b, s:{s:i}, s:I, s:[{s:i, s:I, s:i}]}", "ok", 1, "ram", "fd", 0, "size",
+		(json_int_t)(guest->pages * FAKE_PAGE), "regions", "gpa", 0, "size",
+		(json_int_t)(guest->pages * FAKE_PAGE), "offset", 0);
+}
+
+/* Answers one request; the caller holds the lock. */
+static json_t *answer(struct fake_guest *guest, struct message *request, int *fd)
+{
+	const char *verb = json_string_value(json_object_get(request->body, "do"));
+	size_t words = bitmap_words(guest->pages);
+
+	if (strcmp(verb, "memory") == 0) {
+		*fd = dup(guest->ram_fd);
+		return describe_memory(guest);
+	}
+	if (strcmp(verb, "track") == 0) {
+		guest->tracking = json_is_true(json_object_get(request->body, "on"));
+		memset(guest->dirty, 0, words * 8);
+		*fd = guest->tracking ? dup(guest->bitmap_fd) : -1;
+		return guest->tracking ? json_pack("{s:b, s:{s:i}}", "ok", 1, "bitmap", "fd", 0)
+				       : json_pack("{s:b}", "ok", 1);
+	}
+	if (strcmp(verb, "dirty") == 0) {
+		memcpy(guest->bitmap, guest->dirty, words * 8);
+		memset(guest->dirty, 0, words * 8);
+		return json_pack("{s:b, s:I}", "ok", 1, "pages",
+			(json_int_t)bitmap_count(guest->bitmap, guest->pages));
+	}
+	if (strcmp(verb, "pause") == 0) {
+		guest->running = false;
+		guest->pauses++;
+		return json_pack("{s:b}", "ok", 1);
+	}
+	if (strcmp(verb, "save-state") == 0 && !guest->running) {
+		*fd = memfd_create("state", 0);
+		if (write(*fd, guest->state, guest->state_size) != (ssize_t)guest->state_size)
+			return NULL;
+		return json_pack("{s:b, s:{s:i}, s:I}", "ok", 1, "state", "fd", 0, "size",
+			(json_int_t)guest->state_size);
+	}
+	if (strcmp(verb, "load-state") == 0 && !guest->refuses_state) {
+		_cleanup_close_ int state = message_take_fd(request, request->body, "state", NULL);
+		ssize_t size = pread(state, guest->state, sizeof(guest->state), 0);
+
+		guest->state_size = size > 0 ? (size_t)size : 0;
+		guest->loaded = true;
+		return json_pack("{s:b}", "ok", 1);
+	}
+	return json_pack("{s:s, s:i}", "error", "This guest cannot do that.", "errno", EINVAL);
+}
+
+static void *serve(void *context)
+{
+	struct fake_guest *guest = context;
+	struct message request;
+
+	while (channel_receive(guest->server_end, &request, NULL) == 0) {
+		_cleanup_close_ int fd = -1;
+		_cleanup_json_ json_t *reply = NULL;
+
+		pthread_mutex_lock(&guest->lock);
+		reply = answer(guest, &request, &fd);
+		pthread_mutex_unlock(&guest->lock);
+		message_free(&request);
+		if (channel_send(guest->server_end, reply, &fd, fd >= 0 ? 1 : 0, NULL) < 0)
+			break;
+	}
+	return NULL;
+}
+
+void fake_guest_begin(struct fake_guest *guest, uint64_t pages)
+{
+	int pair[2];
+
+	*guest = (struct fake_guest){.pages = pages};
+	guest->ram_fd = memfd_create("ram", MFD_CLOEXEC);
+	guest->bitmap_fd = memfd_create("bitmap", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(guest->ram_fd, (off_t)(pages * FAKE_PAGE)), 0);
+	assert_int_equal(ftruncate(guest->bitmap_fd, (off_t)bitmap_bytes(pages)), 0);
+	guest->ram = mmap(NULL, pages * FAKE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, guest->ram_fd, 0);
+	guest->bitmap =
+		mmap(NULL, bitmap_bytes(pages), PROT_READ | PROT_WRITE, MAP_SHARED, guest->bitmap_fd, 0);
+	assert_true(guest->ram != MAP_FAILED && guest->bitmap != MAP_FAILED);
+	guest->dirty = calloc(bitmap_words(pages), 8);
+	guest->state_size =
+		(size_t)snprintf(guest->state, sizeof(guest->state), "state of %p", (void *)guest);
+	pthread_mutex_init(&guest->lock, NULL);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	guest->server_end = pair[0];
+	guest->carrier_end = pair[1];
+	pthread_create(&guest->server, NULL, serve, guest);
+	pthread_create(&guest->writer, NULL, write_memory, guest);
+}
+
+void fake_guest_run(struct fake_guest *guest, uint64_t working_set)
+{
+	guest->working_set = working_set;
+	guest->running = true;
+}
+
+void fake_guest_end(struct fake_guest *guest)
+{
+	guest->ended = true;
+	shutdown(guest->server_end, SHUT_RDWR);
+	pthread_join(guest->server, NULL);
+	pthread_join(guest->writer, NULL);
+	close(guest->server_end);
+	close(guest->carrier_end);
+	close(guest->ram_fd);
+	close(guest->bitmap_fd);
+	munmap(guest->ram, guest->pages * FAKE_PAGE);
+	munmap(guest->bitmap, bitmap_bytes(guest->pages));
+	free(guest->dirty);
+	pthread_mutex_destroy(&guest->lock);
+}
+
+/* ---- the carrier as a thread ---- */
+
+static void *carry(void *context)
+{
+	struct carrier_thread *carrier = context;
+	struct error error = {0};
+	struct job job;
+
+	if (job_begin(&job, carrier->carrier_channel, &error) == 0) {
+		if (carrier->run(&job, NULL, &error) < 0)
+			job_failed(&job, &error);
+		job_end(&job);
+	}
+	close(carrier->carrier_channel);
+	return NULL;
+}
+
+void carrier_thread_begin(struct carrier_thread *carrier,
+	int (*run)(struct job *job, confine_function *confine, struct error *error))
+{
+	int pair[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	*carrier = (struct carrier_thread){.channel = pair[0], .carrier_channel = pair[1], .run = run};
+	pthread_create(&carrier->thread, NULL, carry, carrier);
+}
+
+void carrier_thread_end(struct carrier_thread *carrier)
+{
+	if (carrier->channel >= 0)
+		close(carrier->channel);
+	carrier->channel = -1;
+	pthread_join(carrier->thread, NULL);
+}
+
+struct message carrier_event(struct carrier_thread *carrier, const char *name)
+{
+	for (;;) {
+		struct message message;
+		struct error error = {0};
+		const char *heard;
+
+		if (channel_receive(carrier->channel, &message, &error) < 0)
+			fail_msg("waiting for '%s': %s", name, error.text);
+		heard = json_string_value(json_object_get(message.body, "event"));
+		if (heard && strcmp(heard, name) == 0)
+			return message;
+		if (!heard || strcmp(heard, "progress") != 0)
+			fail_msg("waiting for '%s', heard '%s': %s", name, heard ? heard : "?",
+				json_string_value(json_object_get(message.body, "error")));
+		message_free(&message);
+	}
+}
+
+void carrier_say(struct carrier_thread *carrier, json_t *body, const int *fds, unsigned count)
+{
+	struct error error = {0};
+
+	if (channel_send(carrier->channel, body, fds, count, &error) < 0)
+		fail_msg("%s", error.text);
+	json_decref(body);
+}

@@ -1,0 +1,59 @@
+/*
+ * A ferry-guest without a guest, for tests of the carrier: a memfd as RAM, a thread that
+ * answers the control verbs on it, and one that writes to it while the "guest" runs.
+ * And a carrier's job as a thread, with its channel as xend would hold it.
+ */
+#pragma once
+
+#include "carry/jobs.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define FAKE_PAGE 4096u
+
+struct fake_guest {
+	uint64_t pages;
+	int ram_fd, bitmap_fd;
+	uint8_t *ram;
+	uint64_t *bitmap;     /* as shared with the carrier */
+	uint64_t *dirty;      /* since the last 'dirty' */
+	uint64_t working_set; /* pages that the writer writes to, from page 0 */
+	char state[256];      /* what save-state gives, what load-state was given */
+	size_t state_size;
+	bool loaded, tracking, refuses_state;
+	atomic_bool running, ended;
+	unsigned pauses;
+	pthread_mutex_t lock;
+	pthread_t server, writer;
+	int server_end, carrier_end;
+};
+
+/* A paused guest; `carrier_end` is the channel for the carrier. */
+void fake_guest_begin(struct fake_guest *guest, uint64_t pages);
+/* Starts writing to the first `working_set` pages. */
+void fake_guest_run(struct fake_guest *guest, uint64_t working_set);
+void fake_guest_end(struct fake_guest *guest);
+/* Fills `count` pages from `first` with contents that depend on `seed`; every fifth of them with zeros. */
+void fake_guest_fill(struct fake_guest *guest, uint64_t first, uint64_t count, uint64_t seed);
+/* Pages that its memfd has allocated. */
+uint64_t fake_guest_allocated(const struct fake_guest *guest);
+
+struct carrier_thread {
+	int channel; /* xend's end */
+	int (*run)(struct job *job, confine_function *confine, struct error *error);
+	int carrier_channel;
+	pthread_t thread;
+};
+
+void carrier_thread_begin(struct carrier_thread *carrier,
+	int (*run)(struct job *job, confine_function *confine, struct error *error));
+/* Closes xend's end where that is not done yet, and waits. */
+void carrier_thread_end(struct carrier_thread *carrier);
+/* The next event but progress, whose name must be this; fails the test otherwise. The caller owns the
+ * message. */
+struct message carrier_event(struct carrier_thread *carrier, const char *name);
+void carrier_say(struct carrier_thread *carrier, json_t *body, const int *fds, unsigned count);
