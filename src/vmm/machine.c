@@ -1,0 +1,575 @@
+#include "vmm/machine.h"
+#include "base/bitmap.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "vmm/acpi/acpi.h"
+#include "vmm/boot.h"
+#include "vmm/chips.h"
+#include "vmm/cpuid.h"
+#include "vmm/dev/blk.h"
+#include "vmm/dev/console.h"
+#include "vmm/dev/crash.h"
+#include "vmm/dev/net.h"
+#include "vmm/dev/power.h"
+#include "vmm/dev/rng.h"
+#include "vmm/dev/rtc.h"
+#include "vmm/dev/serial.h"
+#include "vmm/interrupts.h"
+#include "vmm/loop.h"
+#include "vmm/msr.h"
+#include "vmm/pci.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+
+#define SLOT_CONSOLE 1u
+#define SLOT_RNG 2u
+#define MTRR_WRITE_BACK 0x806u /* enabled, default write-back (Intel SDM volume 3, 12.11.2.1) */
+#define MISC_FAST_STRINGS 0x1u /* as every firmware leaves it */
+
+static void all_parked(void *context);
+static void settled(void *context);
+static void stop(void *context, enum stop_reason reason, const char *detail);
+
+void machine_init(struct machine *machine, struct loop *loop)
+{
+	*machine = (struct machine){
+		.loop = loop,
+		.kvm = {.system = -1,										      .vm = -1},
+		.memory = {             .fd = -1      },
+		.config = { .kvm = -1, .ram = -1,											.kernel = -1, .ramdisk = -1},
+		.bitmap_fd = -1
+        };
+}
+
+static void forget_loaded(struct machine *machine)
+{
+	for (uint32_t i = 0; i < VCPUS_MAX; i++) {
+		free(machine->loaded[i]);
+		machine->loaded[i] = NULL;
+	}
+}
+
+static void stop_tracking(struct machine *machine)
+{
+	if (machine->bitmap)
+		munmap(machine->bitmap, bitmap_bytes(machine->memory.size / GUEST_PAGE_SIZE));
+	machine->bitmap = NULL;
+	cleanup_close(&machine->bitmap_fd);
+	machine->bitmap_fd = -1;
+	free(machine->memory.device_dirty);
+	machine->memory.device_dirty = NULL;
+}
+
+void machine_free(struct machine *machine)
+{
+	struct machine empty = {
+		.changed = machine->changed, .paused = machine->paused, .context = machine->context};
+	struct loop *loop = machine->loop;
+
+	vcpus_close(&machine->vcpus);
+	platform_free_devices(&machine->platform);
+	interrupts_free(machine->platform.interrupts);
+	stop_tracking(machine);
+	forget_loaded(machine);
+	kvm_close(&machine->kvm);
+	memory_unmap(&machine->memory);
+	machine_config_free(&machine->config);
+	machine_init(machine, loop);
+	machine->changed = empty.changed;
+	machine->paused = empty.paused;
+	machine->context = empty.context;
+}
+
+const char *machine_state_name(const struct machine *machine)
+{
+	static const char *const names[] = {[MACHINE_EMPTY] = "empty",
+		[MACHINE_INCOMING] = "incoming",
+		[MACHINE_PAUSED] = "paused",
+		[MACHINE_RUNNING] = "running",
+		[MACHINE_SHUTDOWN] = "shutdown"};
+
+	return names[machine->state];
+}
+
+const char *machine_stop_name(const struct machine *machine)
+{
+	static const char *const names[] = {[STOP_POWEROFF] = "poweroff",
+		[STOP_REBOOT] = "reboot",
+		[STOP_CRASH] = "crash",
+		[STOP_ERROR] = "error"};
+
+	return machine->state == MACHINE_SHUTDOWN ? names[machine->reason] : NULL;
+}
+
+static void set_state(struct machine *machine, enum machine_state state)
+{
+	machine->state = state;
+	if (machine->changed)
+		machine->changed(machine->context);
+}
+
+/* A device took the descriptor over, or it could not be made. */
+static int made(const struct device *device, int *fd)
+{
+	if (!device)
+		return -EIO;
+	*fd = -1;
+	return 0;
+}
+
+static int add_devices(struct machine *machine, struct error *error)
+{
+	struct platform *platform = &machine->platform;
+	struct machine_config *config = &machine->config;
+	int r = 0;
+
+	machine->console = console_hub_new(platform, config->console_limit_kib, error);
+	if (!machine->console)
+		return -ENOMEM;
+	machine->power = power_new(platform, error);
+	if (!machine->power || !serial_new(platform, machine->console, error) || !rtc_new(platform, error) ||
+		!crash_new(platform, error) || !pci_bus_new(platform, error) ||
+		!virtio_console_new(platform, SLOT_CONSOLE, machine->console, error) ||
+		!virtio_rng_new(platform, SLOT_RNG, error))
+		return -EIO;
+	for (unsigned i = 0; i < config->disk_count && r == 0; i++) {
+		struct disk_config *disk = &config->disks[i];
+
+		r = made(virtio_blk_new(
+				 platform, disk->slot, disk->image, disk->read_only, disk->serial, error),
+			&disk->image);
+	}
+	for (unsigned i = 0; i < config->net_count && r == 0; i++) {
+		struct net_config *net = &config->nets[i];
+
+		r = made(virtio_net_new(platform, net->slot, net->tap, net->mac, error), &net->tap);
+	}
+	return r;
+}
+
+/* What a firmware sets before it starts a kernel. */
+static int set_firmware_msrs(int vcpu, struct error *error)
+{
+	struct {
+		struct kvm_msrs head;
+		struct kvm_msr_entry entries[2];
+	} msrs = {
+		.head.nmsrs = 2,
+		.entries = {{.index = MSR_MTRR_DEF_TYPE, .data = MTRR_WRITE_BACK},
+			    {.index = MSR_MISC_ENABLE, .data = MISC_FAST_STRINGS}}
+        };
+
+	if (ioctl(vcpu, KVM_SET_MSRS, &msrs) != 2)
+		return error_set(error, EIO, "KVM refuses the registers with which a processor starts.");
+	return 0;
+}
+
+static int set_up_vcpu(struct machine *machine, uint32_t id, struct error *error)
+{
+	struct kvm_cpuid_entry2 entries[CPUID_ENTRIES_MAX];
+	uint32_t count = cpuid_make(&machine->kvm, id, machine->config.vcpus, entries);
+	int r = vcpu_set_cpuid(machine->vcpus.fds[id], entries, count, error);
+
+	return r < 0 ? r : set_firmware_msrs(machine->vcpus.fds[id], error);
+}
+
+/* The other processors wait, as after a reset, until the first one starts them. */
+static int boot(struct machine *machine, struct error *error)
+{
+	struct machine_config *config = &machine->config;
+	int vcpu = machine->vcpus.fds[0], r;
+	struct boot_entry entry;
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+
+	r = boot_load(&machine->memory, config->kernel, config->ramdisk, config->command_line, &entry, error);
+	if (r == 0)
+		r = acpi_write(&machine->memory, config->vcpus, error);
+	for (uint32_t i = 0; i < config->vcpus && r == 0; i++)
+		r = set_up_vcpu(machine, i, error);
+	if (r < 0)
+		return r;
+	if (ioctl(vcpu, KVM_GET_REGS, &regs) < 0 || ioctl(vcpu, KVM_GET_SREGS, &sregs) < 0)
+		return error_set(
+			error, errno, "KVM does not give a processor's registers: %s.", strerror(errno));
+	boot_registers(&entry, &regs, &sregs);
+	if (ioctl(vcpu, KVM_SET_REGS, &regs) < 0 || ioctl(vcpu, KVM_SET_SREGS, &sregs) < 0)
+		return error_set(error, errno, "KVM refuses the registers with which the kernel starts: %s.",
+			strerror(errno));
+	cleanup_close(&config->kernel);
+	cleanup_close(&config->ramdisk);
+	config->kernel = config->ramdisk = -1;
+	return 0;
+}
+
+static int build(struct machine *machine, struct error *error)
+{
+	struct machine_config *config = &machine->config;
+	int r = kvm_open(&machine->kvm, config->kvm, error);
+
+	if (r < 0)
+		return r;
+	config->kvm = -1;
+	r = memory_map(&machine->memory, config->ram, config->memory_size, error);
+	if (r < 0)
+		return r;
+	config->ram = -1;
+	r = kvm_set_memory(&machine->kvm, &machine->memory, false, error);
+	if (r < 0)
+		return r;
+	machine->platform = (struct platform){.memory = &machine->memory,
+		.loop = machine->loop,
+		.ports = &machine->ports,
+		.mmio = &machine->mmio,
+		.interrupts = interrupts_new(machine->kvm.vm, error),
+		.paused = true,
+		.settled = settled,
+		.stop = stop,
+		.machine = machine};
+	if (!machine->platform.interrupts)
+		return -EIO;
+	r = vcpus_open(&machine->vcpus, &machine->kvm, &machine->platform, config->vcpus, all_parked, machine,
+		error);
+	if (r == 0)
+		r = add_devices(machine, error);
+	if (r == 0 && !config->incoming)
+		r = boot(machine, error);
+	return r;
+}
+
+int machine_create(struct machine *machine, struct machine_config *config, struct error *error)
+{
+	int r;
+
+	if (machine->state != MACHINE_EMPTY)
+		return error_set(error, EBUSY, "This process has its guest already.");
+	machine->config = *config;
+	*config = (struct machine_config){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1};
+	r = build(machine, error);
+	if (r < 0) {
+		machine_free(machine);
+		return r;
+	}
+	set_state(machine, machine->config.incoming ? MACHINE_INCOMING : MACHINE_PAUSED);
+	return 0;
+}
+
+static int continue_clocks(struct machine *machine, int64_t realtime_offset, struct error *error)
+{
+	int r;
+
+	if (!machine->loaded[0])
+		return 0;
+	r = clock_continue(&machine->kvm, machine->vcpus.fds, machine->vcpus.count, &machine->loaded_clock,
+		(const struct vcpu_state *const *)machine->loaded, realtime_offset, error);
+	if (r == 0)
+		forget_loaded(machine);
+	return r;
+}
+
+static int refuse(const struct machine *machine, const char *what, struct error *error)
+{
+	return error_set(error, EBUSY, "The guest cannot be %s: its state is '%s'%s.", what,
+		machine_state_name(machine), machine->quieting ? ", about to change" : "");
+}
+
+int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error)
+{
+	struct platform *platform = &machine->platform;
+	int r;
+
+	if (machine->state == MACHINE_RUNNING && !machine->quieting)
+		return 0;
+	if (machine->state != MACHINE_PAUSED || machine->quieting)
+		return refuse(machine, "resumed", error);
+	r = continue_clocks(machine, realtime_offset, error);
+	if (r < 0)
+		return r;
+	clock_forgive(machine->vcpus.fds, machine->vcpus.count);
+	platform->paused = false;
+	for (struct device *device = platform->devices; device; device = device->next)
+		if (device->class->resume)
+			device->class->resume(device);
+	vcpus_run(&machine->vcpus);
+	for (struct device *device = platform->devices; device && announce; device = device->next)
+		if (device->class->announce)
+			device->class->announce(device);
+	set_state(machine, MACHINE_RUNNING);
+	return 0;
+}
+
+/* Everything is quiet: what it was for happens now. */
+static void become_quiet(struct machine *machine)
+{
+	struct error error = {0};
+
+	machine->quieting = false;
+	if (machine->stopped) {
+		error_set(&error, ESHUTDOWN, "The guest has shut down meanwhile.");
+		set_state(machine, MACHINE_SHUTDOWN);
+	} else {
+		set_state(machine, MACHINE_PAUSED);
+	}
+	if (machine->paused)
+		machine->paused(machine->context, machine->stopped ? &error : NULL);
+	if (machine->quitting)
+		loop_stop(machine->loop);
+}
+
+/* One step towards quiet: vCPUs first, then no new work of devices, then none under way. */
+static void quiet_step(void *context)
+{
+	struct machine *machine = context;
+	struct platform *platform = &machine->platform;
+
+	if (!machine->quieting || !vcpus_parked(&machine->vcpus))
+		return;
+	if (!platform->paused) {
+		platform->paused = true;
+		for (struct device *device = platform->devices; device; device = device->next)
+			if (device->class->pause)
+				device->class->pause(device);
+	}
+	for (struct device *device = platform->devices; device; device = device->next)
+		if (device->class->busy && device->class->busy(device))
+			return;
+	become_quiet(machine);
+}
+
+static void begin_quiet(struct machine *machine)
+{
+	machine->quieting = true;
+	vcpus_pause(&machine->vcpus);
+	loop_defer(machine->loop, quiet_step, machine);
+}
+
+/* On a vCPU's thread, or in a device: the work goes on on the main thread. */
+static void all_parked(void *context)
+{
+	struct machine *machine = context;
+
+	loop_defer(machine->loop, quiet_step, machine);
+}
+
+static void settled(void *context)
+{
+	all_parked(context);
+}
+
+static void stop(void *context, enum stop_reason reason, const char *detail)
+{
+	struct machine *machine = context;
+
+	if (machine->stopped)
+		return;
+	machine->stopped = true;
+	machine->reason = reason;
+	snprintf(machine->detail, sizeof(machine->detail), "%s", detail ? detail : "");
+	if (!machine->quieting)
+		begin_quiet(machine);
+}
+
+int machine_pause(struct machine *machine, struct error *error)
+{
+	if (machine->state == MACHINE_PAUSED) {
+		machine->paused(machine->context, NULL);
+		return 0;
+	}
+	if (machine->state != MACHINE_RUNNING)
+		return refuse(machine, "paused", error);
+	if (!machine->quieting)
+		begin_quiet(machine);
+	return 0;
+}
+
+void machine_quit(struct machine *machine)
+{
+	machine->quitting = true;
+	if (machine->state != MACHINE_RUNNING)
+		loop_stop(machine->loop);
+	else if (!machine->quieting)
+		begin_quiet(machine);
+}
+
+static void save_devices(struct machine *machine, struct buffer *out)
+{
+	for (struct device *device = machine->platform.devices; device; device = device->next) {
+		if (device->class->before_save)
+			device->class->before_save(device);
+		fields_save(out, device->class->state, device->instance, device);
+	}
+}
+
+static void free_states(struct vcpu_state *(*states)[VCPUS_MAX])
+{
+	for (uint32_t i = 0; i < VCPUS_MAX; i++)
+		free((*states)[i]);
+}
+
+static int allocate_states(const struct machine *machine, struct vcpu_state **states, struct error *error)
+{
+	for (uint32_t i = 0; i < machine->vcpus.count; i++) {
+		states[i] = calloc(1, sizeof(*states[i]));
+		if (!states[i])
+			return error_set(error, ENOMEM, "Out of memory for the processors' state.");
+	}
+	return 0;
+}
+
+/* Reads all vCPUs and the clocks; where a loaded guest has never run, its clocks are still those of its
+ * state. */
+static int get_states(
+	struct machine *machine, struct vcpu_state **states, struct clock_instant *clock, struct error *error)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
+		r = vcpu_state_get(&machine->kvm, machine->vcpus.fds[i], states[i], error);
+	if (r == 0 && !machine->loaded[0])
+		return clock_take(
+			&machine->kvm, machine->vcpus.fds, machine->vcpus.count, clock, states, error);
+	*clock = machine->loaded_clock;
+	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
+		states[i]->tsc = machine->loaded[i]->tsc;
+		states[i]->tsc_khz = machine->loaded[i]->tsc_khz;
+		states[i]->tsc_deadline = machine->loaded[i]->tsc_deadline;
+	}
+	return r;
+}
+
+int machine_save(struct machine *machine, struct buffer *out, struct error *error)
+{
+	_cleanup_(free_states) struct vcpu_state *states[VCPUS_MAX] = {NULL};
+	struct clock_instant clock = {0};
+	int r;
+
+	if (machine->state != MACHINE_PAUSED || machine->quieting)
+		return refuse(machine, "saved", error);
+	r = allocate_states(machine, states, error);
+	if (r == 0)
+		r = get_states(machine, states, &clock, error);
+	if (r < 0)
+		return r;
+	fields_save(out, &clock_table, 0, &clock);
+	for (uint32_t i = 0; i < machine->vcpus.count; i++)
+		fields_save(out, &vcpu_state_table, i, states[i]);
+	r = chips_save(&machine->kvm, out, error);
+	if (r < 0)
+		return r;
+	save_devices(machine, out);
+	return out->failed ? error_set(error, ENOMEM, "Out of memory while saving the guest's state.") : 0;
+}
+
+static int load_devices(struct machine *machine, const struct cursor *records, struct error *error)
+{
+	for (struct device *device = machine->platform.devices; device; device = device->next) {
+		int r = fields_load(records, device->class->state, device->instance, device, error);
+
+		if (r == 0 && device->class->after_load)
+			r = device->class->after_load(device, error);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* LAPICs before the IOAPIC: what waits there is delivered when it is set. */
+static int load_all(struct machine *machine, const struct cursor *records, struct vcpu_state **states,
+	struct clock_instant *clock, struct error *error)
+{
+	int r = fields_load(records, &clock_table, 0, clock, error);
+
+	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
+		r = fields_load(records, &vcpu_state_table, i, states[i], error);
+	if (r == 0)
+		r = cpuid_check(&machine->kvm, states[0]->cpuid, states[0]->cpuid_count, error);
+	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
+		clock_set_tsc_khz(machine->vcpus.fds[i], states[i]->tsc_khz);
+		r = vcpu_state_set(&machine->kvm, machine->vcpus.fds[i], states[i], error);
+	}
+	if (r == 0)
+		r = chips_load(&machine->kvm, records, error);
+	return r == 0 ? load_devices(machine, records, error) : r;
+}
+
+int machine_load(struct machine *machine, const struct cursor *records, struct error *error)
+{
+	_cleanup_(free_states) struct vcpu_state *states[VCPUS_MAX] = {NULL};
+	int r;
+
+	if (machine->state != MACHINE_INCOMING)
+		return refuse(machine, "given a state", error);
+	r = allocate_states(machine, states, error);
+	if (r == 0)
+		r = load_all(machine, records, states, &machine->loaded_clock, error);
+	if (r < 0)
+		return r;
+	memcpy(machine->loaded, states, sizeof(states));
+	memset(states, 0, sizeof(states));
+	set_state(machine, MACHINE_PAUSED);
+	return 0;
+}
+
+static int open_bitmap(struct machine *machine, struct error *error)
+{
+	uint64_t pages = machine->memory.size / GUEST_PAGE_SIZE;
+	size_t size = bitmap_bytes(pages);
+
+	machine->memory.device_dirty = calloc(1, size);
+	machine->bitmap_fd = memfd_create("dirty-bitmap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (!machine->memory.device_dirty || machine->bitmap_fd < 0 ||
+		ftruncate(machine->bitmap_fd, (off_t)size) < 0 ||
+		fcntl(machine->bitmap_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+		return error_set(
+			error, errno, "Unable to make the bitmap of written pages: %s.", strerror(errno));
+	machine->bitmap = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, machine->bitmap_fd, 0);
+	if (machine->bitmap == MAP_FAILED) {
+		machine->bitmap = NULL;
+		return error_set(
+			error, errno, "Unable to map the bitmap of written pages: %s.", strerror(errno));
+	}
+	return 0;
+}
+
+int machine_track(struct machine *machine, bool on, struct error *error)
+{
+	int r;
+
+	if (machine->state == MACHINE_EMPTY)
+		return refuse(machine, "watched", error);
+	/* Off first, also where it is on: a new log begins with all pages clean. */
+	stop_tracking(machine);
+	r = kvm_set_memory(&machine->kvm, &machine->memory, false, error);
+	if (r < 0 || !on)
+		return r;
+	r = open_bitmap(machine, error);
+	if (r == 0)
+		r = kvm_set_memory(&machine->kvm, &machine->memory, true, error);
+	if (r < 0) {
+		stop_tracking(machine);
+		kvm_set_memory(&machine->kvm, &machine->memory, false, NULL);
+	}
+	return r;
+}
+
+int machine_dirty(struct machine *machine, uint64_t *pages, struct error *error)
+{
+	uint64_t total = machine->memory.size / GUEST_PAGE_SIZE;
+	int r;
+
+	if (!machine->bitmap)
+		return error_set(error, EINVAL, "The guest's written pages are not being tracked.");
+	r = kvm_take_dirty(&machine->kvm, &machine->memory, machine->bitmap, error);
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < bitmap_words(total); i++)
+		machine->bitmap[i] |= machine->memory.device_dirty[i];
+	memset(machine->memory.device_dirty, 0, bitmap_bytes(total));
+	*pages = bitmap_count(machine->bitmap, total);
+	return 0;
+}

@@ -1,0 +1,79 @@
+/*
+ * The machine: memory, processors and devices put together, and its life: created
+ * paused (or waiting for a state), running, paused, shut down.
+ *
+ * All functions are called on the main thread with the machine lock held.
+ */
+#pragma once
+
+#include "base/buffer.h"
+#include "vmm/bus.h"
+#include "vmm/clock.h"
+#include "vmm/console_hub.h"
+#include "vmm/device.h"
+#include "vmm/machine_config.h"
+#include "vmm/vcpu.h"
+
+enum machine_state { MACHINE_EMPTY, MACHINE_INCOMING, MACHINE_PAUSED, MACHINE_RUNNING, MACHINE_SHUTDOWN };
+
+struct machine {
+	struct loop *loop;
+	enum machine_state state;
+	struct machine_config config; /* descriptors that devices took are -1 */
+	struct kvm kvm;
+	struct memory memory;
+	struct bus ports, mmio;
+	struct platform platform;
+	struct vcpus vcpus;
+	struct console_hub *console;
+	struct device *power;
+
+	bool quieting; /* on the way to paused or shut down */
+	bool stopped;  /* the guest will not run again: reason and detail say why */
+	enum stop_reason reason;
+	char detail[512];
+	bool quitting; /* ends the loop when quiet */
+
+	struct vcpu_state
+		*loaded[VCPUS_MAX]; /* the clocks of a loaded state, until the first resume; else NULL */
+	struct clock_instant loaded_clock;
+
+	int bitmap_fd; /* the dirty bitmap's memfd while tracking, else -1 */
+	uint64_t *bitmap;
+
+	void (*changed)(void *context); /* the state has changed */
+	void (*paused)(void *context,
+		const struct error *error); /* a pause has come to its end; error: it did not work */
+	void *context;
+};
+
+void machine_init(struct machine *machine, struct loop *loop);
+void machine_free(struct machine *machine);
+
+const char *machine_state_name(const struct machine *machine);
+/* "poweroff", "reboot", "crash", "error"; NULL while it is not shut down. */
+const char *machine_stop_name(const struct machine *machine);
+
+/* Takes the configuration over in case of success. On failure the machine is empty again. */
+int machine_create(struct machine *machine, struct machine_config *config, struct error *error);
+
+/* Starts vCPUs and devices; realtime_offset: see clock.h. */
+int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error);
+
+/* Begins to pause: `paused` is called when nothing runs any more, perhaps at once. */
+int machine_pause(struct machine *machine, struct error *error);
+
+/* Appends all device-state records. The machine must be paused. */
+int machine_save(struct machine *machine, struct buffer *out, struct error *error);
+
+/* Loads all records into a machine that was created for it, and is then paused. */
+int machine_load(struct machine *machine, const struct cursor *records, struct error *error);
+
+/* Turns the log of written pages on, all clean (bitmap_fd is then its memfd), or off. */
+int machine_track(struct machine *machine, bool on, struct error *error);
+
+/* Takes the log into the bitmap. *pages: how many. */
+int machine_dirty(struct machine *machine, uint64_t *pages, struct error *error);
+
+/* Stops everything, lets devices finish, and ends the loop. */
+void machine_quit(struct machine *machine);

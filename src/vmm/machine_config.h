@@ -1,0 +1,49 @@
+/*
+ * What `create` asks for (docs/internal/guest-control.md, "machine"), checked,
+ * with the descriptors that came along.
+ */
+#pragma once
+
+#include "base/channel.h"
+#include "base/error.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define MACHINE_DISKS_MAX 16u
+#define MACHINE_NETS_MAX 11u
+
+struct disk_config {
+	unsigned slot;
+	int image; /* owned */
+	bool read_only;
+	char serial[21];
+};
+
+struct net_config {
+	unsigned slot;
+	int tap; /* owned */
+	uint8_t mac[6];
+};
+
+struct machine_config {
+	char name[128];
+	char uuid[37];
+	uint64_t memory_size; /* bytes */
+	uint32_t vcpus;
+	bool incoming;
+	unsigned console_limit_kib;
+	int kvm, ram, kernel, ramdisk; /* owned; -1: none */
+	char *command_line;            /* owned; "" where incoming */
+	unsigned disk_count, net_count;
+	struct disk_config disks[MACHINE_DISKS_MAX];
+	struct net_config nets[MACHINE_NETS_MAX];
+	json_t *described; /* owned: as asked, without descriptors */
+};
+
+#define _cleanup_machine_config_ __attribute__((cleanup(machine_config_free)))
+
+/* Takes the descriptors it needs out of the message. On failure nothing is left to free. */
+int machine_config_parse(
+	struct machine_config *config, struct message *message, const json_t *machine, struct error *error);
+void machine_config_free(struct machine_config *config);

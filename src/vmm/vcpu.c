@@ -1,0 +1,344 @@
+#include "vmm/vcpu.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "vmm/bus.h"
+#include "vmm/clock.h"
+#include "vmm/loop.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define STACK_SIZE (128u << 10)
+#define KICK_SIGNAL SIGUSR1 /* main has an empty handler for it */
+
+static void exit_ports(struct platform *platform, struct kvm_run *run)
+{
+	uint8_t *data = (uint8_t *)run + run->io.data_offset;
+
+	for (uint32_t i = 0; i < run->io.count; i++, data += run->io.size)
+		if (run->io.direction == KVM_EXIT_IO_IN)
+			bus_read(platform->ports, run->io.port, data, run->io.size);
+		else
+			bus_write(platform->ports, run->io.port, data, run->io.size);
+}
+
+static void exit_memory(struct platform *platform, struct kvm_run *run)
+{
+	if (run->mmio.is_write)
+		bus_write(platform->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+	else
+		bus_read(platform->mmio, run->mmio.phys_addr, run->mmio.data, run->mmio.len);
+}
+
+static void stop(struct vcpu *vcpu, enum stop_reason reason, const char *detail)
+{
+	vcpu->all->platform->stop(vcpu->all->platform->machine, reason, detail);
+}
+
+/* KVM cannot go on with the guest: says what it tells (KVM_EXIT_INTERNAL_ERROR). */
+static void internal_error(struct vcpu *vcpu)
+{
+	static const char *const kinds[] = {
+		[KVM_INTERNAL_ERROR_EMULATION] = "it could not emulate an instruction",
+		[KVM_INTERNAL_ERROR_SIMUL_EX] = "an exception came during another",
+		[KVM_INTERNAL_ERROR_DELIVERY_EV] = "an event could not be delivered",
+		[KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON] =
+			"the processor left the guest for an unknown reason"};
+	const struct kvm_run *run = vcpu->run;
+	uint32_t kind = run->internal.suberror;
+	struct kvm_regs regs = {0};
+	char text[400], bytes[64] = "";
+
+	if (kind == KVM_INTERNAL_ERROR_EMULATION && run->emulation_failure.ndata >= 3 &&
+		run->emulation_failure.flags & KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) {
+		size_t count = run->emulation_failure.insn_size;
+
+		for (size_t i = 0; i < count && i < sizeof(run->emulation_failure.insn_bytes); i++)
+			snprintf(bytes + strlen(bytes), sizeof(bytes) - strlen(bytes), " %02x",
+				run->emulation_failure.insn_bytes[i]);
+	}
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0)
+		log_warning("KVM does not give the registers of processor %u either.", vcpu->id);
+	snprintf(text, sizeof(text),
+		"This host's KVM cannot run the guest: internal error %u, %s, at 0x%llx%s%s. Use a host "
+		"whose KVM "
+		"runs Linux guests.",
+		kind, kind < ARRAY_SIZE(kinds) && kinds[kind] ? kinds[kind] : "of no known kind",
+		(unsigned long long)regs.rip, bytes[0] ? ", bytes" : "", bytes);
+	stop(vcpu, STOP_ERROR, text);
+}
+
+static void failed_entry(struct vcpu *vcpu)
+{
+	char text[200];
+
+	snprintf(text, sizeof(text),
+		"This host's processor refuses to run the guest: hardware entry failure 0x%llx.",
+		(unsigned long long)vcpu->run->fail_entry.hardware_entry_failure_reason);
+	stop(vcpu, STOP_ERROR, text);
+}
+
+static void unknown_exit(struct vcpu *vcpu)
+{
+	char text[200];
+
+	snprintf(text, sizeof(text),
+		"KVM left the guest for reason %u, of which this Ferry knows nothing; the guest cannot go "
+		"on.",
+		vcpu->run->exit_reason);
+	stop(vcpu, STOP_ERROR, text);
+}
+
+static void handle_exit(struct vcpu *vcpu)
+{
+	struct platform *platform = vcpu->all->platform;
+
+	switch (vcpu->run->exit_reason) {
+	case KVM_EXIT_IO:
+		exit_ports(platform, vcpu->run);
+		break;
+	case KVM_EXIT_MMIO:
+		exit_memory(platform, vcpu->run);
+		break;
+	case KVM_EXIT_INTR:
+	case KVM_EXIT_IRQ_WINDOW_OPEN:
+		break;
+	case KVM_EXIT_SHUTDOWN:
+		stop(vcpu, STOP_CRASH, "The guest's processor shut down (triple fault).");
+		break;
+	case KVM_EXIT_FAIL_ENTRY:
+		failed_entry(vcpu);
+		break;
+	case KVM_EXIT_INTERNAL_ERROR:
+		internal_error(vcpu);
+		break;
+	default:
+		unknown_exit(vcpu);
+		break;
+	}
+}
+
+/* Runs the guest until an exit, without the lock. */
+static void enter(struct vcpu *vcpu)
+{
+	struct loop *loop = vcpu->all->platform->loop;
+	int r;
+
+	loop_unlock(loop);
+	r = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+	loop_lock(loop);
+	if (r == 0) {
+		handle_exit(vcpu);
+	} else if (r != -EINTR && r != -EAGAIN) {
+		char text[200];
+
+		snprintf(text, sizeof(text), "KVM refuses to run the guest: %s.", strerror(-r));
+		stop(vcpu, STOP_ERROR, text);
+	}
+}
+
+/*
+ * An access that was handled after the last exit is completed by KVM only on the next entry; with
+ * immediate_exit that is all an entry does (api.rst, 5, "KVM_EXIT_IO"). Another part of the same access may
+ * come first.
+ */
+static void complete_access(struct vcpu *vcpu)
+{
+	vcpu->run->immediate_exit = 1;
+	while (ioctl(vcpu->fd, KVM_RUN, 0) == 0 &&
+		(vcpu->run->exit_reason == KVM_EXIT_IO || vcpu->run->exit_reason == KVM_EXIT_MMIO))
+		handle_exit(vcpu);
+}
+
+static void park(struct vcpu *vcpu)
+{
+	struct vcpus *all = vcpu->all;
+
+	complete_access(vcpu);
+	vcpu->parked = true;
+	if (++all->parked_count == all->count)
+		all->all_parked(all->context);
+	while (!all->wanted && !all->ending)
+		loop_wait(all->platform->loop, &all->changed);
+	vcpu->parked = false;
+	all->parked_count--;
+	vcpu->run->immediate_exit = 0;
+}
+
+static void *run_thread(void *context)
+{
+	struct vcpu *vcpu = context;
+	struct vcpus *all = vcpu->all;
+	char name[16];
+
+	snprintf(name, sizeof(name), "vcpu %u", vcpu->id);
+	pthread_setname_np(pthread_self(), name);
+	loop_lock(all->platform->loop);
+	while (!all->ending)
+		if (all->wanted)
+			enter(vcpu);
+		else
+			park(vcpu);
+	loop_unlock(all->platform->loop);
+	return NULL;
+}
+
+/* Finds the statistic "blocking": the vCPU sleeps in HLT (api.rst, 4.133, "KVM_GET_STATS_FD"). */
+static void open_stats(struct vcpu *vcpu)
+{
+	struct kvm_stats_header header;
+
+	vcpu->stats = ioctl(vcpu->fd, KVM_GET_STATS_FD, NULL);
+	if (vcpu->stats < 0)
+		return;
+	if (pread(vcpu->stats, &header, sizeof(header), 0) == sizeof(header) && header.name_size <= 256)
+		for (uint32_t i = 0; i < header.num_desc; i++) {
+			size_t size = sizeof(struct kvm_stats_desc) + header.name_size;
+			union {
+				struct kvm_stats_desc fixed;
+				char bytes[sizeof(struct kvm_stats_desc) + 256];
+			} one = {0};
+
+			if (pread(vcpu->stats, &one, size, (off_t)(header.desc_offset + i * size)) !=
+				(ssize_t)size)
+				break;
+			if (strncmp(one.bytes + sizeof(one.fixed), "blocking", header.name_size) == 0) {
+				vcpu->stats_halt = header.data_offset + one.fixed.offset;
+				return;
+			}
+		}
+	close(vcpu->stats);
+	vcpu->stats = -1;
+}
+
+static int open_vcpu(struct vcpu *vcpu, struct vcpus *all, uint32_t id, struct error *error)
+{
+	*vcpu = (struct vcpu){.all = all, .id = id, .stats = -1};
+	vcpu->fd = ioctl(all->kvm->vm, KVM_CREATE_VCPU, id);
+	if (vcpu->fd < 0)
+		return error_set(error, errno, "KVM refuses to make processor %u: %s.", id, strerror(errno));
+	vcpu->run = mmap(NULL, all->kvm->run_size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, 0);
+	if (vcpu->run == MAP_FAILED) {
+		vcpu->run = NULL;
+		return error_set(
+			error, errno, "Unable to map the exits of processor %u: %s.", id, strerror(errno));
+	}
+	if (all->kvm->stats)
+		open_stats(vcpu);
+	all->fds[id] = vcpu->fd;
+	return 0;
+}
+
+static int start_threads(struct vcpus *vcpus, struct error *error)
+{
+	pthread_attr_t attributes;
+	int r = 0;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, STACK_SIZE);
+	for (uint32_t i = 0; i < vcpus->count && r == 0; i++) {
+		struct vcpu *vcpu = &vcpus->vcpu[i];
+
+		r = pthread_create(&vcpu->thread, &attributes, run_thread, vcpu);
+		vcpu->started = r == 0;
+	}
+	pthread_attr_destroy(&attributes);
+	return r ? error_set(error, r, "Unable to start a processor's thread: %s.", strerror(r)) : 0;
+}
+
+int vcpus_open(struct vcpus *vcpus, struct kvm *kvm, struct platform *platform, uint32_t count,
+	void (*all_parked)(void *context), void *context, struct error *error)
+{
+	int r = 0;
+
+	*vcpus = (struct vcpus){
+		.kvm = kvm, .platform = platform, .all_parked = all_parked, .context = context};
+	pthread_cond_init(&vcpus->changed, NULL);
+	for (uint32_t i = 0; i < count && r == 0; i++) {
+		r = open_vcpu(&vcpus->vcpu[i], vcpus, i, error);
+		vcpus->count++;
+	}
+	if (r == 0) {
+		clock_synchronize(vcpus->fds, count);
+		r = start_threads(vcpus, error);
+	}
+	if (r < 0)
+		vcpus_close(vcpus);
+	return r;
+}
+
+static void kick(struct vcpus *vcpus)
+{
+	for (uint32_t i = 0; i < vcpus->count; i++) {
+		struct vcpu *vcpu = &vcpus->vcpu[i];
+
+		if (!vcpu->started || vcpu->parked)
+			continue;
+		vcpu->run->immediate_exit = 1; /* before the signal: an entry that it misses ends at once */
+		pthread_kill(vcpu->thread, KICK_SIGNAL);
+	}
+}
+
+void vcpus_close(struct vcpus *vcpus)
+{
+	if (!vcpus->platform)
+		return;
+	vcpus->ending = true;
+	kick(vcpus);
+	pthread_cond_broadcast(&vcpus->changed);
+	loop_unlock(vcpus->platform->loop);
+	for (uint32_t i = 0; i < vcpus->count; i++)
+		if (vcpus->vcpu[i].started)
+			pthread_join(vcpus->vcpu[i].thread, NULL);
+	loop_lock(vcpus->platform->loop);
+	for (uint32_t i = 0; i < vcpus->count; i++) {
+		struct vcpu *vcpu = &vcpus->vcpu[i];
+
+		if (vcpu->run)
+			munmap(vcpu->run, vcpus->kvm->run_size);
+		cleanup_close(&vcpu->stats);
+		cleanup_close(&vcpu->fd);
+	}
+	pthread_cond_destroy(&vcpus->changed);
+	*vcpus = (struct vcpus){0};
+}
+
+void vcpus_run(struct vcpus *vcpus)
+{
+	vcpus->wanted = true;
+	pthread_cond_broadcast(&vcpus->changed);
+}
+
+void vcpus_pause(struct vcpus *vcpus)
+{
+	vcpus->wanted = false;
+	kick(vcpus);
+}
+
+bool vcpus_parked(const struct vcpus *vcpus)
+{
+	return vcpus->parked_count == vcpus->count;
+}
+
+uint64_t vcpu_cpu_time(const struct vcpu *vcpu)
+{
+	struct timespec spent = {0};
+	clockid_t clock;
+
+	if (pthread_getcpuclockid(vcpu->thread, &clock) == 0)
+		clock_gettime(clock, &spent);
+	return (uint64_t)spent.tv_sec * 1000000000ull + (uint64_t)spent.tv_nsec;
+}
+
+bool vcpu_halted(const struct vcpu *vcpu)
+{
+	uint64_t value = 0;
+
+	return vcpu->stats >= 0 &&
+	       pread(vcpu->stats, &value, sizeof(value), (off_t)vcpu->stats_halt) == sizeof(value) && value;
+}
