@@ -1,0 +1,137 @@
+/* xm save, restore and migrate. */
+#include "base/cleanup.h"
+#include "xm/command.h"
+#include "xm/domain.h"
+#include "xm/job.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* xend has another working directory: its file names are absolute. */
+static int absolute_path(char **path, const char *file, struct error *error)
+{
+	_cleanup_free_ char *directory = *file == '/' ? strdup("") : getcwd(NULL, 0);
+
+	*path = NULL;
+	if (!*file)
+		return error_set(error, EINVAL, "The name of the checkpoint file is empty.");
+	if (!directory)
+		return error_set(
+			error, errno, "Unable to find out the current directory: %s.", strerror(errno));
+	if (asprintf(path, "%s%s%s", !strcmp(directory, "/") ? "" : directory, *file == '/' ? "" : "/",
+		    file) < 0) {
+		*path = NULL;
+		return error_set(error, ENOMEM, "Out of memory.");
+	}
+	return 0;
+}
+
+static int save(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	const char *domain = arguments->words[0];
+	_cleanup_free_ char *file = NULL, *doing = NULL, *cancelled = NULL;
+	_cleanup_json_ json_t *body = NULL, *done = NULL;
+	char path[256];
+	int r = domain_is_guest(domain, "saved", error);
+
+	if (r >= 0)
+		r = domain_path(path, domain, "/save", error);
+	if (r >= 0)
+		r = absolute_path(&file, arguments->words[1], error);
+	if (r < 0)
+		return r;
+	body = json_pack("{s:s, s:b, s:b, s:b}", "file", file, "keep", option_given(arguments, "checkpoint"),
+		"live", option_given(arguments, "live"), "force", option_given(arguments, "force"));
+	if (!body)
+		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
+	if (asprintf(&doing, "Saving %s", domain) < 0 ||
+		asprintf(&cancelled,
+			"Interrupted: the save is cancelled and %s runs on, unless it had just been "
+			"completed (xm list "
+			"shows).",
+			domain) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
+}
+
+static int restore(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	_cleanup_free_ char *file = NULL, *doing = NULL;
+	_cleanup_json_ json_t *body = NULL, *done = NULL;
+	int r = absolute_path(&file, arguments->words[0], error);
+
+	if (r < 0)
+		return r;
+	body = json_pack("{s:s, s:b}", "file", file, "paused", option_given(arguments, "paused"));
+	if (!body)
+		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
+	if (asprintf(&doing, "Restoring %s", arguments->words[0]) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return job_run(&xm->client, "/restore", body,
+		&(struct job){doing,
+			"Interrupted: the restore is cancelled, unless it had just been completed (xm list "
+			"shows)."},
+		&done, error);
+}
+
+static void print_migration(const char *domain, const char *host, const json_t *done)
+{
+	long long rounds = json_integer_value(json_object_get(done, "rounds"));
+
+	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms.\n", domain, host,
+		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
+		rounds == 1 ? "" : "s", json_number_value(json_object_get(done, "bytes")) / 1e6,
+		(long long)json_number_value(json_object_get(done, "downtime_ms")));
+}
+
+static int migrate(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	const char *domain = arguments->words[0], *host = arguments->words[1];
+	_cleanup_free_ char *doing = NULL, *cancelled = NULL;
+	_cleanup_json_ json_t *body = NULL, *done = NULL;
+	unsigned long port, rate;
+	char path[256];
+	int r = domain_is_guest(domain, "migrated", error);
+
+	if (r >= 0)
+		r = option_number(arguments, "port", 1, 65535, 0, &port, error);
+	if (r >= 0)
+		r = option_number(arguments, "resource", 0, 1000000, 0, &rate, error);
+	if (r >= 0)
+		r = domain_path(path, domain, "/migrate", error);
+	if (r < 0)
+		return r;
+	body = json_pack("{s:s, s:I, s:b, s:I}", "host", host, "port", (json_int_t)port, "live",
+		option_given(arguments, "live"), "rate_mbit", (json_int_t)rate);
+	if (!body || !*host)
+		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
+	if (asprintf(&doing, "Migrating %s to %s", domain, host) < 0 ||
+		asprintf(&cancelled,
+			"Interrupted: the migration is cancelled and %s runs on here, unless it had just "
+			"been completed "
+			"(xm list shows).",
+			domain) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	r = job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
+	if (r >= 0)
+		print_migration(domain, host, done);
+	return r;
+}
+
+const struct command carry_commands[] = {
+	{"save",								  NULL, "<Domain> <File>", "Save a domain's whole state to a file and end it here.",
+         {{"checkpoint", 'c', NULL, "let the domain run on after it was saved"},
+			{"live", 'l', NULL, "let the domain run while most of its memory is written"},
+			{"force", 'f', NULL, "overwrite the file if it exists"}},
+         2, 2, save},
+	{"restore",						      NULL, "<File>", "Restore a domain from a file that xm save wrote.",
+         {{"paused", 'p', NULL, "do not unpause the domain afterwards"}}, 1, 1, restore},
+	{"migrate", NULL, "<Domain> <Host>", "Move a domain to another host.",
+         {{"live", 'l', NULL, "let the domain run while its memory is copied"},
+			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
+			{"resource", 'r', "MBIT", "copy at most this many megabits per second"}},
+         2, 2, migrate},
+	{0								     },
+};

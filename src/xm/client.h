@@ -1,0 +1,79 @@
+/*
+ * xend's API (docs/internal/api.md) over its unix socket, with libcurl.
+ *
+ * client_call is one request with a JSON answer. What lasts longer is a
+ * transfer: started, waited for together with descriptors of the caller's (the
+ * terminal, signals), and finished, which turns what went wrong into a sentence.
+ */
+#pragma once
+
+#include "base/buffer.h"
+#include "base/error.h"
+
+#include <curl/curl.h>
+#include <jansson.h>
+#include <poll.h>
+#include <stdbool.h>
+
+struct client {
+	CURLM *transfers; /* owned */
+	char *socket;     /* owned: path of xend's socket */
+};
+
+#define _cleanup_client_ __attribute__((cleanup(client_close)))
+
+/* The socket is the environment's XEND_SOCKET, or xend-unix-path of xend's configuration. Connects to nothing
+ * yet. */
+int client_open(struct client *client, struct error *error);
+void client_close(struct client *client);
+
+/* Takes bytes of a good answer as they arrive; a negative errno ends the transfer. */
+typedef int (*receive_function)(void *context, const char *bytes, size_t size, struct error *error);
+
+struct transfer {
+	struct client *client;
+	CURL *easy; /* NULL: not started, or finished */
+	struct curl_slist *headers;
+	char error_text[CURL_ERROR_SIZE];
+	struct buffer request; /* what is sent */
+	struct buffer answer;  /* what came, where there is no `receive`, or of a 4xx or 5xx answer */
+	receive_function receive;
+	void *context;
+	struct error error; /* of receive */
+	bool ended;
+	CURLcode code; /* once ended */
+};
+
+#define _cleanup_transfer_ __attribute__((cleanup(transfer_free)))
+
+/*
+ * Begins a request; `body` (size bytes of type `content_type`) is copied, NULL: none. `transfer` must be all
+ * zero, and stay where it is until it is freed.
+ */
+int transfer_start(struct transfer *transfer, struct client *client, const char *method, const char *path,
+	const void *body, size_t size, const char *content_type, receive_function receive, void *context,
+	struct error *error);
+
+/* Whether a good answer has begun to arrive. */
+bool transfer_is_answered(const struct transfer *transfer);
+
+/* Once ended: 0, or a negative errno with what xend says, or why there is no answer. */
+int transfer_result(struct transfer *transfer, struct error *error);
+
+/* Also breaks off what has not ended. */
+void transfer_free(struct transfer *transfer);
+
+/*
+ * Lets the client's transfers go on until one makes progress, one of the caller's descriptors is ready (its
+ * revents is then set), or timeout_ms have passed (-1: for ever).
+ */
+int client_wait(struct client *client, struct pollfd *descriptors, unsigned count, int timeout_ms,
+	struct error *error);
+
+/* One request and its whole answer. With timeout_s 0 it may take for ever. The answer is NUL-terminated. */
+int client_fetch(struct client *client, const char *method, const char *path, const json_t *body,
+	struct buffer *answer, int timeout_s, struct error *error);
+
+/* The same with a JSON object as answer; `reply` may be NULL. */
+int client_call(struct client *client, const char *method, const char *path, const json_t *body,
+	json_t **reply, struct error *error);

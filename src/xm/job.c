@@ -1,0 +1,171 @@
+#include "xm/job.h"
+
+#include "base/cleanup.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#define EVENT_MAX (1024UL * 1024) /* bytes of one event */
+#define BAR_WIDTH 20
+
+/* What the events of a running job have come to. */
+struct events {
+	const struct job *job;
+	struct buffer line;
+	json_t *last; /* done or failed */
+	bool shows;   /* standard error is a terminal */
+	bool shown;
+};
+
+static void events_free(struct events *events)
+{
+	buffer_free(&events->line);
+	json_decref(events->last);
+}
+
+void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns)
+{
+	double sent = json_number_value(json_object_get(event, "sent_bytes"));
+	double total = json_number_value(json_object_get(event, "total_bytes"));
+	double rate = json_number_value(json_object_get(event, "bytes_per_second"));
+	long long round = json_integer_value(json_object_get(event, "round"));
+	long long pages = json_integer_value(json_object_get(event, "remaining_pages"));
+	double part = total > 0 && sent >= 0 ? sent / total : 0;
+	char bar[BAR_WIDTH + 1];
+
+	part = part > 1 ? 1 : part;
+	memset(bar, ' ', BAR_WIDTH);
+	memset(bar, '#', (size_t)(part * BAR_WIDTH));
+	bar[BAR_WIDTH] = '\0';
+	if (round > 1)
+		snprintf(line, size, "%s: round %lld, %.1f MB sent, %lld pages left, %.1f MB/s", doing, round,
+			sent / 1e6, pages, rate / 1e6);
+	else
+		snprintf(line, size, "%s [%s] %3.0f%%  %.1f of %.1f MB  %.1f MB/s", doing, bar, part * 100,
+			sent / 1e6, total / 1e6, rate / 1e6);
+	if (columns > 1 && strlen(line) >= columns && columns < size)
+		line[columns - 1] = '\0';
+}
+
+static void show_progress(struct events *events, const json_t *event)
+{
+	struct winsize window = {0};
+	char line[512];
+
+	if (!events->shows)
+		return;
+	if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) < 0 || !window.ws_col)
+		window.ws_col = 80;
+	job_progress_line(line, sizeof(line), events->job->doing, event, window.ws_col);
+	fprintf(stderr, "\r%s\x1b[K", line); /* erase to the end of the line: ECMA-48, EL */
+	events->shown = true;
+}
+
+static void clear_progress(struct events *events)
+{
+	if (events->shown)
+		fprintf(stderr, "\r\x1b[K");
+	events->shown = false;
+}
+
+static int take_event(struct events *events, struct error *error)
+{
+	_cleanup_json_ json_t *event =
+		json_loadb((const char *)events->line.data, events->line.size, JSON_REJECT_DUPLICATES, NULL);
+	const char *name = json_string_value(json_object_get(event, "event"));
+
+	buffer_clear(&events->line);
+	if (!name || events->last)
+		return error_set(
+			error, EPROTO, "xend's answer is not understood: do xm and xend fit together?");
+	if (!strcmp(name, "progress"))
+		show_progress(events, event);
+	else if (!strcmp(name, "done") || !strcmp(name, "failed"))
+		events->last = take_pointer(event);
+	return 0;
+}
+
+static int receive_events(void *context, const char *bytes, size_t size, struct error *error)
+{
+	struct events *events = context;
+
+	while (size) {
+		const char *end = memchr(bytes, '\n', size);
+		size_t length = end ? (size_t)(end - bytes) : size;
+		int r = 0;
+
+		buffer_append(&events->line, bytes, length);
+		if (events->line.failed || events->line.size > EVENT_MAX)
+			return error_set(
+				error, EPROTO, "xend's answer is not understood: a line of it never ends.");
+		if (end && events->line.size)
+			r = take_event(events, error);
+		if (r < 0)
+			return r;
+		bytes += length + (end ? 1 : 0);
+		size -= length + (end ? 1 : 0);
+	}
+	return 0;
+}
+
+static int result_of(struct transfer *transfer, struct events *events, json_t **done, struct error *error)
+{
+	const char *sentence;
+	int r = 0;
+
+	if (!events->last) {
+		r = transfer_result(transfer, error);
+		if (r < 0 && r != -EPIPE)
+			return r;
+		return error_set(error, EPIPE,
+			"xend ended the connection without saying how the job went: see xm list and "
+			"/var/log/xen/xend.log.");
+	}
+	if (!strcmp(json_string_value(json_object_get(events->last, "event")), "failed")) {
+		sentence = json_string_value(json_object_get(events->last, "error"));
+		return error_set(error, EREMOTEIO, "%s",
+			sentence && *sentence ? sentence
+					      : "The job failed, and xend gives no reason (xm log may).");
+	}
+	*done = json_incref(events->last);
+	return 0;
+}
+
+int job_run(struct client *client, const char *path, const json_t *body, const struct job *job, json_t **done,
+	struct error *error)
+{
+	_cleanup_(events_free) struct events events = {.job = job, .shows = isatty(STDERR_FILENO)};
+	_cleanup_transfer_ struct transfer transfer = {0};
+	_cleanup_free_ char *text = json_dumps(body, JSON_COMPACT);
+	_cleanup_close_ int signals = -1;
+	sigset_t interrupts;
+	int r;
+
+	sigemptyset(&interrupts);
+	sigaddset(&interrupts, SIGINT);
+	sigaddset(&interrupts, SIGTERM);
+	sigaddset(&interrupts, SIGHUP);
+	if (sigprocmask(SIG_BLOCK, &interrupts, NULL) < 0)
+		return error_set(error, errno, "Unable to block signals: %s.", strerror(errno));
+	signals = signalfd(-1, &interrupts, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0 || !text)
+		return error_set(error, errno, "Unable to wait for signals: %s.", strerror(errno));
+	r = transfer_start(
+		&transfer, client, "POST", path, text, strlen(text), NULL, receive_events, &events, error);
+	while (r >= 0 && !transfer.ended) {
+		struct pollfd descriptor = {.fd = signals, .events = POLLIN};
+
+		r = client_wait(client, &descriptor, 1, -1, error);
+		if (r >= 0 && descriptor.revents && !events.last) {
+			clear_progress(&events);
+			return error_set(error, EINTR, "%s", job->cancelled);
+		}
+	}
+	clear_progress(&events);
+	return r < 0 ? r : result_of(&transfer, &events, done, error);
+}

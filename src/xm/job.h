@@ -1,0 +1,23 @@
+/*
+ * Jobs: requests whose answer is a stream of events (docs/internal/api.md, "A
+ * job stream"). On a terminal the progress is shown in one line on standard
+ * error; ^C closes the stream, at which xend cancels the job.
+ */
+#pragma once
+
+#include "xm/client.h"
+
+struct job {
+	const char *doing;     /* "Saving TestGuest", for the progress line */
+	const char *cancelled; /* what ^C comes to, a sentence for the user */
+};
+
+/* Runs a job to its end. *done is its last event, owned by the caller. */
+int job_run(struct client *client, const char *path, const json_t *body, const struct job *job, json_t **done,
+	struct error *error);
+
+/*
+ * One line of progress, without its end: "Saving a [#####     ] 50%  64.0 of 128.0 MB  120.0 MB/s".
+ * `columns`: of the terminal.
+ */
+void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns);

@@ -1,0 +1,148 @@
+/* xm: the user's front end to xend. */
+#include "base/cleanup.h"
+#include "config/scanner.h"
+#include "xm/command.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct command *const families[] = {
+	console_commands, start_commands, domain_commands, stop_commands, carry_commands, host_commands};
+
+static const struct command *find_command(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
+		for (const struct command *command = families[i]; command->name; command++)
+			if (!strcmp(command->name, name) || (command->alias && !strcmp(command->alias, name)))
+				return command;
+	return NULL;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp((*(const struct command *const *)a)->name, (*(const struct command *const *)b)->name);
+}
+
+/* All commands in the order of the alphabet; returns how many. */
+static size_t all_commands(const struct command *commands[static 64])
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
+		for (const struct command *command = families[i]; command->name && count < 64; command++)
+			commands[count++] = command;
+	qsort(commands, count, sizeof(*commands), by_name);
+	return count;
+}
+
+static void print_help(FILE *out)
+{
+	const struct command *commands[64];
+	size_t count = all_commands(commands);
+
+	fprintf(out,
+		"Usage: xm <subcommand> [args]\n\nControl, list and manipulate guests.\n\nSubcommands:\n\n");
+	for (size_t i = 0; i < count; i++)
+		fprintf(out, " %-10s %s\n", commands[i]->name, commands[i]->help);
+	fprintf(out, "\n<Domain> is a domain's name or ID.\n"
+		     "xm help <subcommand> tells more about one; so do xm(1), xmdomain.cfg(5) and "
+		     "xend-config.sxp(5).\n");
+}
+
+static int unknown_command(const char *name)
+{
+	const struct command *commands[64];
+	const char *names[64], *nearest;
+	size_t count = all_commands(commands);
+
+	for (size_t i = 0; i < count; i++)
+		names[i] = commands[i]->name;
+	nearest = nearest_name(name, names, count);
+	fprintf(stderr, "Error: Subcommand '%s' not found!%s%s%s\n", name, nearest ? " Did you mean '" : "",
+		nearest ? nearest : "", nearest ? "'?" : "");
+	print_help(stderr);
+	return 1;
+}
+
+static int help(int count, char **words)
+{
+	const struct command *command;
+
+	if (!count || words[0][0] == '-') {
+		print_help(stdout);
+		return 0;
+	}
+	command = find_command(words[0]);
+	if (!command)
+		return unknown_command(words[0]);
+	command_usage(command, stdout);
+	return 0;
+}
+
+static bool asks_for_help(int count, char **words)
+{
+	for (int i = 0; i < count && strcmp(words[i], "--") != 0; i++)
+		if (!strcmp(words[i], "--help") || !strcmp(words[i], "-h"))
+			return true;
+	return false;
+}
+
+static void print_error(const struct error *error)
+{
+	fflush(stdout);
+	fprintf(stderr, "Error: %s\n", *error->text ? error->text : "The command failed without a reason.");
+}
+
+static void xm_close(struct xm *xm)
+{
+	client_close(&xm->client);
+}
+
+static int run(const struct command *command, int count, char **words)
+{
+	_cleanup_(arguments_free) struct arguments arguments = {0};
+	_cleanup_(xm_close) struct xm xm = {0};
+	struct error error = {0};
+	int r = arguments_read(&arguments, command, count, words, &error);
+
+	if (r < 0) {
+		print_error(&error);
+		command_usage(command, stderr);
+		return 1;
+	}
+	r = client_open(&xm.client, &error);
+	if (r >= 0)
+		r = command->run(&xm, &arguments, &error);
+	if (r >= 0 && (fflush(stdout) != 0 || ferror(stdout)))
+		r = error_set(&error, errno, "Unable to write to standard output: %s.", strerror(errno));
+	if (r < 0)
+		print_error(&error);
+	if (r < 0 && xm.wrong_arguments)
+		command_usage(command, stderr);
+	return r < 0;
+}
+
+int main(int argc, char **argv)
+{
+	const struct command *command;
+
+	if (argc < 2) {
+		print_help(stderr);
+		return 1;
+	}
+	if (!strcmp(argv[1], "help") || !strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))
+		return help(argc - 2, argv + 2);
+	if (!strcmp(argv[1], "--version")) {
+		printf("xm (Ferry) %s\n", FERRY_VERSION);
+		return 0;
+	}
+	command = find_command(argv[1]);
+	if (!command)
+		return unknown_command(argv[1]);
+	if (asks_for_help(argc - 2, argv + 2)) {
+		command_usage(command, stdout);
+		return 0;
+	}
+	return run(command, argc - 2, argv + 2);
+}
