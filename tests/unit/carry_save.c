@@ -122,6 +122,40 @@ static void round_trip(uint64_t pages, bool live)
 	fake_guest_end(&to);
 }
 
+/* The specification, read by somebody else: tools/ferry-checkpoint.py gives the same memory and state. */
+static void another_reader_agrees(void **state)
+{
+	_cleanup_close_ int file = new_file(), ram = memfd_create("ram", 0),
+			    records = memfd_create("records", 0);
+	_cleanup_free_ uint8_t *image = NULL;
+	const char *reader = getenv("FERRY_CHECKPOINT_READER");
+	struct fake_guest guest;
+	char command[1024], bytes[sizeof(guest.state)];
+	int status;
+
+	(void)state;
+	if (!reader)
+		skip();
+	fake_guest_begin(&guest, 17 * MIB_PAGES);
+	fake_guest_fill(&guest, 20, 8 * MIB_PAGES, 1);
+	fake_guest_run(&guest, 1000);
+	save(&guest, file, true);
+	snprintf(command, sizeof(command),
+		"r='%s' p=/proc/%d/fd; $r verify $p/%d >&2 && $r ram $p/%d $p/%d && $r state $p/%d $p/%d",
+		reader, getpid(), file, file, ram, file, records);
+	status = system(command);
+	assert_int_equal(status, 0);
+	image = malloc(guest.pages * FAKE_PAGE);
+	assert_int_equal(pread(ram, image, guest.pages * FAKE_PAGE, 0), guest.pages * FAKE_PAGE);
+	assert_int_equal(memcmp(image, guest.ram, guest.pages * FAKE_PAGE), 0);
+	assert_int_equal(pread(records, bytes, sizeof(bytes), 0), guest.state_size);
+	assert_memory_equal(bytes, guest.state, guest.state_size);
+	assert_int_equal(pwrite(file, "x", 1, CHECKPOINT_RAM_AT + 21 * FAKE_PAGE), 1);
+	snprintf(command, sizeof(command), "%s verify /proc/%d/fd/%d 2>/dev/null", reader, getpid(), file);
+	assert_int_not_equal(system(command), 0);
+	fake_guest_end(&guest);
+}
+
 static void a_saved_guest_comes_back(void **state)
 {
 	(void)state;
@@ -344,6 +378,7 @@ int main(void)
 		cmocka_unit_test(a_last_extent_that_is_not_full_comes_back),
 		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
 		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
+		cmocka_unit_test(another_reader_agrees),
 		cmocka_unit_test(every_flipped_byte_is_refused_or_harmless),
 		cmocka_unit_test(every_truncation_is_refused),
 		cmocka_unit_test(verdicts_name_the_cause),
