@@ -91,3 +91,45 @@ def pytest_runtest_makereport(item, call):
         except LabError as error:
             text = str(error)
         report.sections.append((host.name, text))
+
+
+def make_busy(guest, vcpus):
+    """Work in the guest that notices harm: clocks on each processor, durable disk writes, memory being written."""
+    guest.pulse("clocks", 2000 if vcpus == 1 else 10000)
+    guest.pulse("disk", "/var/journal/log", 20000)
+    guest.pulse("memory", 16, 400)
+
+
+def check_unharmed(guest):
+    """The busy guest goes on, and its clocks, disk and memory are as if nothing had happened."""
+    before = guest.pulse_status("clocks")
+    seen = wait_until(lambda: advanced(before, guest.pulse_status("clocks")), 20, f"{guest.name}: ticks on every CPU")
+    for clock in ("monotonic", "boottime", "realtime"):
+        assert seen[f"{clock}_backwards"] == 0, f"{clock} ran backwards: {seen}"
+    assert abs(seen["timer_periods_lost"]) <= 2, f"a periodic timer lost ticks: {seen}"
+    memory = guest.pulse_status("memory")
+    assert memory["wrong_pages"] == 0, memory
+    durable = guest.pulse_status("disk")["durable_records"]
+    verified = int(re.fullmatch(r"gapless_records (\d+)\n", guest.run("pulse verify /var/journal/log").stdout)[1])
+    assert verified >= durable
+    assert kernel_complaints(guest) == []
+
+
+def advanced(before, now):
+    return now if now["fewest_ticks_of_a_cpu"] > before["fewest_ticks_of_a_cpu"] + 20 else None
+
+
+def shut_down_and_check_disk(guest, host):
+    """Ends a guest cleanly and has its file system checked."""
+    guest.disconnect()
+    host.run(f"xm shutdown -w {guest.name}", timeout=90)
+    guest.disk.check()
+
+
+def domain(host, name):
+    """A guest's line of xm list as (id, memory, vcpus, state, seconds), or None."""
+    for line in host.run("xm list").stdout.splitlines()[1:]:
+        words = line.split()
+        if words[0] == name:
+            return int(words[1]), int(words[2]), int(words[3]), words[4], float(words[5])
+    return None

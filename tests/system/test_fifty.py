@@ -1,0 +1,21 @@
+"""50 live migrations to and fro of one busy guest."""
+
+from conftest import check_unharmed, kernel_complaints, make_busy, shut_down_and_check_disk
+from ferrylab.observe import Download
+
+MOVES = 50
+
+
+def test_fifty_live_migrations(lab, host1, host2, running_guest):
+    guest = running_guest(host1, vcpus=2)
+    make_busy(guest, 2)
+    download = Download(lab, guest.address).wait_flowing()
+    line = guest.line()
+    for n in range(MOVES):
+        source, target = (host1, host2) if n % 2 == 0 else (host2, host1)
+        source.run(f"xm migrate --live TestGuest {target.address}", timeout=120)
+    assert download.stop(300) >= 1
+    assert guest.line() is line, "the connection to the agent broke"
+    check_unharmed(guest)
+    assert kernel_complaints(guest) == []
+    shut_down_and_check_disk(guest, host1)
