@@ -35,7 +35,7 @@ class Host:
         )
         self._log = open(f"{root}/xend.stderr", "wb")
         self.process = subprocess.Popen(
-            [*prefix, f"{self.build}/src/xend/xend", "--foreground"], env=self.environment, stderr=self._log, stdout=self._log
+            [*prefix, f"{self.build}/src/xend/xend", "foreground"], env=self.environment, stderr=self._log, stdout=self._log
         )
         for _ in range(200):
             if os.path.exists(f"{root}/socket"):

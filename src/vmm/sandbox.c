@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <seccomp.h>
 #include <string.h>
@@ -127,6 +128,10 @@ int sandbox_enter(uid_t uid, gid_t gid, struct error *error)
 	if (r == 0)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
 			SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+	/* What fstat() is in glibc since 2.33: of a descriptor, not of a name. */
+	if (r == 0)
+		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(newfstatat), 1,
+			SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
 	if (r == 0)
 		r = seccomp_load(filter);
 	return r < 0 ? error_set(error, -r, "Unable to install the filter of system calls: %s.", strerror(-r))
