@@ -80,6 +80,10 @@ static void print_migration(const char *domain, const char *host, const json_t *
 {
 	long long rounds = json_integer_value(json_object_get(done, "rounds"));
 
+	if (!rounds) { /* the line broke at the end: the peer said only that it runs the domain */
+		printf("Migrated %s to %s.\n", domain, host);
+		return;
+	}
 	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms.\n", domain, host,
 		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
 		rounds == 1 ? "" : "s", json_number_value(json_object_get(done, "bytes")) / 1e6,

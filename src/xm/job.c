@@ -73,17 +73,29 @@ static void clear_progress(struct events *events)
 	events->shown = false;
 }
 
+/* Something went wrong that the job can still make good: the user reads it at once. */
+static void show_trouble(struct events *events, const char *sentence)
+{
+	clear_progress(events);
+	fprintf(stderr, "Warning: %s\n", sentence);
+}
+
 static int take_event(struct events *events, struct error *error)
 {
 	_cleanup_json_ json_t *event =
 		json_loadb((const char *)events->line.data, events->line.size, JSON_REJECT_DUPLICATES, NULL);
 	const char *name = json_string_value(json_object_get(event, "event"));
+	const char *trouble = json_string_value(json_object_get(event, "error"));
 
 	buffer_clear(&events->line);
-	if (!name || events->last)
+	if (events->last) /* what follows the end does not count */
+		return 0;
+	if (!name)
 		return error_set(
 			error, EPROTO, "xend's answer is not understood: do xm and xend fit together?");
-	if (!strcmp(name, "progress"))
+	if (!strcmp(name, "progress") && trouble)
+		show_trouble(events, trouble);
+	else if (!strcmp(name, "progress"))
 		show_progress(events, event);
 	else if (!strcmp(name, "done") || !strcmp(name, "failed"))
 		events->last = take_pointer(event);
@@ -157,7 +169,7 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 		return error_set(error, errno, "Unable to wait for signals: %s.", strerror(errno));
 	r = transfer_start(
 		&transfer, client, "POST", path, text, strlen(text), NULL, receive_events, &events, error);
-	while (r >= 0 && !transfer.ended) {
+	while (r >= 0 && !transfer.ended && !events.last) {
 		struct pollfd descriptor = {.fd = signals, .events = POLLIN};
 
 		r = client_wait(client, &descriptor, 1, -1, error);

@@ -1,0 +1,536 @@
+"""What xm prints, sends and returns, command by command, against a small xend that answers as told."""
+import os
+import pty
+import signal
+import socket
+import subprocess
+import termios
+import threading
+import time
+
+import pytest
+
+from conftest import GUEST, XM
+
+LIST = """\
+Name                               ID Mem(MiB) VCPUs State   Time(s)
+Domain-0                            0      511     2 r-----   1306.0
+TestGuest                           1       63     1 -b----      4.5
+"""
+LONG_GUEST = """\
+(domain
+    (domid 1)
+    (name TestGuest)
+    (uuid cc0029f5-10a1-e6d0-3c92-19b0ea021f21)
+    (memory 63)
+    (vcpus 1)
+    (cpu_weight 256)
+    (on_poweroff destroy)
+    (on_reboot restart)
+    (on_crash restart)
+    (image
+        (linux
+            (kernel /boot/vmlinuz)
+            (root '/dev/xvda ro')
+        )
+    )
+    (device (vif (mac 00:16:3e:55:9d:b0) (bridge xenbr0)))
+    (device (vbd (uname phy:/dev/vg/guest) (dev xvda:disk) (mode w)))
+    (state -b----)
+    (cpu_time 4.500)
+    (start_time 1200000000)
+)
+"""
+
+
+def wait_until(condition, timeout=10):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+# list, domid, domname, rename
+
+def test_list_prints_the_books_columns(xend):
+    assert xend.xm("list") == (0, LIST, "")
+    assert xend.xm("ls", "TestGuest") == (0, "".join(LIST.splitlines(True)[::2]), "")
+    assert xend.xm("list", "--state=running") == (0, "".join(LIST.splitlines(True)[:2]), "")
+
+
+def test_list_long_prints_expressions(xend):
+    assert xend.xm("list", "-l", "1") == (0, LONG_GUEST, "")
+    code, out, err = xend.xm("list", "--long")
+    assert (code, err) == (0, "")
+    assert out == "(domain\n    (domid 0)\n    (name Domain-0)\n    (memory 511)\n    (vcpus 2)\n    (state r-----)\n" \
+                  "    (cpu_time 1306.000)\n)\n" + LONG_GUEST
+
+
+def test_a_domain_that_does_not_exist(xend):
+    for words in (["list", "x"], ["domid", "x"], ["destroy", "x"], ["console", "x"], ["save", "x", "f"],
+                  ["migrate", "x", "10.0.0.2"], ["shutdown", "x"], ["pause", "x"], ["rename", "x", "y"]):
+        assert xend.xm(*words) == (1, "", "Error: Domain 'x' does not exist.\n"), words
+    for name in ("a b", "../info", "a/b", "a?b", "", "99999999999999999999"):
+        assert xend.xm("domid", name) == (1, "", f"Error: Domain '{name}' does not exist.\n")
+    assert all(path.count("/") <= 3 for _, path, _ in xend.asked)
+
+
+def test_ids_and_names(xend):
+    assert xend.xm("domid", "TestGuest") == (0, "1\n", "")
+    assert xend.xm("domname", "1") == (0, "TestGuest\n", "")
+    assert xend.xm("domname", "0") == (0, "Domain-0\n", "")
+    xend.routes["POST", "/domains/1/rename"] = (200, {})
+    assert xend.xm("rename", "1", "Other") == (0, "", "")
+    assert xend.asked[-1] == ("POST", "/domains/1/rename", {"name": "Other"})
+
+
+# create
+
+CONFIG = "kernel = '/boot/vmlinuz'\nmemory = 64\nname = 'TestGuest'\n"
+
+
+def test_create_starts_a_domain(xend):
+    (xend.directory / "TestGuest").write_text(CONFIG)
+    xend.routes["POST", "/domains"] = (201, GUEST)
+    assert xend.xm("create", "TestGuest", "memory=128", "vcpus=2") == \
+        (0, 'Using config file "./TestGuest".\nStarted domain TestGuest\n', "")
+    method, path, body = xend.asked[-1]
+    assert body["paused"] is False and body["dryrun"] is False
+    assert body["config"]["memory"] == 128 and body["config"]["vcpus"] == 2
+    assert body["config"]["kernel"] == "/boot/vmlinuz"
+
+
+def test_create_finds_files_and_names(xend):
+    (xend.directory / "etc").mkdir()
+    file = xend.directory / "etc" / "web.cfg"
+    file.write_text("kernel = '/k'\n")
+    xend.routes["POST", "/domains"] = (201, GUEST)
+    assert xend.xm("create", "-q", "-p", f"--path=/nowhere:{file.parent}", "web.cfg") == (0, "", "")
+    assert xend.asked[-1][2]["config"]["name"] == "web" and xend.asked[-1][2]["paused"] is True
+    assert xend.xm("create", "-qf", str(file), "name=b") == (0, "", "")
+    assert xend.asked[-1][2]["config"]["name"] == "b"
+    assert xend.xm("create", "absent") == \
+        (1, "", "Error: Unable to read file absent: it is in none of the directories .:/etc/xen.\n")
+
+
+def test_create_dry_run_starts_nothing(xend):
+    (xend.directory / "g").write_text(CONFIG)
+    xend.routes["POST", "/domains"] = (200, {"name": "TestGuest", "config": {}})
+    code, out, err = xend.xm("create", "-n", "g")
+    assert (code, err) == (0, "")
+    assert out.startswith('Using config file "./g".\n(domain\n    (name TestGuest)\n    (memory 64)\n')
+    assert xend.asked[-1][2]["dryrun"] is True
+
+
+def test_create_shows_mistakes_and_what_has_no_effect(xend):
+    (xend.directory / "bad").write_text("name = 'a'\ndisk = [ ]]\n")
+    assert xend.xm("create", "bad") == (1, 'Using config file "./bad".\n',
+                                        "Error: ./bad, line 2, column 11: expected the end of the line, found ']'.\n")
+    assert xend.asked == []
+    (xend.directory / "odd").write_text(CONFIG + "pci = ['0000:00:1d.0']\n")
+    xend.routes["POST", "/domains"] = (201, GUEST)
+    code, out, err = xend.xm("create", "odd")
+    assert (code, err) == (0, "Warning: ./odd: The option 'pci' has no effect: Ferry does not hand out the host's PCI "
+                              "devices.\n")
+    xend.routes["POST", "/domains"] = (400, {"error": "Kernel /boot/vmlinuz: no such file."})
+    assert xend.xm("create", "odd", "-q") == (1, "", "Error: Kernel /boot/vmlinuz: no such file.\n")
+    code, out, err = xend.xm("create")
+    assert code == 1 and err.startswith("Error: xm create: expected <ConfigFile>, found nothing.\nUsage: xm create")
+
+
+def test_create_help_config_lists_options(xend):
+    code, out, err = xend.xm("create", "--help_config")
+    assert code == 0 and "memory         memory in MiB (16 to 16777216, default 128)\n" in out
+
+
+# pause, unpause, destroy, shutdown, reboot
+
+@pytest.mark.parametrize("verb", ["pause", "unpause", "destroy", "shutdown", "reboot"])
+def test_verbs_without_output(xend, verb):
+    xend.routes["POST", f"/domains/1/{verb}"] = (200, {})
+    assert xend.xm(verb, "1") == (0, "", "")
+    assert xend.asked[-1] == ("POST", f"/domains/1/{verb}", b"")
+
+
+@pytest.mark.parametrize("words,done", [
+    (["destroy", "0"], "destroyed"), (["pause", "Domain-0"], "paused"), (["shutdown", "0"], "shut down"),
+    (["reboot", "Domain-0"], "rebooted"), (["save", "Domain-0", "f"], "saved"), (["save", "0", "f"], "saved"),
+    (["migrate", "0", "h"], "migrated"), (["rename", "Domain-0", "x"], "renamed")])
+def test_the_host_is_left_alone(xend, words, done):
+    assert xend.xm(*words) == (1, "", f"Error: Domain-0 is the host itself: it cannot be {done}.\n")
+    assert xend.asked == []
+
+
+def test_shutdown_waits(xend):
+    xend.routes["POST", "/domains/1/shutdown"] = (200, {})
+    gone = threading.Event()
+
+    def route(handler):
+        gone.wait(10)
+        handler.json(200, {})
+    xend.routes["GET", "/domains/1/gone"] = route
+    process = xend.spawn("shutdown", "-w", "TestGuest", stdout=subprocess.PIPE)
+    wait_until(lambda: ("GET", "/domains/1/gone", b"") in xend.asked)
+    assert process.poll() is None
+    gone.set()
+    assert process.communicate(timeout=10)[0] == b"Domain TestGuest terminated\nAll domains terminated\n"
+    assert process.returncode == 0
+
+
+def test_shutdown_all_and_wrong_arguments(xend):
+    xend.routes["POST", "/domains/1/shutdown"] = (200, {})
+    assert xend.xm("shutdown", "-a") == (0, "", "")
+    assert [path for method, path, _ in xend.asked if method == "POST"] == ["/domains/1/shutdown"]
+    code, out, err = xend.xm("shutdown")
+    assert code == 1 and err.startswith("Error: xm shutdown: expected <Domain> or -a, found nothing.\nUsage: xm shutdown")
+    code, out, err = xend.xm("shutdown", "-a", "1")
+    assert code == 1 and err.startswith("Error: xm shutdown: expected <Domain> or -a, found both.\n")
+
+
+def test_reboot_waits_for_the_new_id(xend):
+    xend.routes["POST", "/domains/1/reboot"] = (200, {})
+
+    def gone(handler):
+        xend.routes["GET", "/domains/TestGuest"] = (200, dict(GUEST, id=2))
+        handler.json(200, {})
+    xend.routes["GET", "/domains/1/gone"] = gone
+    assert xend.xm("reboot", "-w", "TestGuest") == \
+        (0, "Domain TestGuest rebooted\nAll domains rebooted\n", "")
+
+
+# save, restore, migrate
+
+PROGRESS = {"event": "progress", "phase": "memory", "round": 1, "sent_bytes": 32000000, "total_bytes": 64000000,
+            "remaining_pages": 7813, "bytes_per_second": 120000000}
+
+
+def test_save_prints_nothing(xend):
+    xend.job("/domains/1/save", PROGRESS, {"event": "done", "bytes": 1})
+    assert xend.xm("save", "1", "TestGuest.checkpt") == (0, "", "")
+    assert xend.asked[-1] == ("POST", "/domains/1/save", {"file": str(xend.directory / "TestGuest.checkpt"), "keep": False,
+                                                          "live": False, "force": False})
+    assert xend.xm("save", "-c", "--live", "--force", "1", "/srv/x") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "keep": True, "live": True, "force": True}
+
+
+def test_restore_prints_nothing(xend):
+    xend.job("/restore", {"event": "done", "domain": GUEST})
+    assert xend.xm("restore", "-p", "a/b.checkpt") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": str(xend.directory / "a/b.checkpt"), "paused": True}
+
+
+def test_migrate_prints_one_line(xend):
+    xend.job("/domains/1/migrate", PROGRESS, {"event": "done", "milliseconds": 3100, "rounds": 4, "bytes": 71300000,
+                                              "downtime_ms": 38})
+    assert xend.xm("migrate", "--live", "-r", "100", "-p", "8003", "1", "10.0.0.2") == \
+        (0, "Migrated 1 to 10.0.0.2 in 3.1 s: 4 rounds, 71.3 MB, downtime 38 ms.\n", "")
+    assert xend.asked[-1][2] == {"host": "10.0.0.2", "port": 8003, "live": True, "rate_mbit": 100}
+    assert xend.xm("migrate", "1", "10.0.0.2", "-l")[0] == 0
+    assert xend.asked[-1][2] == {"host": "10.0.0.2", "port": 0, "live": True, "rate_mbit": 0}
+
+
+def test_migrate_over_a_line_that_broke_at_the_end(xend):
+    xend.job("/domains/1/migrate", {"event": "progress", "phase": "uncertain", "error": "The line broke; asking."},
+             {"event": "done"})
+    assert xend.xm("migrate", "1", "h") == (0, "Migrated 1 to h.\n", "Warning: The line broke; asking.\n")
+
+
+@pytest.mark.parametrize("words,path", [(["save", "1", "f"], "/domains/1/save"), (["restore", "f"], "/restore"),
+                                        (["migrate", "1", "h"], "/domains/1/migrate")])
+def test_jobs_that_fail(xend, words, path):
+    xend.job(path, PROGRESS, {"event": "failed", "error": "No space is left on /srv.", "errno": 28})
+    assert xend.xm(*words) == (1, "", "Error: No space is left on /srv.\n")
+    xend.routes["POST", path] = (409, {"error": "Domain 'TestGuest' is being saved already."})
+    assert xend.xm(*words) == (1, "", "Error: Domain 'TestGuest' is being saved already.\n")
+    unknown = "Error: xend ended the connection without saying how the job went: see xm list and " \
+              "/var/log/xen/xend.log.\n"
+    xend.job(path, PROGRESS)
+    assert xend.xm(*words) == (1, "", unknown)
+    xend.job(path, PROGRESS, cut=True)
+    assert xend.xm(*words) == (1, "", unknown)
+    for garbage in (b"garbage\n", b"[]\n", b'{"event": 7}\n'):
+        xend.job(path, garbage)
+        assert xend.xm(*words) == (1, "", "Error: xend's answer is not understood: do xm and xend fit together?\n")
+    xend.job(path, b"x" * 700000, b"x" * 700000)
+    assert xend.xm(*words) == (1, "", "Error: xend's answer is not understood: a line of it never ends.\n")
+
+
+@pytest.mark.parametrize("words,path,sentence", [
+    (["save", "1", "f"], "/domains/1/save",
+     "Interrupted: the save is cancelled and 1 runs on, unless it had just been completed (xm list shows)."),
+    (["migrate", "1", "h"], "/domains/1/migrate",
+     "Interrupted: the migration is cancelled and 1 runs on here, unless it had just been completed (xm list shows).")])
+def test_interrupt_closes_the_stream(xend, words, path, sentence):
+    started = threading.Event()
+
+    def route(handler):
+        handler.begin()
+        started.set()
+        while True:  # ends with the error that the client's leaving gives
+            handler.chunk(PROGRESS)
+            time.sleep(0.02)
+    xend.routes["POST", path] = route
+    process = xend.spawn(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert started.wait(10)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err.decode()) == (1, b"", f"Error: {sentence}\n")
+    assert xend.client_left.wait(10)
+
+
+def test_progress_is_for_terminals(xend):
+    xend.job("/domains/1/save", PROGRESS, dict(PROGRESS, round=2, remaining_pages=12), {"event": "done"})
+    master, slave = pty.openpty()
+    process = xend.spawn("save", "1", "f", stderr=slave, stdin=slave, stdout=slave)
+    os.close(slave)
+    shown = read_all(master)
+    assert process.wait(10) == 0
+    assert "Saving 1 [##########          ]  50%  32.0 of 64.0 MB  120.0 MB/s" in shown
+    assert "Saving 1: round 2, 32.0 MB sent, 12 pages left, 120.0 MB/s" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def read_all(fd):
+    """What comes from a terminal until its last user closes it."""
+    data = b""
+    while True:
+        try:
+            part = os.read(fd, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        data += part
+    os.close(fd)
+    return data.decode()
+
+
+# console
+
+def console_route(xend, typed_enough, farewell=b"bye\r\n"):
+    """A console that greets, takes input until typed_enough says so, and ends."""
+    typed = bytearray()
+    ended = threading.Event()
+
+    def output(handler):
+        handler.begin("application/octet-stream")
+        handler.chunk(b"login: ")
+        if typed_enough is not None:
+            ended.wait(20)
+            handler.chunk(farewell)
+            handler.end()
+        else:
+            while True:
+                handler.chunk(b".")
+                time.sleep(0.02)
+
+    def typing(handler):
+        typed.extend(xend.asked[-1][2])
+        handler.json(200, {})
+        if typed_enough and typed_enough(typed):
+            ended.set()
+    xend.routes["GET", "/domains/1/console?history=1"] = output
+    xend.routes["GET", "/domains/1/console"] = output
+    xend.routes["POST", "/domains/1/console"] = typing
+    return typed, ended
+
+
+def test_console_shows_and_types(xend):
+    typed, _ = console_route(xend, lambda typed: b"\n" in typed)
+    assert xend.xm("console", "TestGuest", stdin=b"root\n") == (0, "login: bye\r\n", "")
+    assert typed == b"root\n"
+
+
+def test_console_is_left_after_everything_typed_was_sent(xend):
+    typed, _ = console_route(xend, None)
+    code, out, err = xend.xm("console", "1", "--new", stdin=b"halt\n\x1dnot this")
+    assert (code, err) == (0, "") and out.startswith("login: ")
+    assert typed == b"halt\n"
+    assert xend.client_left.wait(10)
+
+
+def test_console_makes_the_terminal_raw_and_restores_it(xend):
+    typed, ended = console_route(xend, lambda typed: b"\x03" in typed)
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    process = xend.spawn("console", "1", stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    assert os.read(master, 100) == b"login: "
+    wait_until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
+    os.write(master, b"\x03")
+    assert process.wait(10) == 0
+    assert termios.tcgetattr(slave) == before
+    assert typed == b"\x03"
+    os.close(slave)
+    assert read_all(master) == "bye\r\n\r\n"
+
+
+def test_console_restores_the_terminal_when_killed(xend):
+    console_route(xend, None)
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    process = xend.spawn("console", "1", stdin=slave, stdout=slave, stderr=slave)
+    wait_until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
+    process.terminate()
+    threading.Thread(target=read_all, args=(master,), daemon=True).start()
+    assert process.wait(10) == 0
+    assert termios.tcgetattr(slave) == before
+    os.close(slave)
+
+
+def test_create_with_console_loses_no_byte(xend):
+    (xend.directory / "g").write_text(CONFIG)
+    xend.routes["POST", "/domains"] = (201, dict(GUEST, state="--p---"))
+    unpaused = threading.Event()
+
+    def output(handler):
+        handler.begin("application/octet-stream")
+        handler.wfile.flush()
+        assert unpaused.wait(10)
+        handler.chunk(b"first byte\r\n")
+        handler.end()
+
+    def unpause(handler):
+        unpaused.set()
+        handler.json(200, {})
+    xend.routes["GET", "/domains/1/console?history=1"] = output
+    xend.routes["POST", "/domains/1/unpause"] = unpause
+    assert xend.xm("create", "-c", "g") == \
+        (0, 'Using config file "./g".\nStarted domain TestGuest\nfirst byte\r\n', "")
+    assert [path for _, path, _ in xend.asked] == ["/domains", "/domains/1/console?history=1", "/domains/1/unpause"]
+    assert xend.asked[0][2]["paused"] is True
+
+
+def test_console_of_a_guest_that_is_gone(xend):
+    xend.routes["GET", "/domains/1/console?history=1"] = (409, {"error": "The guest has closed its console."})
+    assert xend.xm("console", "1") == (1, "", "Error: The guest has closed its console.\n")
+
+
+# info, log
+
+def test_info(xend):
+    xend.routes["GET", "/info"] = (200, {"host": "host1", "nr_cpus": 2, "xend_config_format": 4})
+    assert xend.xm("info") == (0, "host                   : host1\nnr_cpus                : 2\n"
+                                  "xend_config_format     : 4\n", "")
+    assert xend.xm("info", "-c") == (0, "xend_config_format     : 4\n", "")
+
+
+def test_log(xend):
+    def route(handler):
+        handler.begin("text/plain")
+        handler.chunk(b"one\n")
+        handler.chunk(b"two\n")
+        handler.end()
+    xend.routes["GET", "/log"] = route
+    assert xend.xm("log") == (0, "one\ntwo\n", "")
+
+
+# help and wrong arguments
+
+def test_help(xend):
+    code, out, err = xend.xm("help")
+    assert (code, err) == (0, "") and out.startswith("Usage: xm <subcommand> [args]\n")
+    for command in ("create", "list", "console", "destroy", "shutdown", "reboot", "pause", "unpause", "save", "restore",
+                    "migrate", "info", "log", "domid", "domname", "rename"):
+        assert f"\n {command} " in out
+        for words in (["help", command], [command, "--help"], [command, "-h"]):
+            code, usage, err = xend.xm(*words)
+            assert (code, err) == (0, "") and usage.startswith(f"Usage: xm {command}")
+    assert xend.xm()[0] == 1
+    code, out, err = xend.xm("miggrate")
+    assert (code, out) == (1, "") and err.startswith("Error: Subcommand 'miggrate' not found! Did you mean 'migrate'?\n")
+
+
+@pytest.mark.parametrize("words,sentence", [
+    (["save", "1"], "xm save: expected <Domain> <File>, found only '1'."),
+    (["save", "1", "f", "g"], "xm save: expected <Domain> <File>, found 'g' behind it."),
+    (["info", "x"], "xm info: expected no argument, found 'x' behind it."),
+    (["list", "--lnog"], "xm list: unknown option '--lnog'."),
+    (["list", "-x"], "xm list: unknown option '-x'."),
+    (["list", "--long=1"], "xm list: --long takes no value, found '1'."),
+    (["migrate", "1", "h", "-r"], "xm migrate: --resource needs a value: MBIT."),
+    (["migrate", "1", "h", "--port"], "xm migrate: --port needs a value: PORT.")])
+def test_wrong_arguments_are_named(xend, words, sentence):
+    code, out, err = xend.xm(*words)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: {sentence}\nUsage: xm {words[0]} ") or \
+        err.startswith(f"Error: {sentence}\nUsage: xm {words[0]}\n")
+    assert xend.asked == []
+
+
+def test_wrong_values_are_named(xend):
+    assert xend.xm("migrate", "1", "h", "-p", "http") == \
+        (1, "", "Error: xm migrate: --port takes a whole number from 1 to 65535, found 'http'.\n")
+    assert xend.xm("list", "--state=tired") == \
+        (1, "", "Error: --state takes all, running, blocked, paused, shutdown, crashed or dying, found 'tired'.\n")
+
+
+# xend away, or not itself
+
+def test_xend_is_not_there(xend, tmp_path):
+    xend.socket = str(tmp_path / "absent")
+    assert xend.xm("list") == (1, "", "Error: Unable to connect to xend: No such file or directory. Is xend running?\n")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    xend.socket = str(tmp_path / "dead")
+    assert xend.xm("list") == (1, "", "Error: Unable to connect to xend: Connection refused. Is xend running?\n")
+
+
+def test_the_socket_is_the_configurations(xend, tmp_path):
+    config = tmp_path / "xend-config.sxp"
+    config.write_text(f"(xend-unix-path '{xend.socket}')\n")
+    environment = {**xend.environment(), "XEND_CONFIG": str(config)}
+    del environment["XEND_SOCKET"]
+    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stdout) == (0, LIST)
+    config.write_text("(xend-unix-path xend.socket)\n")
+    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=10)
+    assert done.stderr == f"Error: {config}, line 1, column 17: xend-unix-path: expected a path that begins with '/', " \
+                          "found 'xend.socket'.\n"
+
+
+def raw_server(path, answer):
+    """Takes connections and answers each with these bytes, whatever is asked."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen()
+
+    def serve():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+    threading.Thread(target=serve, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize("answer", [
+    b"", b"220 mail.example.org ESMTP\r\n", b"\x00\xff\x00\xff" * 100, b"HTTP/1.1 200 OK\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://example.org/\r\nContent-Length: 0\r\n\r\n",
+    b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"domains": 17}',
+    b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"domains": [17]}',
+    b'HTTP/1.1 500 Oops\r\nContent-Length: 12\r\n\r\n{"error": 1}'])
+def test_answers_that_are_not_xends(xend, tmp_path, answer):
+    xend.socket = str(tmp_path / "odd")
+    server = raw_server(xend.socket, answer)
+    for words in (["list"], ["domid", "1"], ["pause", "1"], ["save", "1", "f"], ["log"], ["info"], ["console", "1"]):
+        code, out, err = xend.xm(*words)
+        assert err.count("\n") <= 1 and "Assertion" not in err, (words, err)
+        if code:
+            assert err.startswith("Error: ") and err.endswith(".\n") or err.endswith("?\n"), (words, err)
+        else:  # a body of any kind is good enough for these
+            assert words[0] in ("log", "info", "pause"), (words, out)
+    server.close()
+
+
+def test_standard_output_that_is_full(xend):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([XM, "list"], env=xend.environment(), stdout=full, stderr=subprocess.PIPE, timeout=10)
+    assert done.returncode == 1
+    assert done.stderr.decode() == "Error: Unable to write to standard output: No space left on device.\n"
