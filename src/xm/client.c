@@ -190,18 +190,16 @@ int client_wait(struct client *client, struct pollfd *descriptors, unsigned coun
 		extra[i] = (struct curl_waitfd){.fd = descriptors[i].fd, .events = CURL_WAIT_POLLIN};
 		descriptors[i].revents = 0;
 	}
+	/* Waits first: whatever libcurl does then, the caller sees what has come of it before it waits again.
+	 */
+	if (curl_multi_poll(client->transfers, extra, count, timeout_ms < 0 ? 60000 : timeout_ms, NULL) !=
+		CURLM_OK)
+		return error_set(error, EIO, "Unable to wait for xend: %s.", strerror(errno));
+	for (unsigned i = 0; i < count; i++)
+		descriptors[i].revents = extra[i].revents ? POLLIN : 0;
 	if (curl_multi_perform(client->transfers, &running) != CURLM_OK)
 		return error_set(error, ENOMEM, "Out of memory.");
 	message = curl_multi_info_read(client->transfers, &left);
-	if (!message) {
-		if (curl_multi_poll(client->transfers, extra, count, timeout_ms < 0 ? 60000 : timeout_ms,
-			    NULL) != CURLM_OK)
-			return error_set(error, EIO, "Unable to wait for xend: %s.", strerror(errno));
-		for (unsigned i = 0; i < count; i++)
-			descriptors[i].revents = extra[i].revents ? POLLIN : 0;
-		curl_multi_perform(client->transfers, &running);
-		message = curl_multi_info_read(client->transfers, &left);
-	}
 	for (; message; message = curl_multi_info_read(client->transfers, &left)) {
 		struct transfer *transfer = NULL;
 
