@@ -148,6 +148,7 @@ uint64_t rig_allocate(struct rig *rig, uint64_t size)
 
 	rig->free_memory = ALIGN_UP(gpa + size, 4096);
 	assert_true(rig->free_memory <= RIG_MEMORY);
+	memset(rig->memory.base + gpa, 0, rig->free_memory - gpa);
 	return gpa;
 }
 

@@ -12,6 +12,7 @@
 #include <linux/virtio_ids.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 
 #define QUEUE_SIZE VIRTQUEUE_SIZE_MAX
 #define SECTOR 512u
@@ -471,12 +472,47 @@ static bool blk_busy(struct device *device)
 
 /* Making and ending it */
 
+/* The ring, and an eventfd that it signals: polling the ring itself does not wake for deferred work. */
+static int open_ring(struct virtio_blk *blk, struct loop *loop, struct error *error)
+{
+	_cleanup_close_ int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	/* All of the ring's work is done on the main thread, when it asks for it: no interrupted system calls
+	 * there. */
+	int r = io_uring_queue_init(
+		QUEUE_SIZE, &blk->ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+
+	blk->deferred = r == 0;
+	if (r == -EINVAL) /* before Linux 6.1 */
+		r = io_uring_queue_init(QUEUE_SIZE, &blk->ring, 0);
+	if (r < 0)
+		return error_set(error, -r, "Unable to set up io_uring for a disk: %s.", strerror(-r));
+	r = fd < 0 ? -errno : io_uring_register_eventfd(&blk->ring, fd);
+	if (r < 0)
+		error_set(error, -r, "Unable to get signals from io_uring for a disk: %s.", strerror(-r));
+	blk->completed = (struct watch){.fd = fd, .handler = ring_ready, .context = blk};
+	if (r == 0)
+		r = loop_add(
+			loop, &blk->completed, EPOLLIN | EPOLLET, error); /* an edge each: no need to read */
+	if (r < 0) {
+		io_uring_queue_exit(&blk->ring);
+		return r;
+	}
+	take_fd(&fd);
+	return 0;
+}
+
+static void close_ring(struct virtio_blk *blk, struct loop *loop)
+{
+	loop_remove(loop, &blk->completed);
+	close(blk->completed.fd);
+	io_uring_queue_exit(&blk->ring);
+}
+
 static void blk_free(struct device *device)
 {
 	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
 
 	virtio_end(&blk->virtio);
-	loop_remove(blk->virtio.pci.platform->loop, &blk->completed);
 	/* The guest's memory and ours must be out of the kernel's hands before they go. */
 	while (blk->in_flight) {
 		struct io_uring_cqe *cqe;
@@ -490,7 +526,7 @@ static void blk_free(struct device *device)
 		io_uring_cqe_seen(&blk->ring, cqe);
 		blk->in_flight--;
 	}
-	io_uring_queue_exit(&blk->ring);
+	close_ring(blk, blk->virtio.pci.platform->loop);
 	close(blk->image.fd);
 	free(blk->requests);
 	free(blk);
@@ -531,21 +567,6 @@ static struct virtio_blk_config make_config(const struct image *image, bool read
 	return config;
 }
 
-static int open_ring(struct virtio_blk *blk, struct error *error)
-{
-	/* All of the ring's work is done on the main thread, when it asks for it: no interrupted system calls
-	 * there. */
-	int r = io_uring_queue_init(
-		QUEUE_SIZE, &blk->ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
-
-	blk->deferred = r == 0;
-	if (r == -EINVAL) /* before Linux 6.1 */
-		r = io_uring_queue_init(QUEUE_SIZE, &blk->ring, 0);
-	if (r < 0)
-		return error_set(error, -r, "Unable to set up io_uring for a disk: %s.", strerror(-r));
-	return 0;
-}
-
 struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
 	const char *serial, struct error *error)
 {
@@ -565,18 +586,12 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 	blk->read_only = read_only;
 	memcpy(blk->serial, serial, strnlen(serial, sizeof(blk->serial)));
 	config = make_config(&blk->image, read_only);
-	if (open_ring(blk, error) < 0)
+	if (open_ring(blk, platform->loop, error) < 0)
 		return NULL;
-	blk->completed = (struct watch){.fd = blk->ring.ring_fd, .handler = ring_ready, .context = blk};
-	if (loop_add(platform->loop, &blk->completed, EPOLLIN, error) < 0) {
-		io_uring_queue_exit(&blk->ring);
-		return NULL;
-	}
 	if (virtio_init(&blk->virtio, &blk_class, platform, slot,
 		    features | (read_only ? 1ull << VIRTIO_BLK_F_RO : writing), &config, CONFIG_SIZE,
 		    error) < 0) {
-		loop_remove(platform->loop, &blk->completed);
-		io_uring_queue_exit(&blk->ring);
+		close_ring(blk, platform->loop);
 		return NULL;
 	}
 	blk->requests = take_pointer(requests);
