@@ -1,0 +1,181 @@
+#!/usr/bin/python3
+"""A ferry-guest for xend's tests: speaks docs/internal/guest-control.md, has RAM, runs nothing.
+
+What it does is said by words in its kernel's command line: crash (a moment after it is
+resumed), error (KVM cannot run it), deaf (ignores the power button).
+"""
+import array
+import json
+import mmap
+import os
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+
+
+class Guest:
+    def __init__(self, listener):
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(listener, selectors.EVENT_READ, self.accept)
+        self.listener = listener
+        self.state, self.reason, self.detail = "empty", None, None
+        self.machine, self.fds = None, []
+        self.subscribers, self.streams = [], []
+        self.console = b"console history\n"
+        self.lock = threading.RLock()
+        self.dirty_map = None
+
+    def serve(self):
+        while True:
+            for key, _ in self.selector.select():
+                with self.lock:
+                    key.data(key.fileobj)
+
+    def accept(self, listener):
+        connection, _ = listener.accept()
+        self.selector.register(connection, selectors.EVENT_READ, self.request)
+
+    def drop(self, connection):
+        self.selector.unregister(connection)
+        if connection in self.subscribers:
+            self.subscribers.remove(connection)
+        connection.close()
+
+    def request(self, connection):
+        data, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(64 * 4))
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload[: len(payload) - len(payload) % 4])
+        if not data:
+            return self.drop(connection)
+        message = json.loads(data)
+        verb = "do_" + message["do"].replace("-", "_")
+        try:
+            reply, out = getattr(self, verb)(message, list(fds), connection)
+            reply["ok"] = True
+        except ValueError as problem:
+            reply, out = {"error": str(problem), "errno": 22}, []
+        socket.send_fds(connection, [json.dumps(reply).encode()], out)
+        for fd in out:
+            if verb != "do_memory":
+                os.close(fd)
+
+    def change(self, state, reason=None, detail=None):
+        self.state, self.reason, self.detail = state, reason, detail
+        event = {"event": "state", "state": state}
+        if reason:
+            event["reason"] = reason
+        if detail:
+            event["detail"] = detail
+        for subscriber in self.subscribers:
+            subscriber.send(json.dumps(event).encode())
+
+    def words(self):
+        boot = (self.machine or {}).get("boot")
+        return boot["cmdline"].split() if boot else []
+
+    def do_create(self, message, fds, _):
+        machine = message["machine"]
+        if not machine["incoming"]:
+            kernel = fds[machine["boot"]["kernel"]["fd"]]
+            if os.pread(kernel, 6, 0) != b"KERNEL":
+                raise ValueError("The kernel is no kernel: it is neither a bzImage nor an ELF file; correct kernel=.")
+        self.machine, self.fds = machine, fds
+        self.ram_fd = fds[machine["ram"]["fd"]]
+        self.ram = mmap.mmap(self.ram_fd, machine["memory_mib"] << 20)
+        if not machine["incoming"]:
+            self.ram[4096:8192] = os.urandom(4096)
+            self.ram[1 << 20:(1 << 20) + 8] = b"\1\2\3\4\5\6\7\10"
+        self.change("incoming" if machine["incoming"] else "paused")
+        return {}, []
+
+    def do_status(self, *_):
+        return {"state": self.state, "reason": self.reason, "detail": self.detail, "cpu_time_ns": 1500000000,
+                "vcpus": [{"id": 0, "cpu_time_ns": 1500000000, "halted": self.state == "running"}],
+                "machine": self.machine}, []
+
+    def do_resume(self, *_):
+        if self.state not in ("paused", "running"):
+            raise ValueError("The guest is not paused.")
+        self.change("running")
+        if "crash" in self.words():
+            threading.Timer(0.5, self.later, ("shutdown", "crash", "It panicked.")).start()
+        if "error" in self.words():
+            self.change("shutdown", "error", "KVM internal error: it cannot emulate INT3.")
+        return {}, []
+
+    def later(self, *state):
+        with self.lock:
+            self.change(*state)
+
+    def do_pause(self, *_):
+        if self.state == "shutdown":
+            raise ValueError("The guest has ended.")
+        self.change("paused")
+        return {}, []
+
+    def do_memory(self, *_):
+        size = self.machine["memory_mib"] << 20
+        return {"ram": {"fd": 0}, "size": size, "regions": [{"gpa": 0, "size": size, "offset": 0}]}, [self.ram_fd]
+
+    def do_track(self, message, *_):
+        if not message["on"]:
+            return {}, []
+        self.dirty_map = os.memfd_create("dirty")
+        os.ftruncate(self.dirty_map, (self.machine["memory_mib"] << 8) // 8)
+        return {"bitmap": {"fd": 0}}, [os.dup(self.dirty_map)]
+
+    def do_dirty(self, *_):
+        self.ram[0:8] = struct.pack("<Q", time.monotonic_ns())
+        os.pwrite(self.dirty_map, b"\1", 0)
+        return {"pages": 1}, []
+
+    def do_save_state(self, *_):
+        state = os.memfd_create("state")
+        return {"state": {"fd": 0}, "size": 0}, [state]
+
+    def do_load_state(self, message, fds, _):
+        if self.ram[1 << 20:(1 << 20) + 8] != b"\1\2\3\4\5\6\7\10":
+            raise ValueError("The memory is not what it was.")
+        self.change("paused")
+        return {}, []
+
+    def do_console(self, message, fds, _):
+        stream = socket.socket(fileno=fds[0])
+        if message.get("history"):
+            stream.send(self.console)
+        self.streams.append(stream)
+        self.selector.register(stream, selectors.EVENT_READ, self.typed)
+        return {}, []
+
+    def typed(self, stream):
+        data = stream.recv(4096)
+        if not data:
+            self.selector.unregister(stream)
+            self.streams.remove(stream)
+            stream.close()
+            return
+        self.console += data
+        for other in self.streams:
+            try:
+                other.send(data)
+            except OSError:
+                pass
+
+    def do_power_button(self, *_):
+        if "deaf" not in self.words():
+            threading.Timer(0.1, self.later, ("shutdown", "poweroff")).start()
+        return {}, []
+
+    def do_subscribe(self, _, __, connection):
+        self.subscribers.append(connection)
+        return {}, []
+
+    def do_quit(self, *_):
+        os._exit(0)
+
+
+Guest(socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))).serve()

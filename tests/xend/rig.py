@@ -1,0 +1,194 @@
+"""A xend in a private root, with a fake ferry-guest and the real ferry-carrier, for tests/xend."""
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+BUILD = pathlib.Path(os.environ.get("FERRY_BUILD", HERE.parent.parent / "build"))
+SKIPPED = 77  # meson's exit status for a test that cannot run here
+
+
+def own_network():
+    """Starts this program again in a network namespace of its own, with a bridge; needs root and KVM."""
+    if os.geteuid() != 0 or not os.path.exists("/dev/kvm") or not os.path.exists("/dev/net/tun"):
+        print("skipped: needs root, /dev/kvm and /dev/net/tun")
+        sys.exit(SKIPPED)
+    if os.environ.get("OWN_NETWORK") != "yes":
+        os.environ["OWN_NETWORK"] = "yes"
+        os.execvp("unshare", ["unshare", "-n", "-m", sys.executable, *sys.argv])
+    run("mount -t sysfs sysfs /sys")  # as this network namespace sees it
+    run("ip link set lo up")
+    run("ip link add xenbr0 type bridge && ip link set xenbr0 up")
+
+
+def run(command):
+    return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(condition, what, timeout=10):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+def dead(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+class Refused(Exception):
+    def __init__(self, status, sentence):
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path, timeout=30):
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+class Stream:
+    """A job stream as it arrives."""
+
+    def __init__(self, connection, response):
+        self.connection, self.response, self.lines = connection, response, []
+
+    def next(self):
+        line = self.response.readline()
+        if not line:
+            return None
+        self.lines.append(json.loads(line))
+        return self.lines[-1]
+
+    def end(self):
+        while self.next():
+            pass
+        last = self.lines[-1]
+        if last["event"] != "done":
+            raise Refused(200, last["error"])
+        return last
+
+    def leave(self):
+        self.connection.sock.shutdown(socket.SHUT_RDWR)
+        self.connection.close()
+
+
+class Xend:
+    def __init__(self, port=0, settings=""):
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="xend-", dir="/tmp"))
+        for name in ("run", "state", "libexec", "files"):
+            (self.root / name).mkdir()
+        self.files = self.root / "files"
+        self.log = self.root / "xend.log"
+        self.port = port
+        shutil.copy(HERE / "fake_guest.py", self.root / "libexec" / "ferry-guest")
+        carrier = BUILD / "src/carry/ferry-carrier"
+        if carrier.exists():
+            (self.root / "libexec" / "ferry-carrier").symlink_to(carrier)
+        relocation = f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n" if port else ""
+        (self.root / "config").write_text(
+            f"(logfile {self.log})\n(xend-unix-path {self.root}/socket)\n(vif-script vif-bridge)\n{relocation}{settings}\n")
+        (self.files / "kernel").write_bytes(b"KERNEL" + bytes(1000))
+        (self.files / "not-a-kernel").write_bytes(b"#!/bin/sh\n")
+        (self.files / "disk").write_bytes(bytes(1 << 20))
+        (self.files / "other-disk").write_bytes(bytes(1 << 20))
+        self.environment = dict(
+            os.environ, XEND_CONFIG=str(self.root / "config"), FERRY_RUNDIR=str(self.root / "run"),
+            FERRY_STATEDIR=str(self.root / "state"), FERRY_LIBEXECDIR=str(self.root / "libexec"),
+            FERRY_SCRIPTDIR=str(HERE.parent.parent / "scripts"))
+        self.start()
+
+    def command(self, word):
+        return subprocess.run([BUILD / "src/xend/xend", word], env=self.environment, capture_output=True, text=True,
+                              timeout=60)
+
+    def start(self):
+        done = self.command("start")
+        assert done.returncode == 0, done.stderr
+        self.pid = int((self.root / "run/xend.pid").read_text())
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        wait_until(lambda: dead(self.pid), "xend's death")
+
+    def guests(self):
+        return [name for name in os.listdir(self.root / "run/guests")]
+
+    def guest_pid(self, domain):
+        return int((self.root / "run/guests" / domain["uuid"] / "process").read_text().split()[0])
+
+    def close(self):
+        try:
+            for domain in self.domains():
+                if domain["id"]:
+                    self.post(f"/domains/{domain['id']}/destroy")
+        finally:
+            stopped = self.command("stop")
+            text = self.log.read_text()
+            shutil.rmtree(self.root)
+            assert stopped.returncode == 0, stopped.stderr
+            assert "Sanitizer" not in text, text
+
+    def open(self, method, path, body=None, timeout=30):
+        connection = Connection(str(self.root / "socket"), timeout)
+        connection.request(method, path, body if isinstance(body, (bytes, type(None))) else json.dumps(body))
+        return connection, connection.getresponse()
+
+    def ask(self, method, path, body=None):
+        connection, response = self.open(method, path, body)
+        answer = json.loads(response.read() or b"null")
+        connection.close()
+        if response.status >= 400:
+            raise Refused(response.status, answer["error"])
+        return answer
+
+    def get(self, path):
+        return self.ask("GET", path)
+
+    def post(self, path, body=None):
+        return self.ask("POST", path, body or {})
+
+    def stream(self, path, body):
+        connection, response = self.open("POST", path, body, timeout=120)
+        if response.status >= 400:
+            raise Refused(response.status, json.loads(response.read())["error"])
+        return Stream(connection, response)
+
+    def job(self, path, body):
+        return self.stream(path, body).end()
+
+    def domains(self):
+        return self.get("/domains")["domains"]
+
+    def names(self):
+        return [domain["name"] for domain in self.domains()[1:]]
+
+    def config(self, name="TestGuest", **more):
+        config = {"name": name, "memory": 32, "kernel": str(self.files / "kernel"), "extra": "console=hvc0",
+                  "disk": [f"file:{self.files}/disk,xvda,w"], "root": "/dev/xvda1 ro", "on_poweroff": "destroy",
+                  "on_reboot": "restart", "on_crash": "restart"}
+        config.update(more)
+        return {key: value for key, value in config.items() if value is not None}
+
+    def create(self, name="TestGuest", paused=False, **more):
+        return self.post("/domains", {"config": self.config(name, **more), "paused": paused})

@@ -1,0 +1,232 @@
+#!/usr/bin/python3
+"""xend as its clients see it: guests' lives, errors, restarts. The guests are fake, all else is real."""
+import os
+import signal
+import socket
+import time
+import unittest
+
+import rig
+from rig import Refused, Xend, wait_until
+
+
+class Daemon(unittest.TestCase):
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+
+    def refused(self, sentence, call, *arguments, **more):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments, **more)
+        self.assertIn(sentence, refused.exception.sentence)
+        return refused.exception
+
+    def nothing_left(self):
+        self.assertEqual(self.xend.names(), [])
+        self.assertEqual(self.xend.guests(), [])
+        self.assertEqual([name for name in os.listdir("/sys/class/net") if name.startswith("vif")], [])
+
+    def test_a_guest_lives_and_is_listed(self):
+        domain = self.xend.create(vif=["bridge=xenbr0"])
+        self.assertEqual((domain["id"], domain["name"]), (1, "TestGuest"))
+        host, guest = self.xend.domains()
+        self.assertEqual((host["name"], host["id"], host["state"]), ("Domain-0", 0, "r-----"))
+        self.assertEqual((guest["memory_mib"], guest["state"], guest["cpu_time_s"]), (32, "-b----", 1.5))
+        self.assertTrue(os.path.exists("/sys/class/net/vif1.0/brport"))
+        self.assertEqual(self.xend.get("/domains/1")["uuid"], domain["uuid"])
+        self.xend.post("/domains/TestGuest/destroy")
+        self.nothing_left()
+        self.assertEqual(self.xend.create()["id"], 2)
+
+    def test_paused_from_the_start_and_later(self):
+        self.xend.create(paused=True)
+        self.assertEqual(self.xend.get("/domains/1")["state"], "--p---")
+        self.xend.post("/domains/1/unpause")
+        self.assertEqual(self.xend.get("/domains/1")["state"], "-b----")
+        self.refused("is not paused", self.xend.post, "/domains/1/unpause")
+        self.xend.post("/domains/1/pause")
+        self.assertEqual(self.xend.get("/domains/1")["state"], "--p---")
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(self.xend.get("/domains/1")["state"], "--p---")
+
+    def test_what_cannot_be_created(self):
+        create = self.xend.create
+        files = self.xend.files
+        self.refused("The kernel is no kernel", create, kernel=str(files / "not-a-kernel"))
+        self.refused("Unable to read the kernel /nowhere", create, kernel="/nowhere")
+        self.refused("Unable to read the ramdisk /nowhere", create, ramdisk="/nowhere")
+        self.refused("is not a file", create, kernel="/tmp")
+        self.refused("has no kernel to boot", create, kernel=None)
+        self.refused("Unable to open disk /nowhere (xvda)", create, disk=["file:/nowhere,xvda,w"])
+        self.refused("neither a block device nor a file", create, disk=["file:/tmp,xvda,w"])
+        self.refused("Bridge nobridge", create, vif=["bridge=nobridge"])
+        error = self.refused("needs 16777224 MiB", create, memory=16777216)
+        self.assertRegex(error.sentence, r"this host has \d+ MiB left")
+        self.refused("from 16 to", create, memory=8)
+        self.refused("cannot emulate INT3", create, extra="error")
+        self.refused("'colour'", create, colour="red")
+        self.nothing_left()
+
+    def test_a_name_a_uuid_and_a_disk_are_taken_once(self):
+        domain = self.xend.create()
+        self.refused("exists already with ID 1", self.xend.create)
+        self.refused("in use by domain 'TestGuest'", self.xend.create, "Other")
+        self.refused("they are the same guest", self.xend.create, "Other", uuid=domain["uuid"], disk=[])
+        self.refused("in use by domain 'TestGuest'", self.xend.create, "Other",
+                     disk=[f"file:{self.xend.files}/disk,xvda,r"])
+        self.xend.create("Other", disk=[f"file:{self.xend.files}/other-disk,xvda,r"])
+        self.xend.create("Third", disk=[f"file:{self.xend.files}/other-disk,xvda,r"])
+        self.assertEqual(self.xend.names(), ["TestGuest", "Other", "Third"])
+
+    def test_another_xend_cannot_have_the_disk(self):
+        other = Xend()
+        self.addCleanup(other.close)
+        self.xend.create()
+        with self.assertRaises(Refused) as refused:
+            other.create(disk=[f"file:{self.xend.files}/disk,xvda,w"])
+        self.assertIn("is in use", refused.exception.sentence)
+        self.xend.kill()  # the lock is the guest's
+        with self.assertRaises(Refused):
+            other.create(disk=[f"file:{self.xend.files}/disk,xvda,w"])
+        self.xend.start()
+        self.xend.post("/domains/1/destroy")
+        other.create(disk=[f"file:{self.xend.files}/disk,xvda,w"])
+
+    def test_dryrun_makes_nothing(self):
+        body = {"config": self.xend.config(vif=[""]), "dryrun": True}
+        answer = self.xend.post("/domains", body)
+        self.assertEqual(answer["name"], "TestGuest")
+        body["config"]["kernel"] = "/nowhere"
+        self.refused("Unable to read the kernel", self.xend.post, "/domains", body)
+        self.nothing_left()
+
+    def test_shutdown_and_who_waits_for_it(self):
+        self.xend.create()
+        connection, response = self.xend.open("GET", "/domains/1/gone")
+        self.xend.post("/domains/1/shutdown")
+        self.assertEqual(response.read(), b"{}\n")
+        connection.close()
+        self.nothing_left()
+
+    def test_reboot_starts_it_again_under_a_new_id(self):
+        self.xend.create()
+        time.sleep(10)
+        self.xend.post("/domains/1/reboot")
+        wait_until(lambda: [d["id"] for d in self.xend.domains()] == [0, 2], "the new guest")
+
+    def test_a_guest_that_crashes_at_once_is_not_started_again(self):
+        self.xend.create(extra="crash")
+        wait_until(lambda: self.xend.names() == [], "its end")
+        self.assertIn("is not started again", self.xend.log.read_text())
+        self.nothing_left()
+
+    def test_preserve(self):
+        self.xend.create(extra="crash", on_crash="preserve")
+        wait_until(lambda: self.xend.get("/domains/1")["state"] == "----c-", "its crash")
+        self.refused("has ended", self.xend.post, "/domains/1/shutdown")
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(self.xend.get("/domains/1")["state"], "----c-")
+        self.xend.post("/domains/1/destroy")
+        self.nothing_left()
+
+    def test_a_process_that_dies_is_a_crash(self):
+        domain = self.xend.create(on_crash="destroy", vif=["bridge=xenbr0"])
+        os.kill(self.xend.guest_pid(domain), signal.SIGKILL)
+        wait_until(lambda: self.xend.names() == [], "its end")
+        self.nothing_left()
+
+    def test_guests_outlive_xend(self):
+        domain = self.xend.create(vif=["bridge=xenbr0"])
+        self.xend.kill()
+        self.assertFalse(rig.dead(self.xend.guest_pid(domain)))
+        self.xend.start()
+        found = self.xend.get("/domains/TestGuest")
+        self.assertEqual((found["id"], found["uuid"], found["state"]), (1, domain["uuid"], "-b----"))
+        self.assertEqual(self.xend.create("Other", disk=[])["id"], 2)
+        self.xend.post("/domains/1/destroy")
+        self.assertEqual(self.xend.names(), ["Other"])
+
+    def test_what_died_while_xend_was_away(self):
+        domain = self.xend.create(on_crash="destroy")
+        self.xend.kill()
+        os.kill(self.xend.guest_pid(domain), signal.SIGKILL)
+        self.xend.start()
+        wait_until(lambda: self.xend.names() == [], "its end")
+        self.nothing_left()
+
+    def test_a_guest_nobody_knows_is_ended(self):
+        domain = self.xend.create()
+        self.xend.kill()
+        for name in os.listdir(self.xend.root / "state"):
+            os.unlink(self.xend.root / "state" / name)
+        pid = self.xend.guest_pid(domain)
+        self.xend.start()
+        self.assertTrue(rig.dead(pid))
+        self.nothing_left()
+
+    def test_rename(self):
+        self.xend.create()
+        self.xend.create("Other", disk=[])
+        self.refused("exists already", self.xend.post, "/domains/1/rename", {"name": "Other"})
+        self.refused("", self.xend.post, "/domains/1/rename", {"name": "a/b"})
+        self.xend.post("/domains/1/rename", {"name": "New"})
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(self.xend.names(), ["New", "Other"])
+
+    def test_the_console(self):
+        self.xend.create()
+        connection, response = self.xend.open("GET", "/domains/1/console?history=1")
+        self.assertEqual(response.readline(), b"console history\n")
+        self.xend.ask("POST", "/domains/1/console", b"{ls\n")
+        self.assertEqual(response.readline(), b"{ls\n")
+        self.xend.post("/domains/1/destroy")
+        self.assertEqual(response.read(), b"")
+        connection.close()
+
+    def test_domain_0_stays(self):
+        for verb, word in (("destroy", "destroyed"), ("save", "saved"), ("migrate", "migrated"), ("pause", "paused")):
+            body = {"file": "/tmp/x", "host": "h"}
+            self.refused("Domain-0 is the host itself", self.xend.post, f"/domains/0/{verb}", body)
+        self.assertEqual(self.xend.get("/domains/Domain-0")["id"], 0)
+
+    def test_garbage_on_the_socket(self):
+        for bytes_ in (b"\0" * 5000, b"GET\r\n\r\n", b"POST /domains HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
+                       os.urandom(4096), b"DELETE /domains/1 HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with socket.socket(socket.AF_UNIX) as garbage:
+                garbage.settimeout(5)
+                garbage.connect(str(self.xend.root / "socket"))
+                garbage.send(bytes_)
+                garbage.shutdown(socket.SHUT_WR)
+                while garbage.recv(65536):
+                    pass
+        self.refused("not a JSON object", self.xend.ask, "POST", "/domains", b"{]")
+        self.refused("config", self.xend.post, "/domains", {"paused": True})
+        self.refused("knows nothing at", self.xend.get, "/nowhere")
+        self.refused("Domain 'x' does not exist.", self.xend.get, "/domains/x")
+        self.refused("Domain '77' does not exist.", self.xend.post, "/domains/77/destroy")
+        self.assertEqual(len(self.xend.domains()), 1)
+
+    def test_info_and_log(self):
+        info = self.xend.get("/info")
+        self.assertEqual(list(info)[:4], ["host", "release", "version", "machine"])
+        self.assertGreater(info["total_memory"], info["free_memory"])
+        connection, response = self.xend.open("GET", "/log")
+        self.assertIn(b"is ready", response.read())
+        connection.close()
+
+    def test_the_daemon_itself(self):
+        self.assertIn("is running", self.xend.command("status").stdout)
+        self.assertEqual(self.xend.command("start").returncode, 0)
+        self.assertIn("running already", self.xend.command("foreground").stderr)
+        self.assertEqual(self.xend.command("stop").returncode, 0)
+        self.assertIn("not running", self.xend.command("status").stderr)
+        self.assertEqual(self.xend.command("status").returncode, 1)
+        self.xend.start()
+
+
+if __name__ == "__main__":
+    rig.own_network()
+    unittest.main()

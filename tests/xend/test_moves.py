@@ -1,0 +1,258 @@
+#!/usr/bin/python3
+"""Save, restore and migration between xends on loopback: fake guests, the real ferry-carrier."""
+import os
+import pathlib
+import signal
+import socket
+import sqlite3
+import threading
+import time
+import unittest
+
+import rig
+from rig import Refused, Xend, wait_until
+
+
+def carriers():
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and not rig.dead(pid) and
+            "ferry-carrier" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+class Moves(unittest.TestCase):
+    def setUp(self):
+        self.one, self.two = Xend(port=18002), Xend(port=18003)
+        self.addCleanup(self.two.close)
+        self.addCleanup(self.one.close)
+        self.checkpoint = str(self.one.files / "TestGuest.checkpt")
+
+    def tearDown(self):
+        wait_until(lambda: not carriers(), "the carriers' ends")
+
+    def migrate(self, source=None, name="TestGuest", port=18003, **more):
+        return (source or self.one).job(f"/domains/{name}/migrate", {"host": "127.0.0.1", "port": port, **more})
+
+    def refused(self, sentence, call, *arguments, **more):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments, **more)
+        self.assertIn(sentence, refused.exception.sentence)
+
+    def save(self, **more):
+        return self.one.job("/domains/TestGuest/save", {"file": self.checkpoint, **more})
+
+    def files(self):
+        return sorted(os.listdir(self.one.files))
+
+    def test_save_and_restore(self):
+        domain = self.one.create()
+        saved = self.save()
+        self.assertGreater(saved["bytes"], 8192)
+        self.assertEqual((self.one.names(), self.one.guests()), ([], []))
+        restored = self.one.job("/restore", {"file": self.checkpoint})["domain"]
+        self.assertEqual((restored["id"], restored["uuid"]), (2, domain["uuid"]))
+        self.assertEqual(self.one.get("/domains/2")["state"], "-b----")
+        self.refused("exists already with ID 2", self.one.job, "/restore", {"file": self.checkpoint})
+        self.one.post("/domains/2/destroy")
+        self.one.job("/restore", {"file": self.checkpoint, "paused": True})
+        self.assertEqual(self.one.get("/domains/3")["state"], "--p---")
+
+    def test_save_keeps_the_guest_when_asked(self):
+        self.one.create()
+        self.save(keep=True)
+        self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
+        self.refused("exists already", self.save, keep=True)
+        self.save(keep=True, force=True, live=True)
+        self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
+        self.assertEqual(self.files(), ["TestGuest.checkpt", "disk", "kernel", "not-a-kernel", "other-disk"])
+
+    def test_a_paused_guest_stays_paused(self):
+        self.one.create(paused=True)
+        self.save()
+        self.one.job("/restore", {"file": self.checkpoint})
+        self.assertEqual(self.one.get("/domains/2")["state"], "--p---")
+        self.one.post("/domains/2/unpause")
+
+    def test_what_cannot_be_saved_or_restored(self):
+        self.one.create()
+        self.refused("Unable to write file /nowhere/x", self.one.job, "/domains/1/save", {"file": "/nowhere/x"})
+        self.refused("Is a directory", self.one.job, "/domains/1/save", {"file": "/tmp"})
+        self.refused("Unable to read file /nowhere", self.one.job, "/restore", {"file": "/nowhere"})
+        self.refused("", self.one.job, "/restore", {"file": str(self.one.files / "kernel")})
+        self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
+        self.save()
+        os.unlink(self.one.files / "disk")
+        self.refused("Unable to open disk", self.one.job, "/restore", {"file": self.checkpoint})
+        self.assertEqual((self.one.names(), self.one.guests()), ([], []))
+
+    def test_a_full_file_system(self):
+        mounted = self.one.root / "small"
+        mounted.mkdir()
+        rig.run(f"mount -t tmpfs -o size=8k tmpfs {mounted}")
+        self.addCleanup(rig.run, f"umount {mounted}")
+        self.one.create()
+        self.refused("No space left", self.one.job, "/domains/1/save", {"file": f"{mounted}/x"})
+        self.assertEqual(os.listdir(mounted), [])
+        self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
+
+    def test_migrate_there_and_back(self):
+        for live in (False, True):
+            domain = self.one.create(vif=["bridge=xenbr0"])
+            done = self.migrate(live=live)
+            self.assertEqual(self.one.names(), [])
+            arrived = self.two.get("/domains/TestGuest")
+            self.assertEqual((arrived["uuid"], arrived["state"]), (domain["uuid"], "-b----"))
+            self.assertEqual(done["remote_id"], arrived["id"])
+            self.migrate(self.two, port=18002, live=live)
+            self.assertEqual((self.one.names(), self.two.names()), (["TestGuest"], []))
+            self.one.post("/domains/TestGuest/destroy")
+        self.assertEqual((self.one.guests(), self.two.guests()), ([], []))
+
+    def test_what_cannot_be_migrated(self):
+        self.one.create()
+        self.refused("", self.migrate, port=18002)  # to itself
+        self.refused("", self.migrate, port=1)      # nobody listens
+        self.two.create(disk=[])
+        self.refused("exists already", self.migrate)
+        self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
+        self.assertEqual(self.two.names(), ["TestGuest"])
+
+    def test_disks_move_their_locks(self):
+        self.one.create()
+        self.migrate()
+        self.refused("is in use", self.one.create, "Other")
+        self.two.post("/domains/TestGuest/destroy")
+        self.one.create("Other")
+
+    def test_garbage_on_the_relocation_port(self):
+        for bytes_ in (b"GET / HTTP/1.0\r\n\r\n", b"\0" * 64, os.urandom(10000)):
+            with socket.create_connection(("127.0.0.1", 18003)) as garbage:
+                garbage.settimeout(20)
+                garbage.send(bytes_)
+                try:
+                    while garbage.recv(4096):
+                        pass
+                except ConnectionError:
+                    pass
+        self.assertEqual(self.two.names(), [])
+
+    def slow(self):
+        """A live migration that takes its time."""
+        stream = self.one.stream("/domains/TestGuest/migrate",
+                                 {"host": "127.0.0.1", "port": 18003, "live": True, "rate_mbit": 1})
+        wait_until(lambda: carriers() and self.two.names(), "the copying")
+        return stream
+
+    def bulky(self):
+        """A guest with memory that is not zero, so that copying it takes long."""
+        domain = self.one.create()
+        with open(f"/proc/{self.one.guest_pid(domain)}/fd/{self.ram_fd(domain)}", "r+b") as ram:
+            ram.seek(2 << 20)
+            ram.write(os.urandom(8 << 20))
+        return domain
+
+    def ram_fd(self, domain):
+        directory = f"/proc/{self.one.guest_pid(domain)}/fd"
+        return next(fd for fd in os.listdir(directory) if "guest-ram" in os.readlink(f"{directory}/{fd}"))
+
+    def one_owner(self, on_one):
+        wait_until(lambda: (self.one.names(), self.two.names()) ==
+                   ((["TestGuest"], []) if on_one else ([], ["TestGuest"])), "one owner")
+        owner = self.one if on_one else self.two
+        wait_until(lambda: owner.get("/domains/TestGuest")["state"] == "-b----", "its running")
+
+    def test_the_client_leaves(self):
+        self.bulky()
+        self.slow().leave()
+        self.one_owner(on_one=True)
+
+    def test_destroy_cancels(self):
+        self.bulky()
+        stream = self.slow()
+        self.refused("is being migrated", self.one.job, "/domains/1/save", {"file": self.checkpoint})
+        self.one.post("/domains/1/destroy")
+        self.refused("Cancelled", stream.end)
+        wait_until(lambda: (self.one.names(), self.two.names()) == ([], []), "its end")
+
+    def test_the_source_xend_dies(self):
+        self.bulky()
+        self.slow()
+        self.one.kill()
+        self.one.start()
+        self.one_owner(on_one=True)
+
+    def test_the_destination_xend_dies(self):
+        self.bulky()
+        stream = self.slow()
+        self.two.kill()
+        with self.assertRaises(Refused):
+            stream.end()
+        self.two.start()
+        self.one_owner(on_one=True)
+
+    def test_the_carriers_die(self):
+        self.bulky()
+        for which in (0, 1):
+            stream = self.slow()
+            os.kill(int(sorted(carriers(), key=int)[which]), signal.SIGKILL)
+            with self.assertRaises(Refused):
+                stream.end()
+            self.one_owner(on_one=True)
+
+    def tickets(self, xend, rows):
+        with sqlite3.connect(xend.root / "state/xend.db") as store:
+            store.executemany("REPLACE INTO tickets VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def test_an_open_hand_over_is_settled_after_a_restart(self):
+        """The source died after COMMIT. What the destination says decides."""
+        committed, owned, refused = 1, 5, 6
+        for state, on_one in ((None, True), (refused, True), (owned, False)):
+            domain = self.one.create()
+            self.one.kill()
+            ticket = f"00000000-0000-4000-8000-00000000000{state or 0}"
+            self.tickets(self.one, [(ticket, domain["uuid"], committed, "127.0.0.1", 18003, int(time.time()))])
+            if state:
+                self.tickets(self.two, [(ticket, domain["uuid"], state, "", 0, int(time.time()))])
+            self.one.start()
+            if on_one:
+                wait_until(lambda: "goes on here" in self.one.log.read_text(), "the answer")
+                self.one.post("/domains/TestGuest/destroy")
+            wait_until(lambda: self.one.names() == [], "the answer")
+
+    def test_an_open_hand_over_waits_for_its_answer(self):
+        domain = self.one.create()
+        self.one.kill()
+        self.two.kill()
+        ticket = "00000000-0000-4000-8000-000000000009"
+        self.tickets(self.one, [(ticket, domain["uuid"], 1, "127.0.0.1", 18003, int(time.time()))])
+        self.one.start()
+        self.refused("has been handed over", self.one.post, "/domains/1/destroy")
+        self.refused("is being handed over", self.one.post, "/domains/1/pause")
+        self.two.start()
+        wait_until(lambda: "goes on here" in self.one.log.read_text(), "the answer", 30)
+        self.one.post("/domains/1/destroy")
+
+    def test_save_is_cut_off(self):
+        """xend dies somewhere in a save: the guest runs on, or the checkpoint restores."""
+        for delay in (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12):
+            self.bulky()
+            threading.Thread(target=lambda: self.quietly(self.save, force=True), daemon=True).start()
+            time.sleep(delay)
+            self.one.kill()
+            self.one.start()
+            if self.one.names():
+                wait_until(lambda: self.one.get("/domains/TestGuest")["state"] == "-b----", "its going on")
+            else:
+                self.one.job("/restore", {"file": self.checkpoint})
+            self.assertEqual([name for name in self.files() if "partial" in name], [])
+            self.one.post("/domains/TestGuest/destroy")
+
+    @staticmethod
+    def quietly(call, **more):
+        try:
+            call(**more)
+        except (OSError, Refused, ValueError, IndexError):
+            pass
+
+
+if __name__ == "__main__":
+    rig.own_network()
+    unittest.main()
