@@ -18,7 +18,7 @@
 #define CREATE_MS 60000
 #define QUIT_MS 2000
 #define LOCK_MS 30000
-#define LOCK_RETRY_MS 200
+#define LOCK_RETRY_MS 20
 
 struct guest_place {
 	char directory[112], control[128], record[128];

@@ -26,7 +26,7 @@ def own_network():
         os.execvp("unshare", ["unshare", "-n", "-m", sys.executable, *sys.argv])
     run("mount -t sysfs sysfs /sys")  # as this network namespace sees it
     run("ip link set lo up")
-    run("ip link add xenbr0 type bridge && ip link set xenbr0 up")
+    run("ip link add xenbr0 type bridge && ip link set xenbr0 up && ip addr add 10.0.0.1/24 dev xenbr0")
 
 
 def run(command):
@@ -83,9 +83,10 @@ class Stream:
     def end(self):
         while self.next():
             pass
+        self.connection.close()
         last = self.lines[-1]
         if last["event"] != "done":
-            raise Refused(200, last["error"])
+            raise Refused(200, last.get("error", "The stream ended before the job did."))
         return last
 
     def leave(self):
@@ -171,7 +172,9 @@ class Xend:
     def stream(self, path, body):
         connection, response = self.open("POST", path, body, timeout=120)
         if response.status >= 400:
-            raise Refused(response.status, json.loads(response.read())["error"])
+            sentence = json.loads(response.read())["error"]
+            connection.close()
+            raise Refused(response.status, sentence)
         return Stream(connection, response)
 
     def job(self, path, body):
