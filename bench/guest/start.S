@@ -48,6 +48,12 @@ start:
 	movl $0x08, %eax
 	xorl %edx, %edx
 	wrmsr
+	/* A task state segment whose I/O bitmap allows ports up to 0x3ff: where IOPL does not reach ring 3. */
+	movl $task, %eax
+	movw %ax, task_descriptor + 2
+	shrl $16, %eax
+	movb %al, task_descriptor + 4
+	movb %ah, task_descriptor + 7
 	lgdt descriptor
 	movl %cr0, %eax
 	andl $~0x4, %eax		/* EM off */
@@ -61,10 +67,11 @@ long_mode:
 	movl %eax, %ss
 	movl %eax, %ds
 	movl %eax, %es
+	movl $0x38, %eax
+	ltr %ax
 	movl $stack_top, %esp
 	movl %esi, %edi			/* main's argument */
 	xorl %eax, %eax
-	cpuid_vendor:
 	pushq %rdi
 	cpuid
 	popq %rdi
@@ -93,10 +100,20 @@ table:	/* 0x08 and 0x28 code, 0x10 and 0x30 data: ring 0 and, 32 bytes on, ring 
 	.quad 0
 	.quad 0x00affa000000ffff
 	.quad 0x00cff2000000ffff
+task_descriptor: /* 0x38: available 64-bit TSS, base filled in above (SDM 3, 8.2.3) */
+	.quad 0x0000890000000000 + task_end - task - 1
+	.quad 0
 descriptor:
 	.word . - table - 1
 	.long table
 
+	.balign 16
+task:	/* 64-bit TSS (SDM 3, 8.7): only the place of the I/O bitmap matters */
+	.skip 102
+	.word 104
+	.skip 128
+	.byte 0xff
+task_end:
 	.section .bss
 	.balign 4096
 level4:	.skip 4096

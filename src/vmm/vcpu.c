@@ -83,6 +83,18 @@ static void failed_entry(struct vcpu *vcpu)
 	stop(vcpu, STOP_ERROR, text);
 }
 
+static void triple_fault(struct vcpu *vcpu)
+{
+	struct kvm_regs regs = {0};
+	char text[200];
+
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &regs) < 0)
+		log_warning("KVM does not give the registers of processor %u.", vcpu->id);
+	snprintf(text, sizeof(text), "The guest's processor %u shut down (triple fault) at 0x%llx.", vcpu->id,
+		(unsigned long long)regs.rip);
+	stop(vcpu, STOP_CRASH, text);
+}
+
 static void unknown_exit(struct vcpu *vcpu)
 {
 	char text[200];
@@ -109,7 +121,7 @@ static void handle_exit(struct vcpu *vcpu)
 	case KVM_EXIT_IRQ_WINDOW_OPEN:
 		break;
 	case KVM_EXIT_SHUTDOWN:
-		stop(vcpu, STOP_CRASH, "The guest's processor shut down (triple fault).");
+		triple_fault(vcpu);
 		break;
 	case KVM_EXIT_FAIL_ENTRY:
 		failed_entry(vcpu);
