@@ -26,7 +26,6 @@ static const struct {
 	{KVM_CAP_VCPU_EVENTS,    "pending events of processors"           },
 	{KVM_CAP_DEBUGREGS,      "debug registers"                        },
 	{KVM_CAP_XSAVE,          "XSAVE state"                            },
-	{KVM_CAP_XCRS,           "extended control registers"             },
 	{KVM_CAP_ADJUST_CLOCK,   "the guest's clock (kvmclock)"           },
 	{KVM_CAP_KVMCLOCK_CTRL,  "telling a guest that it was stopped"    },
 	{KVM_CAP_GET_TSC_KHZ,    "the time-stamp counter's frequency"     },
@@ -68,6 +67,8 @@ static void enable_optional(struct kvm *kvm)
 	/* The guest is shown no performance counters; KVM then need not think of them either. */
 	if (ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_PMU_CAPABILITY) & KVM_PMU_CAP_DISABLE)
 		(void)!enable(kvm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE);
+	/* Absent on processors without XSAVE. */
+	kvm->xcrs = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
 	kvm->stats = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_BINARY_STATS_FD) > 0;
 }
 

@@ -23,6 +23,7 @@ struct kvm {
 	uint32_t clear_log; /* flags of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 in use; 0: KVM_GET_DIRTY_LOG clears
 			     */
 	bool triple_fault_event; /* KVM_CAP_X86_TRIPLE_FAULT_EVENT is enabled */
+	bool xcrs;               /* KVM_CAP_XCRS: the processor has XSAVE */
 	bool stats;              /* KVM_CAP_BINARY_STATS_FD */
 	uint32_t cpuid_count;
 	struct kvm_cpuid_entry2 cpuid[CPUID_ENTRIES_MAX]; /* KVM_GET_SUPPORTED_CPUID */

@@ -272,7 +272,9 @@ int vcpu_state_get(const struct kvm *kvm, int vcpu, struct vcpu_state *state, st
 	/* In reverse: reading the run state first makes KVM accept pending INIT and SIPI (KVM_GET_MP_STATE).
 	 */
 	for (size_t i = ARRAY_SIZE(parts); i-- > 0;)
-		if (ioctl(vcpu, parts[i].get, (char *)state + parts[i].offset) < 0)
+		if (parts[i].get == KVM_GET_XCRS && !kvm->xcrs)
+			state->xcrs.nr_xcrs = 0;
+		else if (ioctl(vcpu, parts[i].get, (char *)state + parts[i].offset) < 0)
 			return error_set(error, errno, "KVM does not give a processor's %s: %s.",
 				parts[i].name, strerror(errno));
 	if (get_msr(vcpu, MSR_TSC_DEADLINE, &state->tsc_deadline) < 0)
@@ -285,7 +287,8 @@ int vcpu_state_get(const struct kvm *kvm, int vcpu, struct vcpu_state *state, st
 static int set_parts(int vcpu, const struct vcpu_state *state, size_t from, size_t to, struct error *error)
 {
 	for (size_t i = from; i < to; i++)
-		if (ioctl(vcpu, parts[i].set, (const char *)state + parts[i].offset) < 0)
+		if (!(parts[i].set == KVM_SET_XCRS && state->xcrs.nr_xcrs == 0) &&
+			ioctl(vcpu, parts[i].set, (const char *)state + parts[i].offset) < 0)
 			return error_set(error, errno, "This host's KVM refuses a processor's %s: %s.",
 				parts[i].name, strerror(errno));
 	return 0;
