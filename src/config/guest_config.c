@@ -351,17 +351,35 @@ static bool is_as_without(const struct guest_option *option, const struct guest_
 	return false;
 }
 
+static void warn(json_t *warnings, const char *what, const char *why)
+{
+	json_array_append_new(warnings, json_sprintf("%s has no effect: %s.", what, why));
+}
+
 json_t *guest_config_warnings(const struct guest_config *config)
 {
+	const enum guest_action actions[] = {config->on_poweroff, config->on_reboot, config->on_crash};
 	json_t *warnings = json_array();
+	bool dumps = false, limits = false;
+	char what[64];
 
 	for (size_t i = 0; warnings && i < guest_option_count; i++) {
 		const struct guest_option *option = &guest_options[i];
 
+		snprintf(what, sizeof(what), "The option '%s'", option->name);
 		if (guest_option_is_ineffective(option, config) && !is_as_without(option, config))
-			json_array_append_new(warnings, json_sprintf("The option '%s' has no effect: %s.",
-								option->name, option->without_effect));
+			warn(warnings, what, option->without_effect);
 	}
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++)
+		dumps = dumps || actions[i] == ACTION_COREDUMP_DESTROY ||
+			actions[i] == ACTION_COREDUMP_RESTART;
+	for (size_t i = 0; i < config->vif_count; i++)
+		limits = limits || config->vifs[i].rate;
+	if (warnings && dumps)
+		warn(warnings, "The word 'coredump'",
+			"no core is dumped, only the rest of the action is done");
+	if (warnings && limits)
+		warn(warnings, "The word 'rate=' of vif", "the interface is not limited");
 	return warnings;
 }
 

@@ -325,7 +325,7 @@ static int set_vifs(const struct guest_option *option, struct guest_config *conf
 static int set_nics(const struct guest_option *option, struct guest_config *config, const struct value *value,
 	struct error *error)
 {
-	uint64_t count;
+	uint64_t count = 0;
 	int r = take_number(option, &count, value, error);
 
 	if (r < 0)

@@ -71,10 +71,10 @@ const struct guest_option guest_options[] = {
          .help = "what happens when it crashes"},
 	{"on_xend_start",						      OPTION_WORD,								AT(on_xend_start),                              IN_DOMAIN,																																			  .choices = "ignore|start",
          .help = "what happens when xend starts",
-         .without_effect = "xendomains starts what is in /etc/xen/auto"},
+         .without_effect = "guests run on while xend is away"},
 	{"on_xend_stop",					       OPTION_WORD,             AT(on_xend_stop),IN_DOMAIN,
          .choices = "ignore|shutdown|suspend|destroy",																																																																			      .help = "what happens when xend stops",
-         .without_effect = "domains run on when xend stops"},
+         .without_effect = "guests run on when xend stops"},
 
 	{"bootloader",				   OPTION_TEXT,AT(bootloader),IN_DOMAIN,																							     .most = 1024,
          .help = "program that takes the kernel from the domain's disk",

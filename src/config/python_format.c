@@ -146,8 +146,8 @@ int python_format(struct value *result, const struct value *format, const struct
 				directive.letter, value_describe(&items[used]));
 		used++;
 		append_padded(&out, &directive, text);
-		if (value_charge(place, out.size > VALUE_BUDGET ? out.size : 0, budget, error) < 0)
-			return -EINVAL;
+		if (out.size > *budget)
+			return value_charge(place, out.size, budget, error);
 	}
 	if (used < count)
 		return place_error(error, place,

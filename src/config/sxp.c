@@ -26,16 +26,31 @@ static void skip_blanks(struct scanner *s)
 	}
 }
 
-/* Appends what stands behind a backslash: \n \t \r, or the character itself. */
+/* \n \t \r, a quote, a backslash; before anything else a backslash stands for itself, as in patterns:
+ * '\.mil$'. */
 static int take_escape(struct scanner *s, struct buffer *text, struct error *error)
 {
+	static const char meanings[][2] = {
+		{'n',  '\n'},
+                {'t',  '\t'},
+                {'r',  '\r'},
+                {'\\', '\\'},
+                {'\'', '\''},
+                {'"',  '"' }
+        };
 	int c = scanner_peek(s, 1);
 
 	if (c == -1)
 		return place_error(
 			error, &s->place, "expected a character after '\\', found the end of the file.");
-	buffer_u8(text, (uint8_t)(c == 'n' ? '\n' : c == 't' ? '\t' : c == 'r' ? '\r' : c));
-	scanner_skip(s, 2);
+	for (size_t i = 0; i < ARRAY_SIZE(meanings); i++)
+		if (c == meanings[i][0]) {
+			buffer_u8(text, (uint8_t)meanings[i][1]);
+			scanner_skip(s, 2);
+			return 0;
+		}
+	buffer_u8(text, '\\');
+	scanner_skip(s, 1);
 	return 0;
 }
 

@@ -20,7 +20,7 @@ int value_charge(const struct place *place, size_t bytes, size_t *budget, struct
 {
 	if (bytes > *budget)
 		return place_error(error, place,
-			"the values of this configuration become too large (over %d bytes).", VALUE_BUDGET);
+			"the values of this configuration become too large (over %zu bytes).", VALUE_BUDGET);
 	*budget -= bytes;
 	return 0;
 }

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define VALUE_DEPTH_MAX 16             /* lists in lists */
-#define VALUE_BUDGET (4 * 1024 * 1024) /* bytes that the values of one configuration may take */
+#define VALUE_BUDGET ((size_t)4 << 20) /* bytes that the values of one configuration may take */
 
 enum value_kind { VALUE_NONE, VALUE_BOOL, VALUE_NUMBER, VALUE_STRING, VALUE_LIST };
 

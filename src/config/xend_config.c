@@ -25,55 +25,59 @@ static const struct setting {
 	size_t offset;
 	uint64_t most;
 	const char *fallback; /* what the file could have said */
+	const char *
+		without_effect; /* why another value changes nothing (the end of a warning); NULL: it works */
 } settings[] = {
 #define AT(member) offsetof(struct xend_config, member)
-	{"logfile",		      SETTING_PATH,                           AT(logfile), 0, "/var/log/xen/xend.log"},
-	{"loglevel",			     SETTING_LEVEL,					    AT(loglevel), 0, "DEBUG"},
-	{"xend-unix-server",                     SETTING_FLAG,                  AT(unix_server), 0, "yes"},
-	{"xend-unix-path",			     SETTING_PATH,							    AT(unix_path), 0, "/var/lib/xend/xend-socket"},
-	{"xend-http-server",             SETTING_FLAG,                   AT(http_server), 0, "no"},
-	{"xend-port",			     SETTING_NUMBER,							      AT(port), 65535, "8000"},
-	{"xend-address",               SETTING_TEXT,             AT(address), 0, ""},
-	{"xend-relocation-server",                             SETTING_FLAG,                                        AT(relocation_server), 0, "no"},
-	{"xend-relocation-port",             SETTING_NUMBER,                           AT(relocation_port), 65535, "8002"},
-	{"xend-relocation-address",                             SETTING_TEXT,							       AT(relocation_address), 0, ""},
-	{"xend-relocation-hosts-allow",                    SETTING_PATTERNS,                AT(relocation_hosts_allow), 0, ""},
-	{"xend-relocation-max-downtime",                         SETTING_NUMBER,							 AT(relocation_max_downtime), 60000, "50"},
-	{"console-limit",                 SETTING_NUMBER,                             AT(console_limit), 1024 * 1024, "1024"},
-	{"network-script",			     SETTING_TEXT,								 AT(network_script), 0, ""},
-	{"vif-script",       SETTING_TEXT,     AT(vif_script), 0, "vif-bridge"},
-	{"dom0-min-mem",			     SETTING_NUMBER,							       AT(dom0_min_mem), 1024 * 1024 * 1024, "0"},
-	{"dom0-cpus",         SETTING_NUMBER,                     AT(dom0_cpus), 65535, "0"},
-	{"enable-dump",			 SETTING_FLAG,							 AT(enable_dump), 0, "no"},
-	{"external-migration-tool",      SETTING_TEXT,    AT(external_migration_tool), 0, ""},
-	{"vnc-listen",			     SETTING_TEXT,								 AT(vnc_listen), 0, "127.0.0.1"},
-	{"vncpasswd",  SETTING_TEXT,     AT(vncpasswd), 0, ""},
+	{"logfile",			   SETTING_PATH,                      AT(logfile), 0, "/var/log/xen/xend.log"},
+	{"loglevel",				  SETTING_LEVEL,					    AT(loglevel), 0, "DEBUG"},
+	{"xend-unix-server",                          SETTING_FLAG,             AT(unix_server), 0, "yes",
+							       "xm needs the socket, so it is always there"},
+	{"xend-unix-path",				  SETTING_PATH,							    AT(unix_path), 0, "/var/lib/xend/xend-socket"},
+	{"xend-http-server",                  SETTING_FLAG,              AT(http_server), 0, "no", "xend serves its unix socket only"},
+	{"xend-port",				  SETTING_NUMBER,							      AT(port), 65535, "8000"},
+	{"xend-address",				   SETTING_TEXT,						     AT(address), 0, ""},
+	{"xend-relocation-server",                      SETTING_FLAG,AT(relocation_server), 0, "no"},
+	{"xend-relocation-port",				   SETTING_NUMBER,						   AT(relocation_port), 65535, "8002"},
+	{"xend-relocation-address",                    SETTING_TEXT,                                       AT(relocation_address), 0, ""},
+	{"xend-relocation-hosts-allow", SETTING_PATTERNS,                                  AT(relocation_hosts_allow), 0, ""},
+	{"xend-relocation-max-downtime",SETTING_NUMBER,AT(relocation_max_downtime), 60000, "50"},
+	{"console-limit",			     SETTING_NUMBER,							      AT(console_limit), 1024 * 1024, "1024"},
+	{"network-script",SETTING_TEXT,AT(network_script), 0, ""},
+	{"vif-script",				 SETTING_TEXT,								  AT(vif_script), 0, "vif-bridge"},
+	{"dom0-min-mem",  SETTING_NUMBER,                    AT(dom0_min_mem), 1024 * 1024 * 1024, "0"},
+	{"dom0-cpus",			       SETTING_NUMBER,								AT(dom0_cpus), 65535, "0", "the host keeps all its CPUs"},
+	{"enable-dump",SETTING_FLAG,AT(enable_dump), 0, "no", "no cores are dumped"},
+	{"external-migration-tool",                             SETTING_TEXT,							      AT(external_migration_tool), 0, "",
+							       "no tool is run at migrations"},
+	{"vnc-listen",    SETTING_TEXT,AT(vnc_listen), 0, "127.0.0.1"},
+	{"vncpasswd",				 SETTING_TEXT,								  AT(vncpasswd), 0, ""},
 #undef AT
-	{"device-model",			     SETTING_IGNORED								},
-	{"dom0-vcpus", SETTING_IGNORED},
-	{"enable-dom0-ballooning",                         SETTING_IGNORED							  },
-	{"keymap",                SETTING_IGNORED                       },
-	{"pci-passthrough-strict-check",                   SETTING_IGNORED                                                  },
-	{"resource-label-change-script",               SETTING_IGNORED            },
-	{"vnc-tls",			     SETTING_IGNORED								},
-	{"vnc-x509-cert-dir",                   SETTING_IGNORED                                      },
-	{"vnc-x509-verify",			     SETTING_IGNORED						      },
-	{"xen-api-server",                 SETTING_IGNORED            },
-	{"xend-domains-lock-path",            SETTING_IGNORED                                              },
-	{"xend-domains-path",                    SETTING_IGNORED                                   },
-	{"xend-relocation-server-ssl-cert-file",                         SETTING_IGNORED                                                           },
-	{"xend-relocation-server-ssl-key-file",                  SETTING_IGNORED                   },
-	{"xend-relocation-ssl",                             SETTING_IGNORED							      },
-	{"xend-relocation-ssl-server",      SETTING_IGNORED                          },
-	{"xend-relocation-ssl-port",                             SETTING_IGNORED								},
-	{"xend-tcp-xmlrpc-server",                   SETTING_IGNORED                },
-	{"xend-tcp-xmlrpc-server-address",                             SETTING_IGNORED                                                       },
-	{"xend-tcp-xmlrpc-server-port",                    SETTING_IGNORED                                            },
-	{"xend-tcp-xmlrpc-server-ssl-cert-file",                             SETTING_IGNORED								},
-	{"xend-tcp-xmlrpc-server-ssl-key-file",                 SETTING_IGNORED           },
-	{"xend-udev-event-server",                   SETTING_IGNORED                                         },
-	{"xend-unix-xmlrpc-server",       SETTING_IGNORED     },
-	{"xend-wait-for-devices",                       SETTING_IGNORED                              },
+	{"device-model",                   SETTING_IGNORED},
+	{"dom0-vcpus",				 SETTING_IGNORED								 },
+	{"enable-dom0-ballooning",                                  SETTING_IGNORED											},
+	{"keymap",			       SETTING_IGNORED							       },
+	{"pci-passthrough-strict-check",SETTING_IGNORED},
+	{"resource-label-change-script",                             SETTING_IGNORED							     },
+	{"vnc-tls",				   SETTING_IGNORED											   },
+	{"vnc-x509-cert-dir",				 SETTING_IGNORED								 },
+	{"vnc-x509-verify",SETTING_IGNORED},
+	{"xen-api-server",                       SETTING_IGNORED						       },
+	{"xend-domains-lock-path",                    SETTING_IGNORED                 },
+	{"xend-domains-path",				SETTING_IGNORED								},
+	{"xend-relocation-server-ssl-cert-file",SETTING_IGNORED},
+	{"xend-relocation-server-ssl-key-file",                                SETTING_IGNORED                                   },
+	{"xend-relocation-ssl",                       SETTING_IGNORED							 },
+	{"xend-relocation-ssl-server",                                  SETTING_IGNORED							      },
+	{"xend-relocation-ssl-port",                                   SETTING_IGNORED                                           },
+	{"xend-tcp-xmlrpc-server",        SETTING_IGNORED},
+	{"xend-tcp-xmlrpc-server-address",      SETTING_IGNORED                                      },
+	{"xend-tcp-xmlrpc-server-port",                    SETTING_IGNORED							      },
+	{"xend-tcp-xmlrpc-server-ssl-cert-file",                        SETTING_IGNORED                                                        },
+	{"xend-tcp-xmlrpc-server-ssl-key-file",SETTING_IGNORED},
+	{"xend-udev-event-server",                                 SETTING_IGNORED								 },
+	{"xend-unix-xmlrpc-server",  SETTING_IGNORED                                          },
+	{"xend-wait-for-devices",SETTING_IGNORED},
 };
 
 const char *xend_config_path(void)
@@ -297,6 +301,39 @@ int xend_config_parse(
 	if (r < 0)
 		xend_config_free(config);
 	return r;
+}
+
+/* Whether the setting is what it would be without the file. */
+static bool is_fallback(const struct setting *setting, const struct xend_config *config)
+{
+	const void *member = (const char *)config + setting->offset;
+
+	switch (setting->kind) {
+	case SETTING_FLAG:
+		return *(const bool *)member == !strcmp(setting->fallback, "yes");
+	case SETTING_NUMBER:
+		return *(const uint64_t *)member == strtoul(setting->fallback, NULL, 10);
+	case SETTING_TEXT:
+	case SETTING_PATH:
+	case SETTING_LEVEL:
+	case SETTING_PATTERNS:
+		return !strcmp(*(char *const *)member, setting->fallback);
+	case SETTING_IGNORED:
+		break;
+	}
+	return true;
+}
+
+json_t *xend_config_warnings(const struct xend_config *config)
+{
+	json_t *warnings = json_array();
+
+	for (size_t i = 0; warnings && i < ARRAY_SIZE(settings); i++)
+		if (settings[i].without_effect && !is_fallback(&settings[i], config))
+			json_array_append_new(
+				warnings, json_sprintf("The option '%s' has no effect: %s.", settings[i].name,
+						  settings[i].without_effect));
+	return warnings;
 }
 
 int xend_config_load(struct xend_config *config, const char *path, struct error *error)

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -57,5 +58,8 @@ int xend_config_load(struct xend_config *config, const char *path, struct error 
 /* The same from text in memory; `source` stands for the path in messages. */
 int xend_config_parse(
 	struct xend_config *config, const char *source, const char *text, size_t size, struct error *error);
+
+/* An array of sentences about settings that will not have the effect they had in Xen. */
+json_t *xend_config_warnings(const struct xend_config *config);
 
 void xend_config_free(struct xend_config *config);

@@ -411,16 +411,19 @@ static void options_without_effect_are_named(void **state)
 {
 	static const char text[] =
 		"name = 'a'\nmaxmem = 128\ncpu_weight = 256\nvnc = 0\nvfb = ['vnc=1']\npci = []\n"
-		"on_xend_start = 'ignore'\ncpus = '0'\n";
+		"on_xend_start = 'ignore'\ncpus = '0'\non_crash = 'coredump-restart'\n"
+		"vif = ['rate=1MB/s']\n";
 	_cleanup_guest_config_ struct guest_config config = {0};
 	_cleanup_json_ json_t *warnings = NULL;
 
 	(void)state;
 	assert_int_equal(parse(&config, text, NULL), 0);
 	warnings = guest_config_warnings(&config);
-	assert_int_equal(json_array_size(warnings), 2);
+	assert_int_equal(json_array_size(warnings), 4);
 	assert_non_null(strstr(json_string_value(json_array_get(warnings, 0)), "'cpus'"));
 	assert_non_null(strstr(json_string_value(json_array_get(warnings, 1)), "'vfb'"));
+	assert_non_null(strstr(json_string_value(json_array_get(warnings, 2)), "'coredump'"));
+	assert_non_null(strstr(json_string_value(json_array_get(warnings, 3)), "'rate='"));
 }
 
 int main(void)

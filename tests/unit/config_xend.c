@@ -45,6 +45,17 @@ static void the_chapters_listing_is_understood(void **state)
 	assert_string_equal(config.unix_path, "/tmp/s");
 }
 
+static void a_pattern_may_have_single_backslashes(void **state)
+{
+	_cleanup_xend_config_ struct xend_config config = {0};
+
+	(void)state;
+	assert_int_equal(parse(&config, "(xend-relocation-hosts-allow 'a\\.mil$ it\\'s \\\\.b')", NULL), 0);
+	assert_string_equal(config.allow[0], "a\\.mil$");
+	assert_string_equal(config.allow[1], "it's");
+	assert_string_equal(config.allow[2], "\\.b");
+}
+
 static void a_missing_file_means_defaults(void **state)
 {
 	_cleanup_xend_config_ struct xend_config config = {0};
@@ -101,6 +112,21 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 }
 /* clang-format on */
 
+static void settings_without_effect_are_named(void **state)
+{
+	_cleanup_xend_config_ struct xend_config config = {0};
+	_cleanup_json_ json_t *warnings = NULL;
+
+	(void)state;
+	assert_int_equal(
+		parse(&config, "(dom0-cpus 1) (xend-http-server no) (enable-dump yes) (xend-port 1)", NULL),
+		0);
+	warnings = xend_config_warnings(&config);
+	assert_int_equal(json_array_size(warnings), 2);
+	assert_string_equal(json_string_value(json_array_get(warnings, 0)),
+		"The option 'dom0-cpus' has no effect: the host keeps all its CPUs.");
+}
+
 static void a_bad_pattern_is_named(void **state)
 {
 	_cleanup_xend_config_ struct xend_config config = {0};
@@ -133,8 +159,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_chapters_listing_is_understood),
+		cmocka_unit_test(a_pattern_may_have_single_backslashes),
 		cmocka_unit_test(a_missing_file_means_defaults),
 		cmocka_unit_test(mistakes_give_the_place_and_what_was_expected),
+		cmocka_unit_test(settings_without_effect_are_named),
 		cmocka_unit_test(a_bad_pattern_is_named),
 		cmocka_unit_test(atoms_read_back_as_written),
 	};
