@@ -54,16 +54,11 @@ static int read_host(const struct kvm *kvm, struct host_instant *instant, struct
 
 static int msr(int vcpu, unsigned long request, uint32_t index, uint64_t *value)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entry;
-	} one = {
-		.head.nmsrs = 1, .entry = {.index = index, .data = *value}
-        };
+	struct few_msrs one = {.count = 1, .entries = {{.index = index, .data = *value}}};
 
 	if (ioctl(vcpu, request, &one) != 1)
 		return -EIO;
-	*value = one.entry.data;
+	*value = one.entries[0].data;
 	return 0;
 }
 

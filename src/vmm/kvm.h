@@ -43,3 +43,9 @@ int kvm_set_memory(struct kvm *kvm, const struct memory *memory, bool log, struc
  * overwritten) and marks them clean.
  */
 int kvm_take_dirty(struct kvm *kvm, const struct memory *memory, uint64_t *bitmap, struct error *error);
+
+/* struct kvm_msrs with room for two (KVM_GET_MSRS, KVM_SET_MSRS). */
+struct few_msrs {
+	uint32_t count, unused;
+	struct kvm_msr_entry entries[2];
+};

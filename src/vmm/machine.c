@@ -155,11 +155,7 @@ static int add_devices(struct machine *machine, struct error *error)
 /* What a firmware sets before it starts a kernel. */
 static int set_firmware_msrs(int vcpu, struct error *error)
 {
-	struct {
-		struct kvm_msrs head;
-		struct kvm_msr_entry entries[2];
-	} msrs = {
-		.head.nmsrs = 2,
+	struct few_msrs msrs = {.count = 2,
 		.entries = {{.index = MSR_MTRR_DEF_TYPE, .data = MTRR_WRITE_BACK},
 			    {.index = MSR_MISC_ENABLE, .data = MISC_FAST_STRINGS}}
         };
@@ -173,7 +169,7 @@ static int set_up_vcpu(struct machine *machine, uint32_t id, struct error *error
 {
 	struct kvm_cpuid_entry2 entries[CPUID_ENTRIES_MAX];
 	uint32_t count = cpuid_make(&machine->kvm, id, machine->config.vcpus, entries);
-	int r = vcpu_set_cpuid(machine->vcpus.fds[id], entries, count, error);
+	int r = vcpu_set_cpuid(&machine->vcpus.vcpu[id], entries, count, error);
 
 	return r < 0 ? r : set_firmware_msrs(machine->vcpus.fds[id], error);
 }
@@ -429,7 +425,7 @@ static int get_states(
 	int r = 0;
 
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
-		r = vcpu_state_get(&machine->kvm, machine->vcpus.fds[i], states[i], error);
+		r = vcpu_state_get(&machine->kvm, &machine->vcpus.vcpu[i], states[i], error);
 	if (r == 0 && !machine->loaded[0])
 		return clock_take(
 			&machine->kvm, machine->vcpus.fds, machine->vcpus.count, clock, states, error);
@@ -490,7 +486,7 @@ static int load_all(struct machine *machine, const struct cursor *records, struc
 		r = cpuid_check(&machine->kvm, states[0]->cpuid, states[0]->cpuid_count, error);
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
 		clock_set_tsc_khz(machine->vcpus.fds[i], states[i]->tsc_khz);
-		r = vcpu_state_set(&machine->kvm, machine->vcpus.fds[i], states[i], error);
+		r = vcpu_state_set(&machine->kvm, &machine->vcpus.vcpu[i], states[i], error);
 	}
 	if (r == 0)
 		r = chips_load(&machine->kvm, records, error);

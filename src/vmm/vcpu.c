@@ -313,6 +313,7 @@ void vcpus_close(struct vcpus *vcpus)
 
 		if (vcpu->run)
 			munmap(vcpu->run, vcpus->kvm->run_size);
+		free(vcpu->cpuid);
 		cleanup_close(&vcpu->stats);
 		cleanup_close(&vcpu->fd);
 	}

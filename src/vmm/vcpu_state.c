@@ -145,7 +145,7 @@ static const struct field vcpu_fields[] = {
 	FIELD_NESTED(struct vcpu_state, sregs, 1, &sregs_table),
 	FIELD_NESTED(struct vcpu_state, debugregs, 1, &debugregs_table),
 	FIELD_NESTED(struct vcpu_state, xcrs, 1, &xcrs_table),
-	FIELD(struct vcpu_state, xsave.region, FIELD_BYTES),
+	FIELD(struct vcpu_state, xsave, FIELD_BYTES),
 	FIELD(struct vcpu_state, lapic.regs, FIELD_BYTES),
 	FIELD(struct vcpu_state, mp_state.mp_state, FIELD_U32),
 	FIELD_NESTED(struct vcpu_state, events, 1, &events_table),
@@ -251,24 +251,11 @@ static int get_msr(int vcpu, uint32_t index, uint64_t *value)
 	return 0;
 }
 
-static int get_cpuid(int vcpu, struct vcpu_state *state, struct error *error)
+int vcpu_state_get(
+	const struct kvm *kvm, const struct vcpu *whole, struct vcpu_state *state, struct error *error)
 {
-	_cleanup_free_ struct kvm_cpuid2 *table =
-		calloc(1, sizeof(*table) + CPUID_ENTRIES_MAX * sizeof(table->entries[0]));
+	int vcpu = whole->fd;
 
-	if (!table)
-		return error_set(error, ENOMEM, "Out of memory for a processor's features.");
-	table->nent = CPUID_ENTRIES_MAX;
-	if (ioctl(vcpu, KVM_GET_CPUID2, table) < 0)
-		return error_set(
-			error, errno, "KVM does not give a processor's features: %s.", strerror(errno));
-	state->cpuid_count = table->nent;
-	memcpy(state->cpuid, table->entries, table->nent * sizeof(table->entries[0]));
-	return 0;
-}
-
-int vcpu_state_get(const struct kvm *kvm, int vcpu, struct vcpu_state *state, struct error *error)
-{
 	/* In reverse: reading the run state first makes KVM accept pending INIT and SIPI (KVM_GET_MP_STATE).
 	 */
 	for (size_t i = ARRAY_SIZE(parts); i-- > 0;)
@@ -279,8 +266,8 @@ int vcpu_state_get(const struct kvm *kvm, int vcpu, struct vcpu_state *state, st
 				parts[i].name, strerror(errno));
 	if (get_msr(vcpu, MSR_TSC_DEADLINE, &state->tsc_deadline) < 0)
 		state->tsc_deadline = 0;
-	if (get_cpuid(vcpu, state, error) < 0)
-		return -EIO;
+	state->cpuid_count = whole->cpuid->nent;
+	memcpy(state->cpuid, whole->cpuid->entries, whole->cpuid->nent * sizeof(state->cpuid[0]));
 	return get_msrs(kvm, vcpu, state, error);
 }
 
@@ -294,11 +281,11 @@ static int set_parts(int vcpu, const struct vcpu_state *state, size_t from, size
 	return 0;
 }
 
-int vcpu_state_set(const struct kvm *kvm, int vcpu, const struct vcpu_state *state, struct error *error)
+int vcpu_state_set(
+	const struct kvm *kvm, struct vcpu *whole, const struct vcpu_state *state, struct error *error)
 {
-	struct vcpu_state *copy = malloc(sizeof(*copy));
-	_cleanup_free_ struct vcpu_state *owned = copy;
-	int r;
+	_cleanup_free_ struct vcpu_state *copy = malloc(sizeof(*copy));
+	int vcpu = whole->fd, r;
 
 	if (!copy)
 		return error_set(error, ENOMEM, "Out of memory for a processor's state.");
@@ -308,7 +295,7 @@ int vcpu_state_set(const struct kvm *kvm, int vcpu, const struct vcpu_state *sta
 	copy->events.flags |= KVM_VCPUEVENT_VALID_NMI_PENDING;
 	if (!kvm->triple_fault_event)
 		copy->events.flags &= ~(uint32_t)KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
-	r = vcpu_set_cpuid(vcpu, state->cpuid, state->cpuid_count, error);
+	r = vcpu_set_cpuid(whole, state->cpuid, state->cpuid_count, error);
 	if (r == 0)
 		r = set_parts(vcpu, copy, 0, PARTS_BEFORE_MSRS, error);
 	if (r == 0)
@@ -316,7 +303,8 @@ int vcpu_state_set(const struct kvm *kvm, int vcpu, const struct vcpu_state *sta
 	return r == 0 ? set_parts(vcpu, copy, PARTS_BEFORE_MSRS, ARRAY_SIZE(parts), error) : r;
 }
 
-int vcpu_set_cpuid(int vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t count, struct error *error)
+int vcpu_set_cpuid(
+	struct vcpu *vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t count, struct error *error)
 {
 	_cleanup_free_ struct kvm_cpuid2 *table =
 		calloc(1, sizeof(*table) + count * sizeof(table->entries[0]));
@@ -325,8 +313,10 @@ int vcpu_set_cpuid(int vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t co
 		return error_set(error, ENOMEM, "Out of memory for a processor's features.");
 	table->nent = count;
 	memcpy(table->entries, entries, count * sizeof(table->entries[0]));
-	if (ioctl(vcpu, KVM_SET_CPUID2, table) < 0)
+	if (ioctl(vcpu->fd, KVM_SET_CPUID2, table) < 0)
 		return error_set(error, errno, "This host's KVM refuses the processor's features: %s.",
 			strerror(errno));
+	free(vcpu->cpuid);
+	vcpu->cpuid = take_pointer(table);
 	return 0;
 }

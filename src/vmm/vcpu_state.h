@@ -6,6 +6,7 @@
 
 #include "state/fields.h"
 #include "vmm/kvm.h"
+#include "vmm/vcpu.h"
 
 #define XSAVE_SIZE 4096u /* KVM_GET_XSAVE; more only with AMX, which is hidden */
 
@@ -14,7 +15,7 @@ struct vcpu_state {
 	struct kvm_sregs sregs;
 	struct kvm_debugregs debugregs;
 	struct kvm_xcrs xcrs;
-	struct kvm_xsave xsave;
+	uint32_t xsave[XSAVE_SIZE / sizeof(uint32_t)]; /* struct kvm_xsave */
 	struct kvm_lapic_state lapic;
 	struct kvm_mp_state mp_state;
 	struct kvm_vcpu_events events;
@@ -29,12 +30,15 @@ struct vcpu_state {
 
 extern const struct field_table vcpu_state_table;
 
-/* Reads all but tsc and tsc_khz (clock.h). The vCPU must not run. */
-int vcpu_state_get(const struct kvm *kvm, int vcpu, struct vcpu_state *state, struct error *error);
+/* Reads all but tsc and tsc_khz (clock.h). The vCPU must not run, and has been given its CPUID. */
+int vcpu_state_get(
+	const struct kvm *kvm, const struct vcpu *vcpu, struct vcpu_state *state, struct error *error);
 
 /* Writes all but tsc and tsc_deadline (clock.h), in the order KVM needs; CPUID first. The vCPU must never
  * have run. */
-int vcpu_state_set(const struct kvm *kvm, int vcpu, const struct vcpu_state *state, struct error *error);
+int vcpu_state_set(
+	const struct kvm *kvm, struct vcpu *vcpu, const struct vcpu_state *state, struct error *error);
 
-/* KVM_SET_CPUID2. */
-int vcpu_set_cpuid(int vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t count, struct error *error);
+/* KVM_SET_CPUID2, and keeps what was given in vcpu->cpuid. */
+int vcpu_set_cpuid(
+	struct vcpu *vcpu, const struct kvm_cpuid_entry2 *entries, uint32_t count, struct error *error);
