@@ -1,0 +1,196 @@
+/* The carrier's small parts: zero pages, present pages, rate limit, rounds, RAM digest, records. */
+#include "base/bitmap.h"
+#include "base/cleanup.h"
+#include "carry/clock.h"
+#include "carry/page_digests.h"
+#include "carry/pages.h"
+#include "carry/peer.h"
+#include "carry/rate.h"
+#include "carry/rounds.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <cmocka.h>
+
+#define PAGE 4096u
+
+static void one_byte_makes_a_page_not_zero(void **state)
+{
+	uint8_t *page = aligned_alloc(PAGE, PAGE);
+
+	(void)state;
+	memset(page, 0, PAGE);
+	assert_true(page_is_zero(page));
+	for (unsigned at = 0; at < PAGE; at++) {
+		page[at] = 0x80;
+		assert_false(page_is_zero(page));
+		page[at] = 0;
+	}
+	free(page);
+}
+
+static void holes_are_not_present(void **state)
+{
+	_cleanup_close_ int fd = memfd_create("ram", 0);
+	uint64_t present[4];
+
+	(void)state;
+	assert_int_equal(ftruncate(fd, 200 * PAGE), 0);
+	assert_int_equal(pages_present(fd, 200, present, NULL), 0);
+	assert_int_equal(bitmap_count(present, 200), 0);
+	assert_int_equal(pwrite(fd, "x", 1, 7 * PAGE), 1);
+	assert_int_equal(pwrite(fd, "x", 1, 8 * PAGE + 5), 1);
+	assert_int_equal(pwrite(fd, "x", 1, 199 * PAGE), 1);
+	assert_int_equal(pages_present(fd, 200, present, NULL), 0);
+	assert_int_equal(bitmap_count(present, 200), 3);
+	assert_true(bitmap_test(present, 7) && bitmap_test(present, 8) && bitmap_test(present, 199));
+}
+
+static void a_rate_is_kept_over_time(void **state)
+{
+	struct rate_limit limit;
+	int64_t now = 1000, sent = 0, waits = 0;
+
+	(void)state;
+	rate_begin(&limit, 80, now); /* 10 MB/s */
+	while (now < 1000 + NS_PER_S) {
+		int64_t wait = rate_take(&limit, 1 << 20, now);
+
+		sent += 1 << 20;
+		waits += wait > 0;
+		now += wait;
+	}
+	assert_true(sent >= 9500000 && sent <= 12000000);
+	assert_true(waits > 5);
+	rate_begin(&limit, 0, now);
+	assert_int_equal(rate_take(&limit, 1 << 30, now), 0);
+}
+
+static void a_pause_does_not_save_up_more_than_a_burst(void **state)
+{
+	struct rate_limit limit;
+
+	(void)state;
+	rate_begin(&limit, 80, 0);
+	assert_true(rate_take(&limit, 10000000, 3600 * NS_PER_S) > 900 * NS_PER_MS);
+}
+
+static void rounds_end_when_the_rest_fits(void **state)
+{
+	struct rounds rounds;
+
+	(void)state;
+	rounds_begin(&rounds, 50);
+	rounds_measure(&rounds, 1 << 30, NS_PER_S); /* 1 GiB/s: 40 ms carry 10485 pages */
+	assert_int_equal(rounds_next(&rounds, 40000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 20000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 10000, 20 << 20), ROUNDS_GO_ON); /* the backlog counts */
+	assert_int_equal(rounds_next(&rounds, 10000, 0), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 0, 0), ROUNDS_FITS);
+}
+
+static void rounds_that_do_not_shrink_end(void **state)
+{
+	struct rounds rounds;
+	unsigned went_on = 0;
+
+	(void)state;
+	rounds_begin(&rounds, 50);
+	rounds_measure(&rounds, 125000000, NS_PER_S);
+	while (rounds_next(&rounds, 50000, 0) == ROUNDS_GO_ON)
+		went_on++;
+	assert_true(went_on > 0 && went_on < 5);
+	/* Even rounds that shrink come to an end. */
+	rounds_begin(&rounds, 1);
+	for (went_on = 0; rounds_next(&rounds, (1u << 31) >> went_on, 0) == ROUNDS_GO_ON;)
+		went_on++;
+	assert_true(went_on < ROUNDS_MAX);
+}
+
+static void the_ram_digest_is_of_what_is_there_last(void **state)
+{
+	struct page_digests one, other;
+	uint8_t pages[3 * PAGE];
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(pages); i++)
+		pages[i] = (uint8_t)(i * 7 + i / PAGE);
+	assert_true(page_digests_begin(&one, 10) && page_digests_begin(&other, 10));
+	page_digests_set(&one, 4, 3, pages);
+	/* Another order, a page that was something else first, one that came and went. */
+	page_digests_set(&other, 6, 1, pages);
+	page_digests_set(&other, 6, 1, pages + 2 * PAGE);
+	page_digests_set(&other, 9, 1, pages);
+	page_digests_set(&other, 4, 2, pages);
+	assert_int_not_equal(one.sum, other.sum);
+	assert_true(page_digests_clear(&other, 9));
+	assert_false(page_digests_clear(&other, 9));
+	assert_int_equal(one.sum, other.sum);
+	/* The same contents elsewhere are not the same memory. */
+	page_digests_set(&other, 4, 1, pages + PAGE);
+	page_digests_set(&other, 5, 1, pages);
+	assert_int_not_equal(one.sum, other.sum);
+	page_digests_free(&one);
+	page_digests_free(&other);
+}
+
+static void every_bit_of_a_record_head_counts(void **state)
+{
+	const struct record pages = {.type = RECORD_PAGES, .argument = 3, .length = 48 + 4096};
+	uint8_t head[RECORD_HEAD_SIZE];
+	struct record read;
+
+	(void)state;
+	record_encode(&pages, head);
+	assert_int_equal(record_decode(&read, head, NULL), 0);
+	assert_true(read.type == pages.type && read.argument == pages.argument && read.length == pages.length);
+	for (unsigned bit = 0; bit < sizeof(head) * 8; bit++) {
+		head[bit / 8] ^= (uint8_t)(1 << bit % 8);
+		assert_true(record_decode(&read, head, NULL) < 0);
+		head[bit / 8] ^= (uint8_t)(1 << bit % 8);
+	}
+}
+
+static void records_out_of_bounds_are_refused(void **state)
+{
+	static const struct record wrong[] = {
+		{0,             0,    0             },
+		{RECORD_TYPES,  0,    0             },
+		{RECORD_OFFER,  4096, (56 << 10) + 1},
+		{RECORD_OFFER,  0,    10            },
+		{RECORD_PAGES,  0,    16            },
+		{RECORD_PAGES,  257,  16            },
+		{RECORD_PAGES,  1,    5 << 20       },
+		{RECORD_STATE,  0,    (64 << 20) + 1},
+		{RECORD_COMMIT, 0,    1             },
+		{RECORD_ANSWER, 4,    0             },
+	};
+	uint8_t head[RECORD_HEAD_SIZE];
+	struct record read;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		record_encode(&wrong[i], head);
+		assert_int_equal(record_decode(&read, head, NULL), -EPROTO);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(one_byte_makes_a_page_not_zero),
+		cmocka_unit_test(holes_are_not_present),
+		cmocka_unit_test(a_rate_is_kept_over_time),
+		cmocka_unit_test(a_pause_does_not_save_up_more_than_a_burst),
+		cmocka_unit_test(rounds_end_when_the_rest_fits),
+		cmocka_unit_test(rounds_that_do_not_shrink_end),
+		cmocka_unit_test(the_ram_digest_is_of_what_is_there_last),
+		cmocka_unit_test(every_bit_of_a_record_head_counts),
+		cmocka_unit_test(records_out_of_bounds_are_refused),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
