@@ -50,12 +50,12 @@ static int died(const struct carrier *carrier, struct error *error)
 
 int carrier_say(struct carrier *carrier, json_t *body, const int *fds, unsigned count, struct error *error)
 {
-	_cleanup_json_ json_t *consumed = body;
+	_cleanup_json_ json_t *said = body;
 	int r;
 
-	if (!body)
+	if (!said)
 		return error_set(error, ENOMEM, "Out of memory.");
-	r = channel_send(carrier->channel, body, fds, count, error);
+	r = channel_send(carrier->channel, said, fds, count, error);
 	return r == -EPIPE || r == -ECONNRESET ? died(carrier, error) : r;
 }
 

@@ -48,7 +48,7 @@ void guest_note_state(struct domain *domain, const json_t *json)
 	size_t i;
 
 	domain->state = (enum guest_state)find(
-		states, ARRAY_SIZE(states), json_object_get(json, "state"), domain->state);
+		states, ARRAY_SIZE(states), json_object_get(json, "state"), (int)domain->state);
 	if (domain->state == GUEST_SHUTDOWN)
 		domain->reason = (enum guest_reason)find(
 			reasons, ARRAY_SIZE(reasons), json_object_get(json, "reason"), REASON_CRASH);

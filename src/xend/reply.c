@@ -130,9 +130,9 @@ static void hand_over(
 
 void reply_json(struct reply *reply, int status, json_t *body)
 {
-	_cleanup_json_ json_t *consumed = body;
+	_cleanup_json_ json_t *said = body;
 	_cleanup_free_ char *text =
-		body ? json_dumps(body, JSON_COMPACT) : strdup("{\"error\":\"Out of memory.\"}");
+		said ? json_dumps(said, JSON_COMPACT) : strdup("{\"error\":\"Out of memory.\"}");
 
 	if (!text)
 		abort(); /* see xend_post */
@@ -177,8 +177,8 @@ void reply_stream(struct reply *reply, const char *type)
 
 void reply_line(struct reply *reply, json_t *line)
 {
-	_cleanup_json_ json_t *consumed = line;
-	_cleanup_free_ char *text = line ? json_dumps(line, JSON_COMPACT) : NULL;
+	_cleanup_json_ json_t *said = line;
+	_cleanup_free_ char *text = said ? json_dumps(said, JSON_COMPACT) : NULL;
 	size_t size = text ? strlen(text) : 0;
 
 	if (!text)
