@@ -429,15 +429,8 @@ static void vif_to_sxp(const struct guest_vif *vif, struct buffer *out)
 {
 	const struct {
 		const char *name, *value;
-	} words[] = {
-		{"bridge",  vif->bridge },
-                {"ip",      vif->ip     },
-                {"script",  vif->script },
-                {"vifname", vif->vifname},
-		{"model",   vif->model  },
-                {"type",    vif->type   },
-                {"rate",    vif->rate   }
-        };
+	} words[] = {{"bridge", vif->bridge}, {"ip", vif->ip}, {"script", vif->script},
+		{"vifname", vif->vifname}, {"model", vif->model}, {"type", vif->type}, {"rate", vif->rate}};
 	char mac[24];
 
 	snprintf(mac, sizeof(mac), "%02x:%02x:%02x:%02x:%02x:%02x", vif->mac[0], vif->mac[1], vif->mac[2],

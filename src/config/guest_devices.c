@@ -17,12 +17,12 @@ static const struct {
 	enum disk_kind kind;
 	bool absolute; /* else the path is below /dev where it has no / */
 } disk_prefixes[] = {
-	{"file:",      DISK_FILE, true },
-	{"phy:",       DISK_PHY,  false},
-	{"tap:aio:",   DISK_TAP,  true },
-	{"tap:sync:",  DISK_TAP,  true },
-	{"tap2:aio:",  DISK_TAP,  true },
-	{"tap2:sync:", DISK_TAP,  true },
+	{"file:", DISK_FILE, true},
+	{"phy:", DISK_PHY, false},
+	{"tap:aio:", DISK_TAP, true},
+	{"tap:sync:", DISK_TAP, true},
+	{"tap2:aio:", DISK_TAP, true},
+	{"tap2:sync:", DISK_TAP, true},
 };
 
 static const char *const disk_modes[] = {
@@ -245,16 +245,8 @@ static int parse_rate(struct guest_vif *vif, const char *word, const char *text,
 	static const struct {
 		const char *unit;
 		uint64_t numerator, denominator; /* of bytes per second */
-	} units[] = {
-		{"Gb/s", 1000000000, 8},
-                {"Mb/s", 1000000,    8},
-                {"Kb/s", 1000,       8},
-                {"b/s",  1,          8},
-		{"GB/s", 1000000000, 1},
-                {"MB/s", 1000000,    1},
-                {"KB/s", 1000,       1},
-                {"B/s",  1,          1}
-        };
+	} units[] = {{"Gb/s", 1000000000, 8}, {"Mb/s", 1000000, 8}, {"Kb/s", 1000, 8}, {"b/s", 1, 8},
+		{"GB/s", 1000000000, 1}, {"MB/s", 1000000, 1}, {"KB/s", 1000, 1}, {"B/s", 1, 1}};
 	char *end = NULL;
 	unsigned long number = isdigit((unsigned char)*word) ? strtoul(word, &end, 10) : 0;
 
@@ -318,18 +310,15 @@ static const struct vif_key {
 	size_t offset;
 	const char *expected;
 } vif_keys[] = {
-	{"mac",			   .parse = parse_mac},
-	{"bridge",			       NULL, is_interface_name, offsetof(struct guest_vif, bridge), "the name of a bridge"},
-	{"ip",NULL, is_address_list, offsetof(struct guest_vif, ip), "an IP address"},
-	{"script",      NULL, is_script, offsetof(struct guest_vif, script), "a file in " SCRIPTS_DIRECTORY},
-	{"vifname",         NULL, is_interface_name, offsetof(struct guest_vif, vifname),
-         "a name for the interface of at most 15 characters"},
-	{"model",			    NULL, is_plain_word, offsetof(struct guest_vif, model), "a word"},
-	{"type",                NULL, is_plain_word, offsetof(struct guest_vif, type), "a word"},
-	{"rate",			    .parse = parse_rate},
-        {"backend"                              },
-        {"accel"                     },
-        {"policy"     },
+	{"mac", .parse = parse_mac},
+	{"bridge", NULL, is_interface_name, offsetof(struct guest_vif, bridge), "the name of a bridge"},
+	{"ip", NULL, is_address_list, offsetof(struct guest_vif, ip), "an IP address"},
+	{"script", NULL, is_script, offsetof(struct guest_vif, script), "a file in " SCRIPTS_DIRECTORY},
+	{"vifname", NULL, is_interface_name, offsetof(struct guest_vif, vifname),
+		"a name for the interface of at most 15 characters"},
+	{"model", NULL, is_plain_word, offsetof(struct guest_vif, model), "a word"},
+	{"type", NULL, is_plain_word, offsetof(struct guest_vif, type), "a word"},
+	{"rate", .parse = parse_rate}, {"backend"}, {"accel"}, {"policy"},
 	{"label"}, /* Xen's, with nothing behind them here */
 };
 

@@ -162,11 +162,7 @@ static int parse_name(struct parser *p, struct value *value, struct error *error
 		const char *name;
 		enum value_kind kind;
 		int number;
-	} constants[] = {
-		{"True",  VALUE_BOOL, 1},
-                {"False", VALUE_BOOL, 0},
-                {"None",  VALUE_NONE, 0}
-        };
+	} constants[] = {{"True", VALUE_BOOL, 1}, {"False", VALUE_BOOL, 0}, {"None", VALUE_NONE, 0}};
 	struct token token = p->lexer.token;
 	_cleanup_free_ char *name = strndup(token.text, token.size);
 	struct python_binding *binding;

@@ -82,26 +82,12 @@ static unsigned take_digits(struct scanner *s, int base, unsigned most, unsigned
 /* What follows a backslash inside a string that is not raw. */
 static int take_escape(struct python_lexer *lexer, struct error *error)
 {
-	static const char simple[][2] = {
-		{'\\', '\\'},
-                {'\'', '\''},
-                {'"',  '"' },
-                {'n',  '\n'},
-                {'r',  '\r'},
-                {'t',  '\t'},
-                {'a',  '\a'},
-		{'b',  '\b'},
-                {'f',  '\f'},
-                {'v',  '\v'}
-        };
+	static const char simple[][2] = {{'\\', '\\'}, {'\'', '\''}, {'"', '"'}, {'n', '\n'}, {'r', '\r'},
+		{'t', '\t'}, {'a', '\a'}, {'b', '\b'}, {'f', '\f'}, {'v', '\v'}};
 	static const struct {
 		char letter;
 		unsigned digits;
-	} coded[] = {
-		{'x', 2},
-                {'u', 4},
-                {'U', 8}
-        };
+	} coded[] = {{'x', 2}, {'u', 4}, {'U', 8}};
 	struct scanner *s = &lexer->scanner;
 	struct place place = s->place;
 	int c = scanner_peek(s, 1);
@@ -192,16 +178,7 @@ static int take_number(struct python_lexer *lexer, struct error *error)
 	static const struct {
 		const char *prefix;
 		int base;
-	} bases[] = {
-		{"0x", 16},
-                {"0X", 16},
-                {"0o", 8 },
-                {"0O", 8 },
-                {"0b", 2 },
-                {"0B", 2 },
-                {"0",  8 },
-                {"",   10}
-        };
+	} bases[] = {{"0x", 16}, {"0X", 16}, {"0o", 8}, {"0O", 8}, {"0b", 2}, {"0B", 2}, {"0", 8}, {"", 10}};
 	struct scanner *s = &lexer->scanner;
 	const char *text = s->text + s->at;
 	size_t size = 0, at = 0, digits = 0;

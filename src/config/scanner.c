@@ -33,12 +33,7 @@ size_t utf8_length(const char *text, size_t size)
 	static const struct {
 		uint8_t mask, lead;
 		uint32_t least;
-	} forms[] = {
-		{0x80, 0x00, 0      },
-                {0xe0, 0xc0, 0x80   },
-                {0xf0, 0xe0, 0x800  },
-                {0xf8, 0xf0, 0x10000}
-        };
+	} forms[] = {{0x80, 0x00, 0}, {0xe0, 0xc0, 0x80}, {0xf0, 0xe0, 0x800}, {0xf8, 0xf0, 0x10000}};
 	const uint8_t *bytes = (const uint8_t *)text;
 
 	for (size_t extra = 0; size && extra < ARRAY_SIZE(forms); extra++) {
@@ -90,9 +85,7 @@ int scanner_open(
 		text += 3;
 		size -= 3;
 	}
-	*scanner = (struct scanner){
-		.text = text, .size = size, .place = {source, 1, 1}
-        };
+	*scanner = (struct scanner){.text = text, .size = size, .place = {source, 1, 1}};
 	if (size > CONFIG_TEXT_MAX)
 		return error_set(error, EFBIG, "%s: too large for a configuration (over %d bytes).", source,
 			CONFIG_TEXT_MAX);

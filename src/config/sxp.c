@@ -31,13 +31,7 @@ static void skip_blanks(struct scanner *s)
 static int take_escape(struct scanner *s, struct buffer *text, struct error *error)
 {
 	static const char meanings[][2] = {
-		{'n',  '\n'},
-                {'t',  '\t'},
-                {'r',  '\r'},
-                {'\\', '\\'},
-                {'\'', '\''},
-                {'"',  '"' }
-        };
+		{'n', '\n'}, {'t', '\t'}, {'r', '\r'}, {'\\', '\\'}, {'\'', '\''}, {'"', '"'}};
 	int c = scanner_peek(s, 1);
 
 	if (c == -1)
@@ -136,9 +130,7 @@ static int take_list(struct scanner *s, struct value *list, const struct place *
 
 int sxp_parse(struct value *list, const char *source, const char *text, size_t size, struct error *error)
 {
-	_cleanup_value_ struct value parsed = {
-		.kind = VALUE_LIST, .place = {source, 1, 1}
-        };
+	_cleanup_value_ struct value parsed = {.kind = VALUE_LIST, .place = {source, 1, 1}};
 	size_t budget = VALUE_BUDGET;
 	struct scanner scanner;
 	int r = scanner_open(&scanner, source, text, size, error);

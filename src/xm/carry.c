@@ -125,17 +125,17 @@ static int migrate(struct xm *xm, const struct arguments *arguments, struct erro
 }
 
 const struct command carry_commands[] = {
-	{"save",								  NULL, "<Domain> <File>", "Save a domain's whole state to a file and end it here.",
-         {{"checkpoint", 'c', NULL, "let the domain run on after it was saved"},
+	{"save", NULL, "<Domain> <File>", "Save a domain's whole state to a file and end it here.",
+		{{"checkpoint", 'c', NULL, "let the domain run on after it was saved"},
 			{"live", 'l', NULL, "let the domain run while most of its memory is written"},
 			{"force", 'f', NULL, "overwrite the file if it exists"}},
-         2, 2, save},
-	{"restore",						      NULL, "<File>", "Restore a domain from a file that xm save wrote.",
-         {{"paused", 'p', NULL, "do not unpause the domain afterwards"}}, 1, 1, restore},
+		2, 2, save},
+	{"restore", NULL, "<File>", "Restore a domain from a file that xm save wrote.",
+		{{"paused", 'p', NULL, "do not unpause the domain afterwards"}}, 1, 1, restore},
 	{"migrate", NULL, "<Domain> <Host>", "Move a domain to another host.",
-         {{"live", 'l', NULL, "let the domain run while its memory is copied"},
+		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
 			{"resource", 'r', "MBIT", "copy at most this many megabits per second"}},
-         2, 2, migrate},
-	{0								     },
+		2, 2, migrate},
+	{0},
 };

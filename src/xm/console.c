@@ -131,9 +131,7 @@ static int converse(struct client *client, struct transfer *output, const char *
 	while (r >= 0 && !output->ended) {
 		bool reads = !typing.ended && typing.pending.size < INPUT_MAX && transfer_is_answered(output);
 		struct pollfd descriptors[] = {
-			{.fd = signals,      .events = POLLIN},
-                        {.fd = STDIN_FILENO, .events = POLLIN}
-                };
+			{.fd = signals, .events = POLLIN}, {.fd = STDIN_FILENO, .events = POLLIN}};
 
 		r = client_wait(client, descriptors, reads ? 2 : 1, -1, error);
 		if (r < 0 || output->ended || descriptors[0].revents)
@@ -201,9 +199,9 @@ static int console(struct xm *xm, const struct arguments *arguments, struct erro
 }
 
 const struct command console_commands[] = {
-	{"console",   NULL, "<Domain>", "Show a domain's console and type into it; ^] leaves.",
-         {{"quiet", 'q', NULL, "say nothing of one's own (as always)"},
+	{"console", NULL, "<Domain>", "Show a domain's console and type into it; ^] leaves.",
+		{{"quiet", 'q', NULL, "say nothing of one's own (as always)"},
 			{"new", 'n', NULL, "only what comes from now on, not what was printed before"}},
-         1, 1, console},
+		1, 1, console},
 	{0},
 };

@@ -160,14 +160,14 @@ static int create(struct xm *xm, const struct arguments *arguments, struct error
 }
 
 const struct command start_commands[] = {
-	{"create",               NULL, "<ConfigFile> [vars]", "Start a domain as a configuration file says.",
-         {{"help_config", 0, NULL, "list the options of configuration files"},
+	{"create", NULL, "<ConfigFile> [vars]", "Start a domain as a configuration file says.",
+		{{"help_config", 0, NULL, "list the options of configuration files"},
 			{"dryrun", 'n', NULL, "check everything, print the configuration, start nothing"},
 			{"paused", 'p', NULL, "leave the domain paused"},
 			{"console_autoconnect", 'c', NULL, "attach to the console"},
 			{"quiet", 'q', NULL, "print nothing but errors"},
 			{"path", 0, "PATH", "directories to look for the file in (" SEARCH_PATH ")"},
 			{"defconfig", 'f', "FILE", "the configuration file"}},
-         0, 10000, create},
+		0, 10000, create},
 	{0},
 };

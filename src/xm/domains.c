@@ -10,15 +10,8 @@
 static const struct {
 	const char *name;
 	char letter;
-} states[] = {
-	{"running",  'r'},
-        {"blocked",  'b'},
-        {"paused",   'p'},
-        {"shutdown", 's'},
-        {"halted",   's'},
-	{"crashed",  'c'},
-        {"dying",    'd'}
-};
+} states[] = {{"running", 'r'}, {"blocked", 'b'}, {"paused", 'p'}, {"shutdown", 's'}, {"halted", 's'},
+	{"crashed", 'c'}, {"dying", 'd'}};
 
 /* The letter that --state asks for, 0 for all. */
 static int wanted_state(const struct arguments *arguments, char *letter, struct error *error)
@@ -132,14 +125,14 @@ static int rename_domain(struct xm *xm, const struct arguments *arguments, struc
 }
 
 const struct command domain_commands[] = {
-	{"list",			   "ls", "[Domain...]", "List the host and its domains, or those named.",
-         {{"long", 'l', NULL, "print all that is known of them, as S-expressions"},
+	{"list", "ls", "[Domain...]", "List the host and its domains, or those named.",
+		{{"long", 'l', NULL, "print all that is known of them, as S-expressions"},
 			{"state", 0, "STATE",
 				"only domains that are running, blocked, paused, shutdown, crashed or "
 				"dying"}},
-         0, 10000, list},
-	{"domid",		   NULL, "<Domain>", "Print the ID of a domain.", {{0}}, 1, 1, domid},
+		0, 10000, list},
+	{"domid", NULL, "<Domain>", "Print the ID of a domain.", {{0}}, 1, 1, domid},
 	{"domname", NULL, "<Domain>", "Print the name of a domain.", {{0}}, 1, 1, domname},
-	{"rename",			   NULL, "<Domain> <NewName>", "Give a domain another name.", {{0}}, 2, 2, rename_domain},
-	{0			       },
+	{"rename", NULL, "<Domain> <NewName>", "Give a domain another name.", {{0}}, 2, 2, rename_domain},
+	{0},
 };

@@ -53,8 +53,8 @@ static int show_log(struct xm *xm, const struct arguments *arguments, struct err
 }
 
 const struct command host_commands[] = {
-	{"info",							     NULL, "", "Print what is known of the host.",
-         {{"config", 'c', NULL, "only the format of xend's configuration"}}, 0, 0, info},
-	{"log",								NULL, "", "Print xend's log.", {{0}}, 0, 0, show_log},
+	{"info", NULL, "", "Print what is known of the host.",
+		{{"config", 'c', NULL, "only the format of xend's configuration"}}, 0, 0, info},
+	{"log", NULL, "", "Print xend's log.", {{0}}, 0, 0, show_log},
 	{0},
 };

@@ -127,16 +127,16 @@ static int reboot(struct xm *xm, const struct arguments *arguments, struct error
 }
 
 const struct command stop_commands[] = {
-	{"destroy",   NULL, "<Domain>", "End a domain at once, without asking it.", {{0}}, 1, 1, destroy},
+	{"destroy", NULL, "<Domain>", "End a domain at once, without asking it.", {{0}}, 1, 1, destroy},
 	{"shutdown", NULL, "<Domain>", "Ask a domain to shut down.",
-         {{"wait", 'w', NULL, "return when it has"}, {"all", 'a', NULL, "all domains but Domain-0"},
+		{{"wait", 'w', NULL, "return when it has"}, {"all", 'a', NULL, "all domains but Domain-0"},
 			{"reboot", 'R', NULL, "ask it to reboot"},
 			{"halt", 'H', NULL, "ask it to halt (as without -R)"}},
-         0, 1, shutdown_domain},
-	{"reboot",      NULL, "<Domain>", "Ask a domain to reboot.",
-         {{"wait", 'w', NULL, "return when it has"}, {"all", 'a', NULL, "all domains but Domain-0"}},
-         0, 1, reboot},
-	{"pause",          NULL, "<Domain>", "Stop a domain's CPUs.", {{0}}, 1, 1, pause_domain},
-	{"unpause",           NULL, "<Domain>", "Let a paused domain run on.", {{0}}, 1, 1, unpause},
-	{0      },
+		0, 1, shutdown_domain},
+	{"reboot", NULL, "<Domain>", "Ask a domain to reboot.",
+		{{"wait", 'w', NULL, "return when it has"}, {"all", 'a', NULL, "all domains but Domain-0"}},
+		0, 1, reboot},
+	{"pause", NULL, "<Domain>", "Stop a domain's CPUs.", {{0}}, 1, 1, pause_domain},
+	{"unpause", NULL, "<Domain>", "Let a paused domain run on.", {{0}}, 1, 1, unpause},
+	{0},
 };

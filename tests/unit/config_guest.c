@@ -75,31 +75,31 @@ static void values_mean_what_they_mean_in_python(void **state)
 	static const struct {
 		const char *text, *json;
 	} cases[] = {
-		{"x = 'a' \"b\" '''c\nd'''",               "\"abc\\nd\""                  },
-		{"x = ('a'\n  'b')",                       "\"ab\""                       },
-		{"x = 'a' + \\\n 'b'",                     "\"ab\""                       },
-		{"x = r'a\\n' + 'b\\x41\\101\\u00e9\\n'",  "\"a\\\\nbAA\xc3\xa9\\n\""     },
-		{"x = 'it\\'s \\q'",                       "\"it's \\\\q\""               },
-		{"x = 'a\\\nb'",                           "\"ab\""                       },
-		{"x = 0x10 + 0o17 + 017 + 0b11 + 1L",      "50"                           },
-		{"x = -5",				 "-5"                           },
-		{"x = 0",				  "0"                            },
-		{"x = [1, 'two', [True, False, None],]",   "[1,\"two\",[true,false,null]]"},
-		{"x = []",				 "[]"                           },
-		{"x = ()",				 "[]"                           },
-		{"x = (1)",				"1"                            },
-		{"x = (1,)",			       "[1]"                          },
-		{"x = 1,",				 "[1]"                          },
-		{"x = 1, 2",			       "[1,2]"                        },
-		{"x = [1] + [2]",                          "[1,2]"                        },
-		{"a = 3\nx = 'vm%d-%s' % (a, 'z')",        "\"vm3-z\""                    },
-		{"x = '%03d|%-4s|%x|%%' % (7, 'ab', 255)", "\"007|ab  |ff|%\""            },
-		{"x = '%05d' % -42",                       "\"-0042\""                    },
-		{"a = b = 'q'; x = a + b",                 "\"qq\""                       },
-		{"x = 'a'\nx += 'b'  # more",              "\"ab\""                       },
-		{"'''A text\nabout it'''\nx = 1\r\n",      "1"                            },
-		{"\xef\xbb\xbfx = 'caf\xc3\xa9'",          "\"caf\xc3\xa9\""              },
-		{"x = [ # one\n 1, # two\n\n 2\n ]",       "[1,2]"                        },
+		{"x = 'a' \"b\" '''c\nd'''", "\"abc\\nd\""},
+		{"x = ('a'\n  'b')", "\"ab\""},
+		{"x = 'a' + \\\n 'b'", "\"ab\""},
+		{"x = r'a\\n' + 'b\\x41\\101\\u00e9\\n'", "\"a\\\\nbAA\xc3\xa9\\n\""},
+		{"x = 'it\\'s \\q'", "\"it's \\\\q\""},
+		{"x = 'a\\\nb'", "\"ab\""},
+		{"x = 0x10 + 0o17 + 017 + 0b11 + 1L", "50"},
+		{"x = -5", "-5"},
+		{"x = 0", "0"},
+		{"x = [1, 'two', [True, False, None],]", "[1,\"two\",[true,false,null]]"},
+		{"x = []", "[]"},
+		{"x = ()", "[]"},
+		{"x = (1)", "1"},
+		{"x = (1,)", "[1]"},
+		{"x = 1,", "[1]"},
+		{"x = 1, 2", "[1,2]"},
+		{"x = [1] + [2]", "[1,2]"},
+		{"a = 3\nx = 'vm%d-%s' % (a, 'z')", "\"vm3-z\""},
+		{"x = '%03d|%-4s|%x|%%' % (7, 'ab', 255)", "\"007|ab  |ff|%\""},
+		{"x = '%05d' % -42", "\"-0042\""},
+		{"a = b = 'q'; x = a + b", "\"qq\""},
+		{"x = 'a'\nx += 'b'  # more", "\"ab\""},
+		{"'''A text\nabout it'''\nx = 1\r\n", "1"},
+		{"\xef\xbb\xbfx = 'caf\xc3\xa9'", "\"caf\xc3\xa9\""},
+		{"x = [ # one\n 1, # two\n\n 2\n ]", "[1,2]"},
 	};
 
 	(void)state;
@@ -113,88 +113,119 @@ static void values_mean_what_they_mean_in_python(void **state)
 	}
 }
 
-/* clang-format 14 stumbles over tables with cells of several lines. */
-/* clang-format off */
 static void mistakes_give_the_place_and_what_was_expected(void **state)
 {
 	static const struct {
 		const char *text, *sentence;
 	} cases[] = {
-		{"name = 'a'\n\n\ndisk = [ ]]", "line 4, column 11: expected the end of the line, found ']'."},
+		{"name = 'a'\n\n\ndisk = [ ]]",
+			"line 4, column 11: expected the end of the line, found ']'."},
 		{"disk = ]", "line 1, column 8: expected a string, a number or a list, found ']'."},
-		{"disk = [ 'phy:/dev/a,xvda,w'\nname = 'b'",
-			"line 2, column 1: expected ',' or ']' (of the '[' in line 1, column 8), found 'name'."},
-		{"name = 'abc\nmemory = 1",
-			"line 1, column 12: expected ' to end the string that begins in line 1, column 8; found the end of the line."},
-		{"x = '''abc", "line 1, column 11: expected ''' to end the string that begins in line 1, column 5; "
-			     "found the end of the file."},
+		{"disk = [ 'phy:/dev/a,xvda,w'\nname = 'b'", "line 2, column 1: expected ',' or ']' (of the "
+							     "'[' in line 1, column 8), found 'name'."},
+		{"name = 'abc\nmemory = 1", "line 1, column 12: expected ' to end the string that begins in "
+					    "line 1, column 8; found the end of the line."},
+		{"x = '''abc",
+			"line 1, column 11: expected ''' to end the string that begins in line 1, column 5; "
+			"found the end of the file."},
 		{"name", "line 1, column 5: expected '=' after 'name', found the end of the file."},
-		{"name =\n", "line 1, column 7: expected a string, a number or a list, found the end of the line."},
+		{"name =\n", "line 1, column 7: expected a string, a number or a list, found the end of the "
+			     "line."},
 		{"name == 'a'", "line 1, column 6: expected '=' after 'name', found '=='."},
-		{"name = Test", "line 1, column 8: expected a string, a number or a list, found the name 'Test', which has no "
+		{"name = Test", "line 1, column 8: expected a string, a number or a list, found the name "
+				"'Test', which has no "
 				"value before this line (text belongs in quotes)."},
-		{"import os", "line 1, column 1: expected NAME = VALUE, found 'import': Python code is not run, only values "
+		{"import os", "line 1, column 1: expected NAME = VALUE, found 'import': Python code is not "
+			      "run, only values "
 			      "are read."},
-		{"name = os.uname()", "line 1, column 8: expected a string, a number or a list, found 'os.': functions are "
-				      "Python code, which is not run."},
-		{"print('a')", "line 1, column 1: expected NAME = VALUE, found 'print': Python code is not run, only values "
+		{"name = os.uname()",
+			"line 1, column 8: expected a string, a number or a list, found 'os.': functions are "
+			"Python code, which is not run."},
+		{"print('a')", "line 1, column 1: expected NAME = VALUE, found 'print': Python code is not "
+			       "run, only values "
 			       "are read."},
-		{"if True:\n memory = 1", "line 1, column 1: expected NAME = VALUE, found 'if': Python code is not run, only "
-					   "values are read."},
-		{"memory = 1\n  vcpus = 1", "line 2, column 3: expected no blanks before 'vcpus' at the beginning of a line."},
+		{"if True:\n memory = 1",
+			"line 1, column 1: expected NAME = VALUE, found 'if': Python code is not run, only "
+			"values are read."},
+		{"memory = 1\n  vcpus = 1",
+			"line 2, column 3: expected no blanks before 'vcpus' at the beginning of a line."},
 		{"memory = 64M", "line 1, column 10: expected a whole number, found '64M'."},
 		{"memory = 1.5", "line 1, column 10: expected a whole number, found '1.5'."},
 		{"memory = 99999999999999999999", "line 1, column 10: expected a number below 2^63, found "
-						   "'99999999999999999999'."},
-		{"memory = 'lots'", "line 1, column 10: memory: expected a whole number from 16 to 16777216, found 'lots'."},
-		{"memory = 4", "line 1, column 10: memory: expected a whole number from 16 to 16777216, found 4."},
-		{"memory = [1]", "line 1, column 10: memory: expected a whole number from 16 to 16777216, found a list."},
-		{"name = 'a' + 1", "line 1, column 12: '+' joins two strings, two numbers or two lists, found a string and a "
+						  "'99999999999999999999'."},
+		{"memory = 'lots'", "line 1, column 10: memory: expected a whole number from 16 to 16777216, "
+				    "found 'lots'."},
+		{"memory = 4",
+			"line 1, column 10: memory: expected a whole number from 16 to 16777216, found 4."},
+		{"memory = [1]", "line 1, column 10: memory: expected a whole number from 16 to 16777216, "
+				 "found a list."},
+		{"name = 'a' + 1", "line 1, column 12: '+' joins two strings, two numbers or two lists, "
+				   "found a string and a "
 				   "number."},
 		{"naem = 'a'", "line 1, column 1: unknown option 'naem': did you mean 'name'?."},
 		{"kernle = '/a'", "line 1, column 1: unknown option 'kernle': did you mean 'kernel'?."},
 		{"quux_frobnicate = 'a'", "line 1, column 1: unknown option 'quux_frobnicate'."},
-		{"kernel = 'vmlinuz'", "line 1, column 10: kernel: expected a path that begins with '/', found 'vmlinuz'."},
-		{"on_crash = 'explode'", "line 1, column 12: on_crash: expected destroy, restart, preserve, rename-restart, "
-					 "coredump-destroy or coredump-restart, found 'explode'."},
-		{"name = 'a b'", "line 1, column 8: A domain's name is made of letters, digits and _ - . + : only; 'a b' is "
+		{"kernel = 'vmlinuz'",
+			"line 1, column 10: kernel: expected a path that begins with '/', found 'vmlinuz'."},
+		{"on_crash = 'explode'",
+			"line 1, column 12: on_crash: expected destroy, restart, preserve, rename-restart, "
+			"coredump-destroy or coredump-restart, found 'explode'."},
+		{"name = 'a b'", "line 1, column 8: A domain's name is made of letters, digits and _ - . + : "
+				 "only; 'a b' is "
 				 "not."},
-		{"name = 17", "line 1, column 8: A domain's name cannot be a number, as '17' is: that would be an ID."},
-		{"name = 'Domain-0'", "line 1, column 8: A domain's name cannot be 'Domain-0': that is the host."},
-		{"uuid = 'x'", "line 1, column 8: uuid: expected a uuid such as cc0029f5-10a1-e6d0-3c92-19b0ea021f21, found "
+		{"name = 17", "line 1, column 8: A domain's name cannot be a number, as '17' is: that would "
+			      "be an ID."},
+		{"name = 'Domain-0'",
+			"line 1, column 8: A domain's name cannot be 'Domain-0': that is the host."},
+		{"uuid = 'x'", "line 1, column 8: uuid: expected a uuid such as "
+			       "cc0029f5-10a1-e6d0-3c92-19b0ea021f21, found "
 			       "'x'."},
 		{"disk = ['phy:/dev/a,xvda,w', 'nbd:/dev/b,xvdb,w']",
-			"line 1, column 30: disk 'nbd:/dev/b,xvdb,w': expected file:, phy: or tap:aio: before the path, found "
+			"line 1, column 30: disk 'nbd:/dev/b,xvdb,w': expected file:, phy: or tap:aio: "
+			"before the path, found "
 			"'nbd:/dev/b'."},
-		{"disk = ['phy:/dev/a,xvda']", "line 1, column 9: disk 'phy:/dev/a,xvda': expected three words with commas "
-					       "between them, as in phy:/dev/vg/guest,xvda,w; found 2."},
-		{"disk = ['phy:/dev/a,floppy,w']", "line 1, column 9: disk 'phy:/dev/a,floppy,w': expected a device such as "
-						   "xvda, sda1 or hdc as the second word, found 'floppy'."},
-		{"disk = ['phy:/dev/a,xvda,x']", "line 1, column 9: disk 'phy:/dev/a,xvda,x': expected the mode r, w or w! as "
-						 "the third word, found 'x'."},
-		{"disk = ['tap:qcow:/a,xvda,w']",
-			"line 1, column 9: disk 'tap:qcow:/a,xvda,w': expected tap:aio:, found 'tap:qcow:/a': only raw images can "
-			"be used (qemu-img convert -O raw makes one)."},
-		{"disk = ['file:a,xvda,w']", "line 1, column 9: disk 'file:a,xvda,w': expected a path that begins with '/', "
-					     "found 'a'."},
-		{"vif = ['mac=1:2']", "line 1, column 8: vif 'mac=1:2': expected six bytes such as 00:16:3e:55:9d:b0 after "
-				      "mac=, found '1:2'."},
-		{"vif = ['mca=1:2']", "line 1, column 8: vif 'mca=1:2': expected mac=, bridge=, ip=, script=, vifname=, rate=, "
+		{"disk = ['phy:/dev/a,xvda']",
+			"line 1, column 9: disk 'phy:/dev/a,xvda': expected three words with commas "
+			"between them, as in phy:/dev/vg/guest,xvda,w; found 2."},
+		{"disk = ['phy:/dev/a,floppy,w']",
+			"line 1, column 9: disk 'phy:/dev/a,floppy,w': expected a device such as "
+			"xvda, sda1 or hdc as the second word, found 'floppy'."},
+		{"disk = ['phy:/dev/a,xvda,x']",
+			"line 1, column 9: disk 'phy:/dev/a,xvda,x': expected the mode r, w or w! as "
+			"the third word, found 'x'."},
+		{"disk = ['tap:qcow:/a,xvda,w']", "line 1, column 9: disk 'tap:qcow:/a,xvda,w': expected "
+						  "tap:aio:, found 'tap:qcow:/a': only raw images can "
+						  "be used (qemu-img convert -O raw makes one)."},
+		{"disk = ['file:a,xvda,w']",
+			"line 1, column 9: disk 'file:a,xvda,w': expected a path that begins with '/', "
+			"found 'a'."},
+		{"vif = ['mac=1:2']",
+			"line 1, column 8: vif 'mac=1:2': expected six bytes such as 00:16:3e:55:9d:b0 after "
+			"mac=, found '1:2'."},
+		{"vif = ['mca=1:2']", "line 1, column 8: vif 'mca=1:2': expected mac=, bridge=, ip=, "
+				      "script=, vifname=, rate=, "
 				      "model= or type=, found 'mca='."},
-		{"vif = ['script=../../bin/sh']", "line 1, column 8: vif 'script=../../bin/sh': expected a file in "
-						  "/etc/xen/scripts/ after script=, found '../../bin/sh'."},
-		{"vif = ['rate=fast']", "line 1, column 8: vif 'rate=fast': expected a rate such as 10Mb/s or 1MB/s after "
-					"rate=, found 'fast'."},
+		{"vif = ['script=../../bin/sh']",
+			"line 1, column 8: vif 'script=../../bin/sh': expected a file in "
+			"/etc/xen/scripts/ after script=, found '../../bin/sh'."},
+		{"vif = ['rate=fast']",
+			"line 1, column 8: vif 'rate=fast': expected a rate such as 10Mb/s or 1MB/s after "
+			"rate=, found 'fast'."},
 		{"vif = 7", "line 1, column 7: vif: expected a list of strings, found 7."},
-		{"extra = 'a\\nb'", "line 1, column 9: extra: expected text in one line, found the control character 0x0a in "
+		{"extra = 'a\\nb'", "line 1, column 9: extra: expected text in one line, found the control "
+				    "character 0x0a in "
 				    "it."},
-		{"x = {'a': 1}", "line 1, column 5: expected a string, a number or a list (no option takes a dictionary), "
+		{"x = {'a': 1}", "line 1, column 5: expected a string, a number or a list (no option takes a "
+				 "dictionary), "
 				 "found '{'."},
-		{"x = f'a'", "line 1, column 5: f-strings are Python code, which is not run: write \"…%s…\" % NAME."},
+		{"x = f'a'", "line 1, column 5: f-strings are Python code, which is not run: write \"…%s…\" "
+			     "% NAME."},
 		{"x = '\\x00'", "line 1, column 6: expected the code of a character, found 0x0."},
 		{"x = '%d' % 'a'", "line 1, column 10: '%d' of the string cannot show a string."},
-		{"x = '%d' % (1, 2)", "line 1, column 10: expected 1 values for the string left of '%', found 2."},
-		{"x = \xff", "line 1, column 5: expected UTF-8 text, found the byte 0xff: is this a configuration file?"},
+		{"x = '%d' % (1, 2)",
+			"line 1, column 10: expected 1 values for the string left of '%', found 2."},
+		{"x = \xff", "line 1, column 5: expected UTF-8 text, found the byte 0xff: is this a "
+			     "configuration file?"},
 	};
 
 	(void)state;
@@ -212,15 +243,15 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 
 static void the_command_line_wins(void **state)
 {
-	static const char *const overrides[] = {"memory=256", "disk=file:/a,xvda,w", "disk=phy:b,xvdb,r", "vmid=7",
-		"extra=console=hvc0 quiet"};
+	static const char *const overrides[] = {"memory=256", "disk=file:/a,xvda,w", "disk=phy:b,xvdb,r",
+		"vmid=7", "extra=console=hvc0 quiet"};
 	static const char text[] = "name = 'vm%d' % vmid\nmemory = 64\ndisk = ['phy:/dev/z,xvda,w']\n";
 	_cleanup_guest_config_ struct guest_config config = {0};
 	struct error error = {0};
 
 	(void)state;
-	assert_int_equal(guest_config_from_text(&config, "t", text, strlen(text), overrides, ARRAY_SIZE(overrides),
-				 &error),
+	assert_int_equal(guest_config_from_text(
+				 &config, "t", text, strlen(text), overrides, ARRAY_SIZE(overrides), &error),
 		0);
 	assert_string_equal(config.name, "vm7");
 	assert_int_equal(config.memory, 256);
@@ -235,10 +266,12 @@ static void mistakes_on_the_command_line_say_so(void **state)
 	static const struct {
 		const char *word, *sentence;
 	} cases[] = {
-		{"memory=much", "the command line: memory: expected a whole number from 16 to 16777216, found 'much'."},
+		{"memory=much", "the command line: memory: expected a whole number from 16 to 16777216, "
+				"found 'much'."},
 		{"memmory=64", "the command line: unknown option 'memmory': did you mean 'memory'?."},
 		{"memory", "the command line: expected NAME=VALUE, found 'memory'."},
-		{"disk=['a'", "the command line, line 1, column 5: expected ',' or ']' (of the '[' in line 1, column 1), "
+		{"disk=['a'", "the command line, line 1, column 5: expected ',' or ']' (of the '[' in line "
+			      "1, column 1), "
 			      "found the end of the file."},
 	};
 
@@ -247,7 +280,8 @@ static void mistakes_on_the_command_line_say_so(void **state)
 		_cleanup_guest_config_ struct guest_config config = {0};
 		struct error error = {0};
 
-		assert_int_equal(guest_config_from_text(&config, "t", "", 0, &cases[i].word, 1, &error), -EINVAL);
+		assert_int_equal(
+			guest_config_from_text(&config, "t", "", 0, &cases[i].word, 1, &error), -EINVAL);
 		assert_string_equal(error.text, cases[i].sentence);
 	}
 }
@@ -258,16 +292,19 @@ static void json_is_checked_like_a_file(void **state)
 		const char *json, *sentence;
 	} cases[] = {
 		{"[]", "A guest configuration is a JSON object of options."},
-		{"{\"memory\": 1.5}", "memory: expected a string, a whole number or a list, found a number with a fraction."},
+		{"{\"memory\": 1.5}", "memory: expected a string, a whole number or a list, found a number "
+				      "with a fraction."},
 		{"{\"memory\": -1}", "memory: expected a whole number from 16 to 16777216, found -1."},
-		{"{\"memory\": true}", "memory: expected a whole number from 16 to 16777216, found True or False."},
+		{"{\"memory\": true}",
+			"memory: expected a whole number from 16 to 16777216, found True or False."},
 		{"{\"name\": {}}", "name: expected a string, a whole number or a list, found an object."},
 		{"{\"name\": \"a\\u0000b\"}", "name: expected text, found a NUL character in it."},
 		{"{\"nmae\": \"a\"}", "unknown option 'nmae': did you mean 'name'?."},
 		{"{\"disk\": [7]}", "disk: expected strings in the list, found 7."},
 		{"{\"disk\": [\"file:/a\\nb,xvda,w\"]}",
 			"disk: expected text in one line, found the control character 0x0a in it."},
-		{"{\"vfb\": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}", "vfb: lists may not be nested more than 16 deep."},
+		{"{\"vfb\": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]}",
+			"vfb: lists may not be nested more than 16 deep."},
 	};
 
 	(void)state;
@@ -308,7 +345,8 @@ static void options_must_agree(void **state)
 	} cases[] = {
 		{"memory = 64", "The guest configuration has no name: add name = \"…\"."},
 		{"name = 'a'; memory = 64; maxmem = 32", "maxmem is 32 MiB, less than memory, 64 MiB."},
-		{"name = 'a'; disk = ['phy:a,xvda,w', 'phy:b,xvda,w']", "disk: two entries are for the device xvda."},
+		{"name = 'a'; disk = ['phy:a,xvda,w', 'phy:b,xvda,w']",
+			"disk: two entries are for the device xvda."},
 		{"name = 'a'; vif = ['mac=00:16:3e:0:0:1', 'mac=00:16:3e:0:0:1']",
 			"vif: two interfaces have the MAC address 00:16:3e:00:00:01."},
 	};
@@ -323,7 +361,6 @@ static void options_must_agree(void **state)
 		assert_string_equal(error.text, cases[i].sentence);
 	}
 }
-/* clang-format on */
 
 static void devices_read_back_as_written(void **state)
 {

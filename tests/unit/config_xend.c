@@ -73,28 +73,36 @@ static void a_missing_file_means_defaults(void **state)
 	assert_int_equal(config.allow_count, 0);
 }
 
-/* clang-format off */
 static void mistakes_give_the_place_and_what_was_expected(void **state)
 {
 	static const struct {
 		const char *text, *sentence;
 	} cases[] = {
-		{"(xend-port 8000", "line 1, column 16: expected ')' to end the '(' in line 1, column 1; found the end of the file."},
+		{"(xend-port 8000", "line 1, column 16: expected ')' to end the '(' in line 1, column 1; "
+				    "found the end of the file."},
 		{"(xend-port 8000))", "line 1, column 17: expected '(' or the end of the file, found ')'."},
 		{"\nxend-port 8000", "line 2, column 1: expected '(' before an option, found 'xend-port'."},
 		{"()", "line 1, column 1: expected the name of an option after '('."},
 		{"(xend-port)", "line 1, column 1: xend-port: expected a value after the name, found ')'."},
-		{"(xend-port many)", "line 1, column 12: xend-port: expected a whole number up to 65535, found 'many'."},
-		{"(xend-port 70000)", "line 1, column 12: xend-port: expected a whole number up to 65535, found '70000'."},
+		{"(xend-port many)",
+			"line 1, column 12: xend-port: expected a whole number up to 65535, found 'many'."},
+		{"(xend-port 70000)",
+			"line 1, column 12: xend-port: expected a whole number up to 65535, found '70000'."},
 		{"(xend-port (8000))", "line 1, column 12: xend-port: expected a value, found '('."},
-		{"(xend-unix-server maybe)", "line 1, column 19: xend-unix-server: expected yes or no, found 'maybe'."},
-		{"(loglevel loud)", "line 1, column 11: loglevel: expected DEBUG, INFO, WARNING, ERROR or CRITICAL, found 'loud'."},
-		{"(logfile xend.log)", "line 1, column 10: logfile: expected a path that begins with '/', found 'xend.log'."},
-		{"(network-script network-bridge netdev=eth0)", "line 1, column 32: network-script: expected ')' after one value; "
-								"a value with blanks belongs in quotes."},
-		{"(xend-relocation-hosts-alow '')", "line 1, column 2: unknown option 'xend-relocation-hosts-alow': did you mean "
-						    "'xend-relocation-hosts-allow'?."},
-		{"(xend-address 'abc)", "line 1, column 20: expected ' to end the text that begins in line 1, column 15; found the "
+		{"(xend-unix-server maybe)",
+			"line 1, column 19: xend-unix-server: expected yes or no, found 'maybe'."},
+		{"(loglevel loud)", "line 1, column 11: loglevel: expected DEBUG, INFO, WARNING, ERROR or "
+				    "CRITICAL, found 'loud'."},
+		{"(logfile xend.log)", "line 1, column 10: logfile: expected a path that begins with '/', "
+				       "found 'xend.log'."},
+		{"(network-script network-bridge netdev=eth0)",
+			"line 1, column 32: network-script: expected ')' after one value; "
+			"a value with blanks belongs in quotes."},
+		{"(xend-relocation-hosts-alow '')",
+			"line 1, column 2: unknown option 'xend-relocation-hosts-alow': did you mean "
+			"'xend-relocation-hosts-allow'?."},
+		{"(xend-address 'abc)", "line 1, column 20: expected ' to end the text that begins in line "
+					"1, column 15; found the "
 					"end of the file."},
 	};
 
@@ -110,7 +118,6 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 		assert_null(config.logfile);
 	}
 }
-/* clang-format on */
 
 static void settings_without_effect_are_named(void **state)
 {
