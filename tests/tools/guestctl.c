@@ -30,6 +30,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -215,6 +216,7 @@ static pid_t spawn(const struct options *options, int listening)
 
 	if (child != 0)
 		return child;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	snprintf(number, sizeof(number), "%d", listening);
 	fcntl(listening, F_SETFD, 0);
 	if (options->user)
