@@ -145,6 +145,8 @@ static int converse(struct client *client, struct transfer *output, const char *
 		if (r < 0)
 			return r;
 		r = send_keys(&typing, client, input_path, error);
+		if (r == -EREMOTEIO && isatty(STDIN_FILENO)) /* a guest that boots or hangs does not listen */
+			r = write_all("\a", 1, error);
 		if (r < 0)
 			return end_follows(client, output, r);
 		if (typing.escaped && !typing.pending.size && !typing.request.easy)

@@ -365,6 +365,25 @@ def test_console_makes_the_terminal_raw_and_restores_it(xend):
     assert read_all(master) == "bye\r\n\r\n"
 
 
+def test_console_of_a_guest_that_does_not_listen(xend):
+    console_route(xend, None)
+    sentence = "The guest does not read its console."
+    xend.routes["POST", "/domains/1/console"] = (500, {"error": sentence})
+    assert xend.xm("console", "1", stdin=b"keys")[::2] == (1, f"Error: {sentence}\n")
+    master, slave = pty.openpty()
+    process = xend.spawn("console", "1", stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    wait_until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
+    os.write(master, b"keys")
+    shown = b""
+    while b"\a" not in shown:
+        shown += os.read(master, 1000)
+    assert process.poll() is None
+    os.write(master, b"\x1d")
+    os.close(slave)
+    read_all(master)
+    assert process.wait(10) == 0
+
+
 def test_console_restores_the_terminal_when_killed(xend):
     console_route(xend, None)
     master, slave = pty.openpty()
