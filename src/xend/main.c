@@ -42,6 +42,14 @@ static int open_log(const struct xend_config *config, struct error *error)
 	return 0;
 }
 
+static void warn_of_settings(const struct xend_config *config)
+{
+	_cleanup_json_ json_t *warnings = xend_config_warnings(config);
+
+	for (size_t i = 0; i < json_array_size(warnings); i++)
+		log_warning("%s", json_string_value(json_array_get(warnings, i)));
+}
+
 static enum log_level level_of(const char *name)
 {
 	static const struct {
@@ -228,6 +236,7 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 			log_error("Nobody is left to be told.");
 		return r;
 	}
+	warn_of_settings(&xend->config);
 	log_info("xend %s is ready.", FERRY_VERSION);
 	cleanup_close(&ready);
 	event_base_dispatch(xend->base);
