@@ -128,12 +128,6 @@ int sandbox_enter(uid_t uid, gid_t gid, struct error *error)
 	if (r == 0)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
 			SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-<<<<<<< Updated upstream
-	/* What fstat() is in glibc since 2.33: of a descriptor, not of a name. */
-	if (r == 0)
-		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(newfstatat), 1,
-			SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH));
-=======
 	/* fstat and the like of an open descriptor, which glibc spells as a path that may be empty. */
 	if (r == 0)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(newfstatat), 1,
@@ -141,7 +135,6 @@ int sandbox_enter(uid_t uid, gid_t gid, struct error *error)
 	if (r == 0)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(statx), 1,
 			SCMP_A2(SCMP_CMP_MASKED_EQ, AT_EMPTY_PATH, AT_EMPTY_PATH));
->>>>>>> Stashed changes
 	if (r == 0)
 		r = seccomp_load(filter);
 	return r < 0 ? error_set(error, -r, "Unable to install the filter of system calls: %s.", strerror(-r))
