@@ -1,6 +1,7 @@
 /*
  * xend: `xend start` in the background, `xend` alone in the foreground, `xend
- * stop|restart|status`. Stopping xend leaves the guests running.
+ * stop|restart|status`. Stopping xend leaves the guests running. It writes its log
+ * file, or, in the foreground of a terminal, to the terminal.
  */
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -166,7 +167,7 @@ static void reopen_signal(evutil_socket_t number, short what, void *argument)
 		log_error("%s", error.text);
 }
 
-static int watch_signals(struct xend *xend, bool background, struct error *error)
+static int watch_signals(struct xend *xend, bool terminal, struct error *error)
 {
 	const struct {
 		int number;
@@ -174,7 +175,7 @@ static int watch_signals(struct xend *xend, bool background, struct error *error
 	} signals[] = {
 		{SIGTERM, stop_signal                             },
                 {SIGINT,  stop_signal                             },
-		{SIGHUP,  background ? reopen_signal : stop_signal}
+		{SIGHUP,  terminal ? stop_signal : reopen_signal}
         };
 
 	signal(SIGPIPE, SIG_IGN);
@@ -197,7 +198,7 @@ static void start_network(const struct xend *xend)
 		log_error("The host's network is not set up for guests: %s", error.text);
 }
 
-static int set_up(struct xend *xend, bool background, struct error *error)
+static int set_up(struct xend *xend, bool terminal, struct error *error)
 {
 	char path[300], boot_id[64];
 	int r = read_boot_id(boot_id, error);
@@ -209,16 +210,17 @@ static int set_up(struct xend *xend, bool background, struct error *error)
 	if (r >= 0)
 		r = xend_init(xend, error);
 	if (r >= 0)
-		r = watch_signals(xend, background, error);
+		r = watch_signals(xend, terminal, error);
 	if (r < 0)
 		return r;
 	start_network(xend);
 	xend_lock(xend);
 	r = adopt_all(xend, error);
 	xend_unlock(xend);
-	if (r >= 0 && xend->config.unix_server)
-		r = api_start(xend, error);
-	return r < 0 ? r : relocation_start(xend, error);
+	if (r >= 0)
+		r = relocation_start(xend, error);
+	/* Last: who finds the socket finds a xend that answers. */
+	return r >= 0 && xend->config.unix_server ? api_start(xend, error) : r;
 }
 
 /* Runs until it is told to stop. `ready` (-1: none) is a pipe that is closed once all is set up, or hears why
@@ -226,10 +228,11 @@ static int set_up(struct xend *xend, bool background, struct error *error)
 static int serve(struct xend *xend, bool background, int ready, struct error *error)
 {
 	_cleanup_close_ int pid_file = take_pid_file(&xend->paths, error);
-	int r = pid_file < 0 ? pid_file : background ? open_log(&xend->config, error) : 0;
+	bool terminal = !background && isatty(STDERR_FILENO);
+	int r = pid_file < 0 ? pid_file : terminal ? 0 : open_log(&xend->config, error);
 
 	if (r >= 0)
-		r = set_up(xend, background, error);
+		r = set_up(xend, terminal, error);
 	if (r < 0) {
 		log_error("%s", error->text);
 		if (ready >= 0 && write(ready, error->text, strlen(error->text)) < 0)
@@ -332,6 +335,7 @@ int main(int count, char **words)
 		{"status",     status    }
         };
 	const char *word = count > 1 ? words[1] : "foreground";
+	int spoken_to = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0); /* standard error may become the log */
 	static struct xend xend;
 	struct error error = {0};
 	int r;
@@ -348,7 +352,7 @@ int main(int count, char **words)
 		if (r >= 0)
 			r = commands[i].run(&xend, &error);
 		if (r < 0)
-			fprintf(stderr, "Error: %s\n", error.text);
+			dprintf(spoken_to, "Error: %s\n", error.text);
 		return r < 0 ? 1 : 0;
 	}
 	fprintf(stderr, "Usage: xend [start|stop|restart|status|foreground]\n");
