@@ -79,7 +79,6 @@ struct fadt {
 #define FADT_REVISION 5
 #define BOOT_LEGACY_DEVICES 0x0001u /* there is a serial port */
 #define BOOT_NO_VGA 0x0004u
-#define BOOT_NO_ASPM 0x0010u
 #define FLAG_WBINVD 0x00000001u
 #define FLAG_C1 0x00000004u
 #define FLAG_NO_SLEEP_BUTTON 0x00000020u /* no fixed one; the power button is fixed: its bit is clear */
@@ -177,7 +176,7 @@ static uint64_t append_fadt(struct buffer *tables)
 		.c2_latency = NO_C2_LATENCY,
 		.c3_latency = NO_C2_LATENCY,
 		.century = RTC_CENTURY,
-		.boot_flags = BOOT_LEGACY_DEVICES | BOOT_NO_VGA | BOOT_NO_ASPM,
+		.boot_flags = BOOT_LEGACY_DEVICES | BOOT_NO_VGA,
 		.flags =
 			FLAG_WBINVD | FLAG_C1 | FLAG_NO_SLEEP_BUTTON | FLAG_NO_RTC_WAKE | FLAG_RESET_REGISTER,
 		.reset = {SPACE_IO, 8,                      0, ACCESS_BYTE, POWER_RESET_PORT  },
