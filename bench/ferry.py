@@ -67,11 +67,15 @@ class Host:
             return {}
 
     def wait_guest(self, timeout=30):
+        """The control connection of the guest here, as soon as it has a machine."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             for path in self.guests().values():
                 try:
-                    return Control(path)
+                    control = Control(path)
+                    if control.call({"do": "status"})["state"] != "empty":
+                        return control
+                    control.close()
                 except (FileNotFoundError, ConnectionRefusedError):
                     pass
             time.sleep(0.0005)
@@ -154,5 +158,5 @@ class Xm:
         end = time.monotonic()
         if self.process.returncode != 0:
             raise RuntimeError(f"xm {' '.join(self.arguments)}: {errors.strip()}")
-        sent = re.search(r"([0-9.]+) MiB", self.output)
-        return self.start, end, float(sent.group(1)) * (1 << 20) if sent else 0
+        sent = re.search(r"([0-9.]+) MB", self.output)
+        return self.start, end, float(sent.group(1)) * 1e6 if sent else 0
