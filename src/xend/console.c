@@ -5,8 +5,10 @@
 #include "xend/guest.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 /* A client that does not read: the guest's output is then left to the guest, which drops what is too much. */
@@ -90,7 +92,15 @@ void console_stream(struct call *call)
 	reply_end(call->reply);
 }
 
-/* Without the lock. Ends when the guest has read everything and closes. */
+/* How much of what we have sent is still unread: unix(7), SIOCOUTQ. */
+static bool all_read(int stream)
+{
+	int unread = 0;
+
+	return ioctl(stream, SIOCOUTQ, &unread) == 0 && unread == 0;
+}
+
+/* Without the lock. Ends when the guest has read everything. */
 static int put_in(int stream, const char *bytes, size_t size, struct error *error)
 {
 	long long deadline = monotonic_ms() + INPUT_MS, left;
@@ -100,7 +110,10 @@ static int put_in(int stream, const char *bytes, size_t size, struct error *erro
 		struct pollfd ready = {.fd = stream, .events = (short)(POLLIN | (size ? POLLOUT : 0))};
 		ssize_t n;
 
-		if (poll(&ready, 1, (int)left) < 0 && errno != EINTR)
+		if (!size && all_read(stream))
+			return 0;
+		/* Nothing wakes us when the last byte is read: look again soon. */
+		if (poll(&ready, 1, size || left < 5 ? (int)left : 5) < 0 && errno != EINTR)
 			break;
 		if (ready.revents & POLLOUT && size) {
 			n = send(stream, bytes, size, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -108,13 +121,11 @@ static int put_in(int stream, const char *bytes, size_t size, struct error *erro
 				break;
 			bytes += n > 0 ? n : 0;
 			size -= n > 0 ? (size_t)n : 0;
-			if (!size)
-				shutdown(stream, SHUT_WR);
 		}
 		/* The guest's output comes here as well; it is for those who watch. */
 		if (ready.revents & (POLLIN | POLLHUP) &&
 			recv(stream, output, sizeof(output), MSG_DONTWAIT) == 0)
-			return size ? error_set(error, EIO, "The guest has closed its console.") : 0;
+			return error_set(error, EIO, "The guest has closed its console.");
 	}
 	return error_set(error, ETIMEDOUT, "The guest does not read its console.");
 }
