@@ -177,6 +177,11 @@ struct run {
 	bool late;
 };
 
+static void stop(void *context)
+{
+	loop_stop(context);
+}
+
 static void tick(void *context, uint32_t events)
 {
 	struct run *run = context;
@@ -189,7 +194,7 @@ static void tick(void *context, uint32_t events)
 	run->late = now.tv_sec > run->end.tv_sec ||
 		    (now.tv_sec == run->end.tv_sec && now.tv_nsec >= run->end.tv_nsec);
 	if (run->late || (run->condition && run->condition(run->context)))
-		loop_stop(run->rig->loop);
+		loop_defer(run->rig->loop, stop, run->rig->loop); /* behind the events that are there */
 }
 
 static bool run_for(struct rig *rig, bool (*condition)(void *context), void *context, unsigned milliseconds)

@@ -422,27 +422,37 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 	return -1;
 }
 
-/* Ends what the ring has completed; true where that was anything. */
-static bool reap(struct virtio_blk *blk)
+/* Ends what lies in the completion queue; how much it was. */
+static unsigned reap_some(struct virtio_blk *blk)
 {
 	struct io_uring_cqe *cqes[BATCH];
-	unsigned total = 0, count;
+	unsigned count = io_uring_peek_batch_cqe(&blk->ring, cqes, BATCH);
 
-	if (blk->in_flight == 0)
-		return false;
-	if (blk->deferred)
-		io_uring_get_events(&blk->ring);
-	while ((count = io_uring_peek_batch_cqe(&blk->ring, cqes, BATCH)) > 0) {
-		for (unsigned i = 0; i < count; i++) {
-			struct request *request = io_uring_cqe_get_data(cqes[i]);
-			int status;
+	for (unsigned i = 0; i < count; i++) {
+		struct request *request = io_uring_cqe_get_data(cqes[i]);
+		int status;
 
-			blk->in_flight--;
-			status = outcome(blk, request, cqes[i]->res);
-			if (status >= 0)
-				answer(blk, request, (uint8_t)status);
-		}
-		io_uring_cq_advance(&blk->ring, count);
+		blk->in_flight--;
+		status = outcome(blk, request, cqes[i]->res);
+		if (status >= 0)
+			answer(blk, request, (uint8_t)status);
+	}
+	io_uring_cq_advance(&blk->ring, count);
+	return count;
+}
+
+/*
+ * Ends what is complete; true where that was anything. The kernel may do only a part of the deferred work
+ * at a time and does not signal for the rest: it is asked until it has no more.
+ */
+static bool reap(struct virtio_blk *blk)
+{
+	unsigned total = 0, count = 1;
+
+	while (blk->in_flight && count) {
+		if (blk->deferred)
+			io_uring_get_events(&blk->ring);
+		count = reap_some(blk);
 		total += count;
 	}
 	submit(blk); /* what goes on */
