@@ -335,7 +335,6 @@ int main(int count, char **words)
 		{"status",     status    }
         };
 	const char *word = count > 1 ? words[1] : "foreground";
-	int spoken_to = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0); /* standard error may become the log */
 	static struct xend xend;
 	struct error error = {0};
 	int r;
@@ -352,7 +351,7 @@ int main(int count, char **words)
 		if (r >= 0)
 			r = commands[i].run(&xend, &error);
 		if (r < 0)
-			dprintf(spoken_to, "Error: %s\n", error.text);
+			fprintf(stderr, "Error: %s\n", error.text);
 		return r < 0 ? 1 : 0;
 	}
 	fprintf(stderr, "Usage: xend [start|stop|restart|status|foreground]\n");
