@@ -116,14 +116,19 @@ static int copy_round(struct work *work, struct error *error)
 	backlog += (copy->sent_pages - sent) * PAGE_SIZE - (sink->backlog ? sink->backlog(sink) : 0);
 	rounds_measure(&work->rounds, backlog, monotonic_ns() - began);
 	copy->rounds++;
+	copy->last_pages = copy->sent_pages - sent;
 	return 0;
 }
 
 static int pause_guest(struct copy *copy, struct error *error)
 {
+	int r;
+
 	copy->paused_at = monotonic_ns();
 	copy->paused_realtime_ns = realtime_ns();
-	return guest_pause(copy->guest, error);
+	r = guest_pause(copy->guest, error);
+	copy->stopped_at = monotonic_ns();
+	return r;
 }
 
 /* Rounds while the guest runs; leaves it paused, with what is still to be copied in work->todo. */

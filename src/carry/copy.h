@@ -40,6 +40,8 @@ struct copy {
 	uint64_t sent_pages; /* contents given to the sink, repetitions counted */
 	int64_t paused_at;   /* monotonic ns: when the guest was asked to stop */
 	int64_t paused_realtime_ns;
+	int64_t stopped_at;  /* monotonic ns: when it had stopped */
+	uint64_t last_pages; /* of sent_pages: those of the last round */
 };
 
 int copy_guest(struct copy *copy, struct error *error);

@@ -1,4 +1,5 @@
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "carry/clock.h"
 #include "carry/copy.h"
 #include "carry/jobs.h"
@@ -38,8 +39,8 @@ struct send {
 	struct peer_sink sink;
 	struct copy copy;
 	uint8_t ticket[16];
-	int64_t began;
-	bool committed; /* COMMIT may have reached the peer */
+	int64_t began, copied_at, sent_at, received_at, committed_at; /* monotonic ns */
+	bool committed;                                               /* COMMIT may have reached the peer */
 };
 
 #define _cleanup_send_ __attribute__((cleanup(send_free)))
@@ -216,11 +217,35 @@ static int send_guest(struct send *send, struct error *error)
 		r = offer(send, error);
 	if (r == 0)
 		r = copy_guest(&send->copy, error);
+	send->copied_at = monotonic_ns();
 	if (r == 0)
 		r = send_state(send, error);
+	send->sent_at = monotonic_ns();
 	if (r == 0)
 		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
+	send->received_at = monotonic_ns();
 	return r == 0 ? job_event(send->job, "received", NULL, error) : r;
+}
+
+static double in_ms(int64_t from, int64_t to)
+{
+	return (double)(to - from) / (double)NS_PER_MS;
+}
+
+/* What the downtime was spent on, for whoever wants it shorter. */
+static void log_downtime(const struct send *send, int64_t running_at)
+{
+	const struct copy *copy = &send->copy;
+
+	log_info("Downtime %.1f ms: %.1f to stop the guest, %.1f for the last round of %llu pages, %.1f for "
+		 "the device "
+		 "state, %.1f until the peer had verified and loaded it, %.1f to record the hand-over, %.1f "
+		 "until it "
+		 "ran there.",
+		in_ms(copy->paused_at, running_at), in_ms(copy->paused_at, copy->stopped_at),
+		in_ms(copy->stopped_at, send->copied_at), (unsigned long long)copy->last_pages,
+		in_ms(send->copied_at, send->sent_at), in_ms(send->sent_at, send->received_at),
+		in_ms(send->received_at, send->committed_at), in_ms(send->committed_at, running_at));
 }
 
 static int commit(struct send *send, struct error *error)
@@ -235,12 +260,14 @@ static int commit(struct send *send, struct error *error)
 	if (strcmp(job_verb(&answer), "commit") != 0)
 		return error_set(error, EPROTO, "xend answered neither commit nor abort.");
 	send->committed = true;
+	send->committed_at = monotonic_ns();
 	r = peer_send(&send->wire, RECORD_COMMIT, 0, NULL, 0, error);
 	if (r == 0)
 		r = peer_expect(&send->wire, RECORD_RUNNING, &running, error);
 	if (r < 0)
 		return r;
 	now = monotonic_ns();
+	log_downtime(send, now);
 	return job_event(send->job, "done",
 		json_pack("{s:I, s:i, s:I, s:I, s:I}", "milliseconds",
 			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
