@@ -244,7 +244,8 @@ int virtio_init(struct virtio_device *device, const struct virtio_class *class, 
 	device->class = class;
 	device->offered = features | EVERY_DEVICE;
 	device->config_size = (unsigned)config_size;
-	memcpy(device->config, config, config_size);
+	if (config_size)
+		memcpy(device->config, config, config_size);
 	r = pci_add(&device->pci, platform, slot, &identity, class->queue_count + 1, error);
 	if (r < 0)
 		return r;
