@@ -29,11 +29,11 @@ enum option_section { SHOWN_NOWHERE, SHOWN_IN_DOMAIN, SHOWN_IN_IMAGE };
 struct guest_option {
 	const char *name;
 	enum option_kind kind;
+	enum option_section section;
 	size_t offset;
 	uint64_t least, most, fallback; /* of numbers and actions; fallback: when not given */
 	const char *choices;            /* "ignore|start" */
-	enum option_section section;
-	const char *shown_as; /* in xm list --long; NULL: its name */
+	const char *shown_as;           /* in xm list --long; NULL: its name */
 	const char *help;
 	const char
 		*without_effect; /* why setting it changes nothing (the end of a warning), NULL: it works */

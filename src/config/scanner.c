@@ -87,7 +87,7 @@ int scanner_open(
 	}
 	*scanner = (struct scanner){.text = text, .size = size, .place = {source, 1, 1}};
 	if (size > CONFIG_TEXT_MAX)
-		return error_set(error, EFBIG, "%s: too large for a configuration (over %d bytes).", source,
+		return error_set(error, EFBIG, "%s: too large for a configuration (over %zu bytes).", source,
 			CONFIG_TEXT_MAX);
 	for (check = *scanner; check.at < size;) {
 		size_t length = utf8_length(text + check.at, size - check.at);
@@ -138,9 +138,9 @@ int text_load(const char *path, char **text, size_t *size, struct error *error)
 		return error_set(error, errno, "Unable to read file %s: %s.", path, strerror(errno));
 	if (S_ISDIR(status.st_mode))
 		return error_set(error, EISDIR, "Unable to read file %s: it is a directory.", path);
-	if (status.st_size > CONFIG_TEXT_MAX)
+	if ((size_t)status.st_size > CONFIG_TEXT_MAX)
 		return error_set(error, EFBIG,
-			"Unable to read file %s: too large for a configuration (over %d bytes).", path,
+			"Unable to read file %s: too large for a configuration (over %zu bytes).", path,
 			CONFIG_TEXT_MAX);
 	data = malloc(CONFIG_TEXT_MAX + 2);
 	if (!data)

@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define CONFIG_TEXT_MAX (1024 * 1024)
+#define CONFIG_TEXT_MAX ((size_t)1 << 20)
 
 /* Where something was written. line 0: no position is known; source NULL: nothing is known (JSON). */
 struct place {

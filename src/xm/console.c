@@ -12,8 +12,8 @@
 #include <termios.h>
 #include <unistd.h>
 
-#define ESCAPE 0x1d           /* ^] */
-#define INPUT_MAX (64 * 1024) /* typed and not yet sent: beyond it the terminal waits */
+#define ESCAPE 0x1d     /* ^] */
+#define INPUT_MAX 65536 /* typed and not yet sent: beyond it the terminal waits */
 
 struct terminal {
 	bool raw;

@@ -132,7 +132,7 @@ static int create(struct xm *xm, const struct arguments *arguments, struct error
 	_cleanup_guest_config_ struct guest_config config = {0};
 	_cleanup_free_ char *file = NULL;
 	_cleanup_json_ json_t *json = NULL;
-	struct domain domain;
+	struct domain domain = {0};
 	char unpause[64];
 	int r;
 

@@ -32,7 +32,7 @@ static size_t all_commands(const struct command *commands[static 64])
 	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
 		for (const struct command *command = families[i]; command->name && count < 64; command++)
 			commands[count++] = command;
-	qsort(commands, count, sizeof(*commands), by_name);
+	qsort(commands, count, sizeof(const struct command *), by_name);
 	return count;
 }
 

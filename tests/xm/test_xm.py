@@ -344,8 +344,10 @@ def test_console_shows_and_types(xend):
 
 def test_console_is_left_after_everything_typed_was_sent(xend):
     typed, _ = console_route(xend, None)
-    code, out, err = xend.xm("console", "1", "--new", stdin=b"halt\n\x1dnot this")
-    assert (code, err) == (0, "") and out.startswith("login: ")
+    process = xend.spawn("console", "1", "--new", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout.read(7) == b"login: "
+    out, err = process.communicate(b"halt\n\x1dnot this", timeout=10)
+    assert (process.returncode, err) == (0, b"") and not out.strip(b".")
     assert typed == b"halt\n"
     assert xend.client_left.wait(10)
 
