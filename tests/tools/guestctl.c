@@ -109,26 +109,38 @@ static int open_tap(const char *name)
 	return fd;
 }
 
+/* Copies what there is of `from`, holes excepted. */
+static void copy_data(int from, int to, const char *path)
+{
+	static char block[1 << 18];
+	off_t at = 0, end;
+
+	while ((at = lseek(from, at, SEEK_DATA)) >= 0) {
+		end = lseek(from, at, SEEK_HOLE);
+		while (at < end) {
+			size_t part = (size_t)(end - at) < sizeof(block) ? (size_t)(end - at) : sizeof(block);
+			ssize_t got = pread(from, block, part, at);
+
+			if (got <= 0 || pwrite(to, block, (size_t)got, at) != got)
+				fail(path);
+			at += got;
+		}
+	}
+}
+
 static int make_ram(const struct options *options)
 {
 	int fd = memfd_create("guest-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	uint64_t size = (uint64_t)options->memory_mib << 20, at = 0;
-	static char block[1 << 20];
 	char path[4096];
-	ssize_t got;
 	int from;
 
-	if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
+	if (fd < 0 || ftruncate(fd, (off_t)options->memory_mib << 20) < 0)
 		fail("guest memory");
 	if (!options->state)
 		return fd;
 	snprintf(path, sizeof(path), "%s.ram", options->state);
 	from = open_or_fail(path, O_RDONLY);
-	while (at < size && (got = pread(from, block, sizeof(block), (off_t)at)) > 0) {
-		if (pwrite(fd, block, (size_t)got, (off_t)at) != got)
-			fail(path);
-		at += (uint64_t)got;
-	}
+	copy_data(from, fd, path);
 	close(from);
 	return fd;
 }
@@ -231,11 +243,8 @@ static pid_t spawn(const struct options *options, int listening)
  * reason. */
 static char *attend(int events, int console)
 {
-	struct pollfd fds[3] = {
-		{.fd = events,       .events = POLLIN},
-                {.fd = console,      .events = POLLIN},
-		{.fd = STDIN_FILENO, .events = POLLIN}
-        };
+	struct pollfd fds[3] = {{.fd = events, .events = POLLIN}, {.fd = console, .events = POLLIN},
+		{.fd = STDIN_FILENO, .events = POLLIN}};
 	char bytes[4096], *reason = NULL;
 	bool over = false;
 
@@ -320,16 +329,10 @@ static int run(const struct options *options)
 static void copy_to(int from, uint64_t size, const char *path)
 {
 	int to = open_or_fail(path, O_RDWR | O_CREAT | O_TRUNC);
-	uint64_t done = 0;
-	static char block[1 << 20];
 
-	while (done < size) {
-		ssize_t got = pread(from, block, sizeof(block), (off_t)done);
-
-		if (got <= 0 || pwrite(to, block, (size_t)got, (off_t)done) != got)
-			fail(path);
-		done += (uint64_t)got;
-	}
+	if (ftruncate(to, (off_t)size) < 0)
+		fail(path);
+	copy_data(from, to, path);
 	close(to);
 }
 
@@ -381,19 +384,10 @@ static void add(const char **list, int *count, const char *value)
 
 static void parse(int argc, char **argv, struct options *options)
 {
-	static const struct option known[] = {
-		{"guest",  1, NULL, 'g'},
-                {"socket",    1, NULL, 's'},
-                {"kernel",        1, NULL, 'k'},
-		{"ramdisk",    1, NULL, 'r'},
-                {"memory",     1, NULL, 'm'},
-                {"vcpus", 1, NULL, 'v'},
-		{"disk",    1, NULL, 'd'},
-                {"tap",        1, NULL, 't'},
-                {"state",    1, NULL, 'S'},
-		{"user",     1, NULL, 'u'},
-                {0}
-        };
+	static const struct option known[] = {{"guest", 1, NULL, 'g'}, {"socket", 1, NULL, 's'},
+		{"kernel", 1, NULL, 'k'}, {"ramdisk", 1, NULL, 'r'}, {"memory", 1, NULL, 'm'},
+		{"vcpus", 1, NULL, 'v'}, {"disk", 1, NULL, 'd'}, {"tap", 1, NULL, 't'},
+		{"state", 1, NULL, 'S'}, {"user", 1, NULL, 'u'}, {0}};
 	int option;
 
 	while ((option = getopt_long(argc, argv, "+", known, NULL)) != -1)
