@@ -9,9 +9,12 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <string.h>
+#include <time.h>
 
 /* Receptions and questions at a time; who comes then is cut off and tries again. */
 #define RELOCATIONS_MAX 16
+#define BUSY_RETRIES 40
+#define BUSY_PAUSE_NS 50000000
 
 struct visitor {
 	struct xend *xend;
@@ -62,6 +65,23 @@ static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct
 	xend_unlock(xend);
 }
 
+/* An address of a killed xend is free once the last child that it was just starting has become its program. */
+static struct evconnlistener *listen_on(struct xend *xend, const struct addrinfo *address)
+{
+	const struct timespec pause = {.tv_nsec = BUSY_PAUSE_NS};
+	struct evconnlistener *listener = NULL;
+
+	for (unsigned i = 0; i < BUSY_RETRIES; i++) {
+		listener = evconnlistener_new_bind(xend->base, accepted, xend,
+			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16, address->ai_addr,
+			(int)address->ai_addrlen);
+		if (listener || errno != EADDRINUSE)
+			break;
+		nanosleep(&pause, NULL);
+	}
+	return listener;
+}
+
 int relocation_start(struct xend *xend, struct error *error)
 {
 	const char *host = *xend->config.relocation_address ? xend->config.relocation_address : NULL;
@@ -79,9 +99,7 @@ int relocation_start(struct xend *xend, struct error *error)
 			"xend-relocation-address '%s' is no address of this host: %s.", host ? host : "",
 			gai_strerror(r));
 	for (struct addrinfo *one = found; one && !listener; one = one->ai_next) {
-		listener = evconnlistener_new_bind(xend->base, accepted, xend,
-			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16, one->ai_addr,
-			(int)one->ai_addrlen);
+		listener = listen_on(xend, one);
 		failed = errno;
 	}
 	freeaddrinfo(found);

@@ -45,7 +45,10 @@ class Guest:
         connection.close()
 
     def request(self, connection):
-        data, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(64 * 4))
+        try:
+            data, ancillary, _, _ = connection.recvmsg(65536, socket.CMSG_SPACE(64 * 4))
+        except OSError:
+            data, ancillary = b"", []
         fds = array.array("i")
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % 4])
@@ -58,7 +61,10 @@ class Guest:
             reply["ok"] = True
         except ValueError as problem:
             reply, out = {"error": str(problem), "errno": 22}, []
-        socket.send_fds(connection, [json.dumps(reply).encode()], out)
+        try:
+            socket.send_fds(connection, [json.dumps(reply).encode()], out)
+        except OSError:  # who asked is gone
+            pass
         for fd in out:
             if verb != "do_memory":
                 os.close(fd)
@@ -71,7 +77,10 @@ class Guest:
         if detail:
             event["detail"] = detail
         for subscriber in self.subscribers:
-            subscriber.send(json.dumps(event).encode())
+            try:
+                subscriber.send(json.dumps(event).encode())
+            except OSError:
+                pass
 
     def words(self):
         boot = (self.machine or {}).get("boot")

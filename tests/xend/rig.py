@@ -143,6 +143,9 @@ class Xend:
             for domain in self.domains():
                 if domain["id"]:
                     self.post(f"/domains/{domain['id']}/destroy")
+        except (OSError, Refused):
+            print(self.log.read_text()[-3000:])
+            raise
         finally:
             stopped = self.command("stop")
             text = self.log.read_text()
