@@ -13,17 +13,6 @@ import rig
 from rig import Refused, Xend, wait_until
 
 
-def carriers():
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if "ferry-carrier" in pathlib.Path(f"/proc/{pid}/cmdline").read_text() and not rig.dead(pid):
-                found.append(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            pass
-    return found
-
-
 class Moves(unittest.TestCase):
     def setUp(self):
         self.one, self.two = Xend(port=18002), Xend(port=18003)
@@ -31,8 +20,20 @@ class Moves(unittest.TestCase):
         self.addCleanup(self.one.close)
         self.checkpoint = str(self.one.files / "TestGuest.checkpt")
 
+    def carriers(self):
+        """Of these two xends, by pid."""
+        programs = [f"{xend.root}/libexec/ferry-carrier".encode() for xend in (self.one, self.two)]
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] in programs:
+                    found.append(int(pid))
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return sorted(found)
+
     def tearDown(self):
-        wait_until(lambda: not carriers(), "the carriers' ends")
+        wait_until(lambda: not self.carriers(), "the carriers' ends")
 
     def migrate(self, source=None, name="TestGuest", port=18003, **more):
         return (source or self.one).job(f"/domains/{name}/migrate", {"host": "10.0.0.1", "port": port, **more})
@@ -145,7 +146,7 @@ class Moves(unittest.TestCase):
         """A live migration that takes its time."""
         stream = self.one.stream("/domains/TestGuest/migrate",
                                  {"host": "10.0.0.1", "port": 18003, "live": True, "rate_mbit": 1})
-        wait_until(lambda: carriers() and self.two.names(), "the copying")
+        wait_until(lambda: self.carriers() and self.two.names(), "the copying")
         return stream
 
     def bulky(self):
@@ -199,7 +200,7 @@ class Moves(unittest.TestCase):
         self.bulky()
         for which in (0, 1):
             stream = self.slow()
-            os.kill(int(sorted(carriers(), key=int)[which]), signal.SIGKILL)
+            os.kill(self.carriers()[which], signal.SIGKILL)
             with self.assertRaises(Refused):
                 stream.end()
             self.one_owner(on_one=True)
