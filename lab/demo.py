@@ -81,8 +81,8 @@ class Demo:
             guest.disconnect()
             file = f"/root/{guest.name}.checkpt"
             save = self.type(host, f"xm save {guest.name} {file}")
-            size = int(host.run(f"stat -c %s {file}").stdout)
-            self.type(host, f"ls -l {file}")
+            size = int(host.run(f"stat -c %b {file}").stdout) * 512
+            self.type(host, f"ls -lsh {file}")
             if guest.name in host.run("xm list").stdout:
                 raise LabError(f"{guest.name} is still listed after xm save")
             restore = self.type(host, f"xm restore {file}")
@@ -142,9 +142,9 @@ class Demo:
 
     def tables(self):
         self.title("What it came to")
-        print("Guest memory (MB)   File (MB)   Time to save (s)   Time to restore (s)")
+        print("Guest memory (MB)   File on disk (MB)   Time to save (s)   Time to restore (s)")
         for memory, size, save, restore in self.saves:
-            print(f"{memory:<20}{size / 1e6:<12.1f}{save:<19.2f}{restore:.2f}")
+            print(f"{memory:<20}{size / 1e6:<20.1f}{save:<19.2f}{restore:.2f}")
         print("\nMigration   Time (s)   Pings lost   Longest without reply (ms)   Guest saw a gap of (ms)")
         for kind, seconds, report, gap in self.moves:
             print(f"{kind:<12}{seconds:<11.2f}{report.lost:<13}{report.longest_gap_ms:<29.0f}{gap:.0f}")

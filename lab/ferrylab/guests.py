@@ -147,7 +147,7 @@ class Guests:
         return guest
 
     @staticmethod
-    def guest_config(guest, memory, vcpus, kernel="/boot/vmlinuz", ramdisk="/boot/ramdisk", extra="console=ttyS0",
+    def guest_config(guest, memory, vcpus, kernel="/boot/vmlinux", ramdisk="/boot/ramdisk", extra="console=ttyS0 quiet",
                      root="/dev/xvda ro", **more):
         lines = [
             f'name = "{guest.name}"',

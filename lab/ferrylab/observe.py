@@ -78,12 +78,15 @@ class Download:
         # Each line: exit status of wget, its bytes, their checksum.
         self.process = self.host.spawn(
             f"rm -rf {self.directory}; mkdir {self.directory}; cd {self.directory}; touch go; n=0; "
-            f"while [ -e go ]; do n=$((n+1)); busybox wget -q -T 60 -O file.$n {url}; s=$?; "
-            "echo $s $(stat -c %s file.$n) $(sha256sum < file.$n); rm -f file.$n; done")
+            f"while [ -e go ]; do n=$((n+1)); timeout 300 busybox wget -q -O file.$n {url}; s=$?; "
+            "[ -e file.$n ] || : > file.$n; echo $s $(stat -c %s file.$n) $(sha256sum < file.$n); rm -f file.$n; "
+            "[ $s = 0 ] || break; done")
 
     def progress(self):
         """Bytes that have arrived so far, of whole downloads and of the present one."""
-        done = sum(int(line.split()[1]) for line in bytes(self.process.stdout).decode().splitlines())
+        if self.process.poll() is not None:
+            self.stop()
+        done = sum(int(size) for size in re.findall(rb"^\d+ (\d+) ", self.process.stdout, re.M))
         text = self.host.run(f"cat {self.directory}/file.* 2>/dev/null | wc -c").stdout
         return done + int(text)
 
@@ -94,10 +97,12 @@ class Download:
     def stop(self, timeout=120):
         """Lets the present download end; raises when any one failed. Returns how many there were."""
         self.host.run(f"rm -f {self.directory}/go")
-        lines = self.process.wait(timeout).stdout.splitlines()
+        result = self.process.wait(timeout)
+        lines = result.stdout.splitlines()
         self.host.run(f"rm -rf {self.directory}")
         for line in lines:
             status, size, checksum = line.split()[:3]
             if status != "0" or checksum != self.expected:
-                raise LabError(f"a download failed: wget's status {status}, {size} bytes, checksum {checksum}")
+                raise LabError(f"a download failed: wget's status {status}, {size} bytes, checksum {checksum}\n"
+                               + result.stderr)
         return len(lines)

@@ -11,7 +11,7 @@ from ferrylab.observe import Ping, wait_until
 
 @pytest.mark.parametrize("vcpus,kernel", [(1, "/boot/vmlinuz"), (4, "/boot/vmlinuz"), (1, "/boot/vmlinux")])
 def test_stock_kernel_boots(lab, host1, running_guest, vcpus, kernel):
-    guest = running_guest(host1, vcpus=vcpus, kernel=kernel)
+    guest = running_guest(host1, vcpus=vcpus, kernel=kernel, extra="console=ttyS0")
     assert guest.run("nproc").stdout == f"{vcpus}\n"
     assert kernel_complaints(guest) == []
     assert guest.run("cat /proc/cmdline").stdout == "root=/dev/vda ro console=ttyS0\n"

@@ -45,7 +45,7 @@ def test_checkpoint_is_smaller_than_memory(host1, running_guest):
     guest = running_guest(host1, memory=256)
     guest.disconnect()
     host1.run("xm save TestGuest TestGuest.checkpt", timeout=120)
-    assert int(host1.run("stat -c %s TestGuest.checkpt").stdout) < 128 << 20
+    assert int(host1.run("stat -c %b TestGuest.checkpt").stdout) * 512 < 128 << 20
 
 
 def test_several_checkpoints_and_roll_back(lab, host1, running_guest):
