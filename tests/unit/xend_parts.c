@@ -1,0 +1,397 @@
+/* xend's parts that need no process: store, machine description, memory arithmetic, disks, checkpoint files. */
+#include "base/cleanup.h"
+#include "xend/checkpoint_file.h"
+#include "xend/disks.h"
+#include "xend/domain.h"
+#include "xend/handover.h"
+#include "xend/machine.h"
+#include "xend/memory.h"
+#include "xend/store.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <cmocka.h>
+
+static char root[64];
+
+static void path_in_root(char path[256], const char *name)
+{
+	snprintf(path, 256, "%s/%s", root, name);
+}
+
+static struct store *reopen(struct store *store, const char *boot)
+{
+	char path[256];
+	struct error error;
+
+	store_close(store);
+	path_in_root(path, "xend.db");
+	assert_int_equal(store_open(&store, path, boot, &error), 0);
+	return store;
+}
+
+static int one_directory(void **state)
+{
+	(void)state;
+	strcpy(root, "/tmp/xend-parts-XXXXXX");
+	return mkdtemp(root) ? 0 : -1;
+}
+
+static int remove_entry(const char *path, const struct stat *info, int flag, struct FTW *walk)
+{
+	(void)info;
+	(void)flag;
+	(void)walk;
+	return remove(path);
+}
+
+static int no_directory(void **state)
+{
+	(void)state;
+	return nftw(root, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+static int count_domain(void *context, const struct stored_domain *domain)
+{
+	assert_string_equal(domain->name, "TestGuest");
+	assert_int_equal(domain->id, 7);
+	assert_int_equal(domain->phase, STORED_LIVE);
+	assert_true(domain->paused);
+	assert_int_equal(json_integer_value(json_object_get(domain->config, "memory")), 64);
+	++*(unsigned *)context;
+	return 0;
+}
+
+static void the_store_forgets_guests_but_no_tickets_with_the_boot(void **state)
+{
+	struct store *store = reopen(NULL, "boot-1");
+	_cleanup_json_ json_t *config = json_pack("{s:i}", "memory", 64);
+	struct stored_domain domain = {"u-1", "TestGuest", 7, STORED_LIVE, true, false, 1000, config};
+	struct stored_ticket ticket = {"t-1", "u-1", TICKET_OWNED, "", 0};
+	enum ticket_state found;
+	unsigned id, count = 0;
+
+	(void)state;
+	assert_int_equal(store_next_id(store, &id, NULL), 0);
+	assert_int_equal(id, 1);
+	assert_int_equal(store_put_domain(store, &domain, NULL), 0);
+	assert_int_equal(store_put_ticket(store, &ticket, NULL), 0);
+	store = reopen(store, "boot-1");
+	assert_int_equal(store_each_domain(store, count_domain, &count, NULL), 0);
+	assert_int_equal(count, 1);
+	assert_int_equal(store_next_id(store, &id, NULL), 0);
+	assert_int_equal(id, 2);
+	domain.uuid = "u-2"; /* the same name twice */
+	assert_true(store_put_domain(store, &domain, NULL) < 0);
+	store = reopen(store, "boot-2");
+	assert_int_equal(store_each_domain(store, count_domain, &count, NULL), 0);
+	assert_int_equal(count, 1);
+	assert_int_equal(store_next_id(store, &id, NULL), 0);
+	assert_int_equal(id, 1);
+	assert_int_equal(store_ticket_state(store, "t-1", &found, NULL), 0);
+	assert_int_equal(found, TICKET_OWNED);
+	assert_int_equal(store_ticket_state(store, "t-2", &found, NULL), 0);
+	assert_int_equal(found, TICKET_NONE);
+	store_close(store);
+}
+
+static void leftovers_are_removed_at_the_next_start(void **state)
+{
+	struct store *store = reopen(NULL, "boot-3");
+	char path[256];
+
+	(void)state;
+	path_in_root(path, "half");
+	assert_int_equal(store_add_leftover(store, path, NULL), 0);
+	close(open(path, O_CREAT | O_WRONLY, 0600));
+	store = reopen(store, "boot-3");
+	assert_int_equal(store_clear_leftovers(store, NULL), 0);
+	assert_int_equal(access(path, F_OK), -1);
+	assert_int_equal(store_clear_leftovers(store, NULL), 0);
+	store_close(store);
+}
+
+/* A xend with a store and one domain, enough for the hand-over's records. */
+static struct domain *any_domain(struct xend *xend, const char *uuid)
+{
+	_cleanup_json_ json_t *json =
+		json_pack("{s:s, s:s, s:i, s:s}", "name", uuid, "uuid", uuid, "memory", 64, "kernel", "/k");
+	struct guest_config config = {0};
+	struct domain *domain;
+	struct error error;
+
+	assert_int_equal(guest_config_from_json(&config, json, &error), 0);
+	domain = domain_adopt(xend, &config, 1 + (xend->domains != NULL));
+	assert_non_null(domain);
+	return domain;
+}
+
+static enum ticket_state state_of(struct xend *xend, const char *ticket)
+{
+	enum ticket_state found;
+
+	assert_int_equal(store_ticket_state(xend->store, ticket, &found, NULL), 0);
+	return found;
+}
+
+#define U1 "00000000-0000-4000-8000-000000000001"
+#define U2 "00000000-0000-4000-8000-000000000002"
+
+static void a_ticket_is_owned_only_after_it_was_received(void **state)
+{
+	static struct xend xend;
+	struct domain *domain;
+	struct error error;
+
+	(void)state;
+	xend.store = reopen(NULL, "boot-4");
+	pthread_cond_init(&xend.changed, NULL);
+	domain = any_domain(&xend, U1);
+	assert_true(handover_own(domain, "a", &error) < 0);
+	assert_int_equal(domain->phase, DOMAIN_STARTING);
+	assert_int_equal(handover_receiving(&xend, "a", U1, &error), 0);
+	assert_true(handover_receiving(&xend, "a", U1, &error) < 0); /* nobody takes it twice */
+	assert_true(handover_own(domain, "a", &error) < 0);
+	assert_int_equal(handover_received(&xend, "a", U1, &error), 0);
+	assert_int_equal(handover_own(domain, "a", &error), 0);
+	assert_int_equal(domain->phase, DOMAIN_LIVE);
+	handover_refuse(&xend, "a", U1); /* too late */
+	assert_int_equal(state_of(&xend, "a"), TICKET_OWNED);
+	assert_string_equal(handover_answer(&xend, "a", &error), "owned");
+	domain_forget(domain);
+	store_close(xend.store);
+}
+
+static void who_is_asked_refuses_for_ever(void **state)
+{
+	static struct xend xend;
+	struct domain *domain;
+	struct error error;
+
+	(void)state;
+	xend.store = reopen(NULL, "boot-5");
+	pthread_cond_init(&xend.changed, NULL);
+	domain = any_domain(&xend, U2);
+	assert_string_equal(handover_answer(&xend, "b", &error), "unknown");
+	assert_int_equal(handover_receiving(&xend, "b", U2, &error), 0);
+	assert_int_equal(handover_received(&xend, "b", U2, &error), 0);
+	assert_string_equal(handover_answer(&xend, "b", &error), "refused");
+	assert_true(handover_own(domain, "b", &error) < 0); /* the COMMIT that comes now is too late */
+	assert_int_equal(domain->phase, DOMAIN_STARTING);
+	assert_string_equal(handover_answer(&xend, "b", &error), "refused");
+	domain_forget(domain);
+	store_close(xend.store);
+}
+
+static char *command_line(const char *json)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_json_ json_t *parsed = json_loads(json, 0, NULL);
+	struct error error = {0};
+
+	if (guest_config_from_json(&config, parsed, &error) < 0)
+		fail_msg("%s", error.text);
+	return machine_command_line(&config);
+}
+
+static void command_lines_are_as_xen_made_them(void **state)
+{
+	static const struct {
+		const char *config, *line;
+	} cases[] = {
+		{"{}", ""},
+		{"{'root': '/dev/xvda1 ro', 'disk': ['phy:/dev/a,xvda,w'], 'extra': '4 quiet'}",
+			"root=/dev/vda1 ro 4 quiet"},
+		{"{'root': '/dev/sda1 ro', 'disk': ['phy:/dev/b,sda2,w', 'phy:/dev/a,sda1,w']}", "root=/dev/vdb ro"},
+		{"{'root': '/dev/hda ro', 'disk': ['phy:/dev/a,hdb,w', 'phy:/dev/b,hda,w']}", "root=/dev/vdb ro"},
+		{"{'root': '/dev/vda', 'disk': ['phy:/dev/a,xvda,w']}", "root=/dev/vda"},
+		{"{'root': '/dev/mapper/x ro'}", "root=/dev/mapper/x ro"},
+		{"{'extra': 'root=/dev/xvda  rw', 'disk': ['phy:/dev/a,xvda,w']}", "root=/dev/vda rw"},
+		{"{'root': '/dev/nfs', 'nfs_server': '10.0.0.40', 'nfs_root': '/r', 'ip': '10.0.0.5', 'netmask': "
+		 "'255.255.255.0', 'extra': 'x'}",
+			"ip=10.0.0.5:10.0.0.40::255.255.255.0::eth0:off root=/dev/nfs nfsroot=10.0.0.40:/r x"},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		char json[512];
+		_cleanup_free_ char *line = NULL;
+
+		snprintf(json, sizeof(json), "%s", cases[i].config);
+		for (char *c = json; *c; c++)
+			*c = *c == '\'' ? '"' : *c;
+		line = command_line(json);
+		assert_string_equal(line, cases[i].line);
+	}
+}
+
+static void a_machine_has_its_devices_in_their_slots(void **state)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_json_ json_t *json = json_pack("{s:s, s:s, s:s, s:i, s:[s, s], s:[s]}", "name", "G", "uuid", U1,
+				       "kernel", "/k", "memory", 64, "disk", "phy:/dev/a,xvda,w", "file:/b,xvdb,r", "vif",
+				       "mac=00:16:3e:55:9d:b0"),
+			       *machine = NULL;
+	struct machine_files files;
+	struct message_fds list = {0};
+	struct error error;
+	json_t *disk;
+
+	(void)state;
+	machine_files_init(&files);
+	files.kernel = 10;
+	files.disks[1] = 11;
+	files.taps[0] = 12;
+	assert_int_equal(guest_config_from_json(&config, json, &error), 0);
+	assert_int_equal(guest_config_complete(&config, &error), 0);
+	machine = machine_describe(&config, &files, false, 1024, &list);
+	assert_non_null(machine);
+	disk = json_array_get(json_object_get(machine, "disks"), 1);
+	assert_int_equal(json_integer_value(json_object_get(disk, "slot")), 5);
+	assert_true(json_is_true(json_object_get(disk, "read_only")));
+	assert_int_equal(
+		list.fds[json_integer_value(json_object_get(json_object_get(disk, "image"), "fd"))], 11);
+	assert_int_equal(json_integer_value(json_object_get(
+				 json_array_get(json_object_get(machine, "nets"), 0), "slot")),
+		20);
+	assert_true(json_is_null(json_object_get(json_object_get(machine, "boot"), "ramdisk")));
+}
+
+static void memory_is_promised_before_it_is_taken(void **state)
+{
+	struct host_memory host = {.total_kib = 1000 * 1024, .available_kib = 800 * 1024};
+
+	(void)state;
+	assert_int_equal(memory_free_mib(&host, 0, 0, 0), 800);
+	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);		/* none of it touched yet */
+	assert_int_equal(memory_free_mib(&host, 300, 300 * 1024, 0), 700);	/* all of it: seen in available */
+	assert_int_equal(memory_free_mib(&host, 0, 0, 256), 744);
+	assert_int_equal(memory_free_mib(&host, 2000, 0, 0), 0);
+	assert_int_equal(memory_free_mib(&host, 0, 0, 2000), 0);
+}
+
+static void a_disk_is_locked_while_it_is_open(void **state)
+{
+	struct guest_disk writer = {.kind = DISK_FILE, .device = "xvda", .mode = DISK_WRITE}, reader, sharer;
+	_cleanup_close_ int one = -1, two = -1, three = -1;
+	struct error error;
+	char path[256];
+
+	(void)state;
+	path_in_root(path, "disk");
+	close(open(path, O_CREAT | O_WRONLY, 0600));
+	writer.target = path;
+	reader = sharer = writer;
+	reader.mode = DISK_READ_ONLY;
+	sharer.mode = DISK_WRITE_SHARED;
+	one = disk_open(&writer, "G", DISK_LOCK_NOW, &error);
+	assert_true(one >= 0);
+	assert_int_equal(disk_open(&writer, "H", DISK_LOCK_NOW, &error), -EBUSY);
+	assert_int_equal(disk_open(&reader, "H", DISK_LOCK_NOW, &error), -EBUSY);
+	two = disk_open(&sharer, "H", DISK_LOCK_NOW, &error);
+	assert_true(two >= 0);
+	three = disk_open(&writer, "H", DISK_LOCK_LATER, &error);
+	assert_true(three >= 0);
+	assert_int_equal(disk_lock(three, &writer), -EBUSY);
+	close(take_fd(&one));
+	assert_int_equal(disk_lock(three, &writer), 0);
+}
+
+static void write_checkpoint(struct checkpoint_file *file, struct store *store, const char *path, bool force,
+	const char *text)
+{
+	struct error error = {0};
+
+	if (checkpoint_file_create(file, store, path, force, &error) < 0)
+		fail_msg("%s", error.text);
+	assert_int_equal(write(file->fd, text, strlen(text)), strlen(text));
+}
+
+static void read_back(const char *path, const char *text)
+{
+	char found[64] = "";
+	_cleanup_close_ int fd = open(path, O_RDONLY);
+
+	assert_true(fd >= 0 && read(fd, found, sizeof(found) - 1) >= 0);
+	assert_string_equal(found, text);
+}
+
+static void a_checkpoint_has_its_name_only_when_it_is_whole(void **state)
+{
+	struct store *store = reopen(NULL, "boot-6");
+	struct checkpoint_file file;
+	struct error error;
+	char path[256];
+
+	(void)state;
+	path_in_root(path, "checkpoint");
+	write_checkpoint(&file, store, path, false, "one");
+	assert_int_equal(access(path, F_OK), -1);
+	checkpoint_file_discard(&file);
+	assert_int_equal(access(path, F_OK), -1);
+	write_checkpoint(&file, store, path, false, "two");
+	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
+	checkpoint_file_discard(&file);
+	read_back(path, "two");
+	assert_int_equal(checkpoint_file_create(&file, store, path, false, &error), -EEXIST);
+	checkpoint_file_discard(&file);
+	write_checkpoint(&file, store, path, true, "three");
+	read_back(path, "two");
+	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
+	checkpoint_file_discard(&file);
+	read_back(path, "three");
+	store_close(store);
+}
+
+static void what_travels_is_checked_like_a_configuration(void **state)
+{
+	static struct xend xend;
+	struct domain *domain;
+	_cleanup_json_ json_t *good = NULL;
+	_cleanup_guest_config_ struct guest_config config = {0}, other = {0};
+	struct error error;
+	bool paused;
+
+	(void)state;
+	xend.store = reopen(NULL, "boot-7");
+	pthread_cond_init(&xend.changed, NULL);
+	domain = any_domain(&xend, U1);
+	domain->paused = true;
+	good = domain_pack(domain);
+	assert_int_equal(domain_unpack(good, &config, &paused, &error), 0);
+	assert_true(paused);
+	assert_string_equal(config.uuid, U1);
+	json_object_set_new(good, "name", json_string("Other"));
+	assert_true(domain_unpack(good, &other, &paused, &error) < 0);
+	guest_config_free(&other);
+	json_object_set_new(json_object_get(good, "config"), "kernel", json_integer(3));
+	assert_true(domain_unpack(good, &other, &paused, &error) < 0);
+	guest_config_free(&other);
+	json_object_del(good, "config");
+	assert_true(domain_unpack(good, &other, &paused, &error) < 0);
+	domain_forget(domain);
+	store_close(xend.store);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_store_forgets_guests_but_no_tickets_with_the_boot),
+		cmocka_unit_test(leftovers_are_removed_at_the_next_start),
+		cmocka_unit_test(a_ticket_is_owned_only_after_it_was_received),
+		cmocka_unit_test(who_is_asked_refuses_for_ever),
+		cmocka_unit_test(command_lines_are_as_xen_made_them),
+		cmocka_unit_test(a_machine_has_its_devices_in_their_slots),
+		cmocka_unit_test(memory_is_promised_before_it_is_taken),
+		cmocka_unit_test(a_disk_is_locked_while_it_is_open),
+		cmocka_unit_test(a_checkpoint_has_its_name_only_when_it_is_whole),
+		cmocka_unit_test(what_travels_is_checked_like_a_configuration),
+	};
+
+	return cmocka_run_group_tests(tests, one_directory, no_directory);
+}
