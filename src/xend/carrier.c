@@ -70,11 +70,9 @@ bool carrier_heard(const struct message *event, const char *name)
 static int wait_for_message(struct carrier *carrier, struct message *event, struct error *error)
 {
 	/* Past its point of no return (no `cancel`) a job does not end for xend's sake either. */
-	struct pollfd ready[] = {
-		{.fd = carrier->channel,                               .events = POLLIN},
-                {.fd = carrier->cancel,                                .events = POLLIN},
-		{.fd = carrier->cancel < 0 ? -1 : carrier->xend->stop, .events = POLLIN}
-        };
+	struct pollfd ready[] = {{.fd = carrier->channel, .events = POLLIN},
+		{.fd = carrier->cancel, .events = POLLIN},
+		{.fd = carrier->cancel < 0 ? -1 : carrier->xend->stop, .events = POLLIN}};
 	int r;
 
 	do

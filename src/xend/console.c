@@ -53,11 +53,8 @@ static void pass_on(int stream, struct reply *reply, int stop)
 
 	for (;;) {
 		bool full = reply_backlog(reply) > BACKLOG_MAX;
-		struct pollfd ready[] = {
-			{.fd = reply_cancel_fd(reply), .events = POLLIN},
-                        {.fd = stop,                   .events = POLLIN},
-			{.fd = full ? -1 : stream,     .events = POLLIN}
-                };
+		struct pollfd ready[] = {{.fd = reply_cancel_fd(reply), .events = POLLIN},
+			{.fd = stop, .events = POLLIN}, {.fd = full ? -1 : stream, .events = POLLIN}};
 		int n = poll(ready, ARRAY_SIZE(ready), full ? 50 : -1);
 		ssize_t size;
 

@@ -15,19 +15,10 @@ struct word {
 	int value;
 };
 
-static const struct word states[] = {
-	{"empty",    GUEST_EMPTY   },
-        {"incoming", GUEST_INCOMING},
-        {"paused",   GUEST_PAUSED  },
-	{"running",  GUEST_RUNNING },
-        {"shutdown", GUEST_SHUTDOWN}
-};
-static const struct word reasons[] = {
-	{"poweroff", REASON_POWEROFF},
-        {"reboot",   REASON_REBOOT  },
-        {"crash",    REASON_CRASH   },
-	{"error",    REASON_ERROR   }
-};
+static const struct word states[] = {{"empty", GUEST_EMPTY}, {"incoming", GUEST_INCOMING},
+	{"paused", GUEST_PAUSED}, {"running", GUEST_RUNNING}, {"shutdown", GUEST_SHUTDOWN}};
+static const struct word reasons[] = {{"poweroff", REASON_POWEROFF}, {"reboot", REASON_REBOOT},
+	{"crash", REASON_CRASH}, {"error", REASON_ERROR}};
 
 static int find(const struct word *words, size_t count, const json_t *json, int otherwise)
 {

@@ -21,10 +21,7 @@ static int check_files(const struct guest_config *config, struct error *error)
 {
 	const struct {
 		const char *what, *path;
-	} files[] = {
-		{"kernel",  config->kernel },
-                {"ramdisk", config->ramdisk}
-        };
+	} files[] = {{"kernel", config->kernel}, {"ramdisk", config->ramdisk}};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(files); i++)
 		if (files[i].path && access(files[i].path, R_OK) < 0)

@@ -56,13 +56,8 @@ static enum log_level level_of(const char *name)
 	static const struct {
 		const char *name;
 		enum log_level level;
-	} levels[] = {
-		{"DEBUG",    LOG_DEBUG_  },
-                {"INFO",     LOG_INFO_   },
-                {"WARNING",  LOG_WARNING_},
-                {"ERROR",    LOG_ERROR_  },
-		{"CRITICAL", LOG_ERROR_  }
-        };
+	} levels[] = {{"DEBUG", LOG_DEBUG_}, {"INFO", LOG_INFO_}, {"WARNING", LOG_WARNING_},
+		{"ERROR", LOG_ERROR_}, {"CRITICAL", LOG_ERROR_}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(levels); i++)
 		if (strcasecmp(levels[i].name, name) == 0)
@@ -172,11 +167,8 @@ static int watch_signals(struct xend *xend, bool terminal, struct error *error)
 	const struct {
 		int number;
 		event_callback_fn handle;
-	} signals[] = {
-		{SIGTERM, stop_signal                             },
-                {SIGINT,  stop_signal                             },
-		{SIGHUP,  terminal ? stop_signal : reopen_signal}
-        };
+	} signals[] = {{SIGTERM, stop_signal}, {SIGINT, stop_signal},
+		{SIGHUP, terminal ? stop_signal : reopen_signal}};
 
 	signal(SIGPIPE, SIG_IGN);
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
@@ -327,13 +319,8 @@ int main(int count, char **words)
 	static const struct {
 		const char *word;
 		int (*run)(struct xend *xend, struct error *error);
-	} commands[] = {
-		{"foreground", foreground},
-                {"start",      start     },
-                {"stop",       stop      },
-                {"restart",    restart   },
-		{"status",     status    }
-        };
+	} commands[] = {{"foreground", foreground}, {"start", start}, {"stop", stop}, {"restart", restart},
+		{"status", status}};
 	const char *word = count > 1 ? words[1] : "foreground";
 	static struct xend xend;
 	struct error error = {0};

@@ -65,7 +65,8 @@ static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct
 	xend_unlock(xend);
 }
 
-/* An address of a killed xend is free once the last child that it was just starting has become its program. */
+/* An address of a killed xend is free once the last child that it was just starting has become its program.
+ */
 static struct evconnlistener *listen_on(struct xend *xend, const struct addrinfo *address)
 {
 	const struct timespec pause = {.tv_nsec = BUSY_PAUSE_NS};
@@ -73,8 +74,8 @@ static struct evconnlistener *listen_on(struct xend *xend, const struct addrinfo
 
 	for (unsigned i = 0; i < BUSY_RETRIES; i++) {
 		listener = evconnlistener_new_bind(xend->base, accepted, xend,
-			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16, address->ai_addr,
-			(int)address->ai_addrlen);
+			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16,
+			address->ai_addr, (int)address->ai_addrlen);
 		if (listener || errno != EADDRINUSE)
 			break;
 		nanosleep(&pause, NULL);

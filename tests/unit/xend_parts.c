@@ -1,4 +1,5 @@
-/* xend's parts that need no process: store, machine description, memory arithmetic, disks, checkpoint files. */
+/* xend's parts that need no process: store, machine description, memory arithmetic, disks, checkpoint files.
+ */
 #include "base/cleanup.h"
 #include "xend/checkpoint_file.h"
 #include "xend/disks.h"
@@ -207,14 +208,18 @@ static void command_lines_are_as_xen_made_them(void **state)
 		{"{}", ""},
 		{"{'root': '/dev/xvda1 ro', 'disk': ['phy:/dev/a,xvda,w'], 'extra': '4 quiet'}",
 			"root=/dev/vda1 ro 4 quiet"},
-		{"{'root': '/dev/sda1 ro', 'disk': ['phy:/dev/b,sda2,w', 'phy:/dev/a,sda1,w']}", "root=/dev/vdb ro"},
-		{"{'root': '/dev/hda ro', 'disk': ['phy:/dev/a,hdb,w', 'phy:/dev/b,hda,w']}", "root=/dev/vdb ro"},
+		{"{'root': '/dev/sda1 ro', 'disk': ['phy:/dev/b,sda2,w', 'phy:/dev/a,sda1,w']}",
+			"root=/dev/vdb ro"},
+		{"{'root': '/dev/hda ro', 'disk': ['phy:/dev/a,hdb,w', 'phy:/dev/b,hda,w']}",
+			"root=/dev/vdb ro"},
 		{"{'root': '/dev/vda', 'disk': ['phy:/dev/a,xvda,w']}", "root=/dev/vda"},
 		{"{'root': '/dev/mapper/x ro'}", "root=/dev/mapper/x ro"},
 		{"{'extra': 'root=/dev/xvda  rw', 'disk': ['phy:/dev/a,xvda,w']}", "root=/dev/vda rw"},
-		{"{'root': '/dev/nfs', 'nfs_server': '10.0.0.40', 'nfs_root': '/r', 'ip': '10.0.0.5', 'netmask': "
+		{"{'root': '/dev/nfs', 'nfs_server': '10.0.0.40', 'nfs_root': '/r', 'ip': '10.0.0.5', "
+		 "'netmask': "
 		 "'255.255.255.0', 'extra': 'x'}",
-			"ip=10.0.0.5:10.0.0.40::255.255.255.0::eth0:off root=/dev/nfs nfsroot=10.0.0.40:/r x"},
+			"ip=10.0.0.5:10.0.0.40::255.255.255.0::eth0:off root=/dev/nfs nfsroot=10.0.0.40:/r "
+			"x"},
 	};
 
 	(void)state;
@@ -233,10 +238,10 @@ static void command_lines_are_as_xen_made_them(void **state)
 static void a_machine_has_its_devices_in_their_slots(void **state)
 {
 	_cleanup_guest_config_ struct guest_config config = {0};
-	_cleanup_json_ json_t *json = json_pack("{s:s, s:s, s:s, s:i, s:[s, s], s:[s]}", "name", "G", "uuid", U1,
-				       "kernel", "/k", "memory", 64, "disk", "phy:/dev/a,xvda,w", "file:/b,xvdb,r", "vif",
-				       "mac=00:16:3e:55:9d:b0"),
-			       *machine = NULL;
+	_cleanup_json_ json_t *json = json_pack("{s:s, s:s, s:s, s:i, s:[s, s], s:[s]}", "name", "G", "uuid",
+				      U1, "kernel", "/k", "memory", 64, "disk", "phy:/dev/a,xvda,w",
+				      "file:/b,xvdb,r", "vif", "mac=00:16:3e:55:9d:b0"),
+			      *machine = NULL;
 	struct machine_files files;
 	struct message_fds list = {0};
 	struct error error;
@@ -268,8 +273,8 @@ static void memory_is_promised_before_it_is_taken(void **state)
 
 	(void)state;
 	assert_int_equal(memory_free_mib(&host, 0, 0, 0), 800);
-	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);		/* none of it touched yet */
-	assert_int_equal(memory_free_mib(&host, 300, 300 * 1024, 0), 700);	/* all of it: seen in available */
+	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);          /* none of it touched yet */
+	assert_int_equal(memory_free_mib(&host, 300, 300 * 1024, 0), 700); /* all of it: seen in available */
 	assert_int_equal(memory_free_mib(&host, 0, 0, 256), 744);
 	assert_int_equal(memory_free_mib(&host, 2000, 0, 0), 0);
 	assert_int_equal(memory_free_mib(&host, 0, 0, 2000), 0);
@@ -302,8 +307,8 @@ static void a_disk_is_locked_while_it_is_open(void **state)
 	assert_int_equal(disk_lock(three, &writer), 0);
 }
 
-static void write_checkpoint(struct checkpoint_file *file, struct store *store, const char *path, bool force,
-	const char *text)
+static void write_checkpoint(
+	struct checkpoint_file *file, struct store *store, const char *path, bool force, const char *text)
 {
 	struct error error = {0};
 
