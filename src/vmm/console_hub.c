@@ -35,6 +35,7 @@ struct console_hub {
 	uint64_t end;
 	struct buffer waiting; /* input that no port has taken yet */
 	struct console_port *ports, *active;
+	uint32_t active_place; /* of the active port among the ports, for the saved state */
 	struct stream *streams;
 	bool flush_deferred;
 };
@@ -42,8 +43,9 @@ struct console_hub {
 static const struct field hub_fields[] = {
 	FIELD(struct console_hub, ring, FIELD_BUFFER),
 	FIELD(struct console_hub, waiting, FIELD_BUFFER),
+	FIELD_SINCE(struct console_hub, active_place, FIELD_U32, 2),
 };
-static const struct field_table hub_state = FIELD_TABLE("console", 1, hub_fields);
+static const struct field_table hub_state = FIELD_TABLE("console", 2, hub_fields);
 
 static uint64_t oldest(const struct console_hub *hub)
 {
@@ -273,6 +275,9 @@ static void hub_before_save(struct device *device)
 	struct console_hub *hub = CONTAINER_OF(device, struct console_hub, device);
 	_cleanup_free_ uint8_t *front = NULL;
 
+	hub->active_place = 0;
+	for (const struct console_port *port = hub->ports; port && port != hub->active; port = port->next)
+		hub->active_place++;
 	if (hub->head == 0)
 		return;
 	front = malloc(hub->head);
@@ -287,8 +292,14 @@ static void hub_before_save(struct device *device)
 static int hub_after_load(struct device *device, struct error *error)
 {
 	struct console_hub *hub = CONTAINER_OF(device, struct console_hub, device);
+	struct console_port *port = hub->ports;
 
 	(void)error;
+	/* Input goes on where it went, whether or not that console prints first. */
+	for (uint32_t i = 0; port && i < hub->active_place; i++)
+		port = port->next;
+	if (port)
+		hub->active = port;
 	if (hub->ring.size > hub->limit) {
 		memmove(hub->ring.data, hub->ring.data + hub->ring.size - hub->limit, hub->limit);
 		hub->ring.size = hub->limit;
