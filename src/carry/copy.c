@@ -95,7 +95,7 @@ static int copy_round(struct work *work, struct error *error)
 {
 	struct copy *copy = work->copy;
 	struct sink *sink = copy->sink;
-	uint64_t backlog = sink->backlog ? sink->backlog(sink) : 0, sent = copy->sent_pages, first, count;
+	uint64_t sent = copy->sent_pages, first, count;
 	int64_t began = monotonic_ns();
 	int r = 0;
 
@@ -113,10 +113,9 @@ static int copy_round(struct work *work, struct error *error)
 		r = sink->round(sink, copy->rounds + 1, error);
 	if (r < 0)
 		return r;
-	backlog += (copy->sent_pages - sent) * PAGE_SIZE - (sink->backlog ? sink->backlog(sink) : 0);
-	rounds_measure(&work->rounds, backlog, monotonic_ns() - began);
 	copy->rounds++;
 	copy->last_pages = copy->sent_pages - sent;
+	rounds_measure(&work->rounds, copy->last_pages * PAGE_SIZE, monotonic_ns() - began);
 	return 0;
 }
 
@@ -136,7 +135,6 @@ static int copy_live(struct work *work, struct error *error)
 {
 	struct copy *copy = work->copy;
 	size_t words = bitmap_words(copy->guest->pages);
-	struct sink *sink = copy->sink;
 	uint64_t dirty;
 	int r;
 
@@ -147,7 +145,7 @@ static int copy_live(struct work *work, struct error *error)
 		if (r < 0)
 			return r;
 		memcpy(work->todo, copy->guest->dirty, words * sizeof(*work->todo));
-	} while (rounds_next(&work->rounds, dirty, sink->backlog ? sink->backlog(sink) : 0) == ROUNDS_GO_ON);
+	} while (rounds_next(&work->rounds, dirty) == ROUNDS_GO_ON);
 	r = pause_guest(copy, error);
 	if (r == 0)
 		r = guest_dirty(copy->guest, &dirty, error);
@@ -155,7 +153,7 @@ static int copy_live(struct work *work, struct error *error)
 		return r;
 	for (size_t i = 0; i < words; i++)
 		work->todo[i] |= copy->guest->dirty[i];
-	sink->hurry = true;
+	copy->sink->hurry = true;
 	return 0;
 }
 
@@ -176,6 +174,7 @@ int copy_guest(struct copy *copy, struct error *error)
 		r = pages_present(guest->ram_fd, guest->pages, todo, error);
 	if (r == 0 && copy->live)
 		r = copy_live(&work, error);
+	copy->sink->last = true;
 	if (r == 0)
 		r = copy_round(&work, error);
 	if (r == 0)

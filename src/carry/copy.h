@@ -21,10 +21,13 @@ struct sink {
 	int (*pages)(struct sink *sink, uint64_t first, uint64_t count, struct error *error);
 	/* Pages that it was given before are zero now. */
 	int (*zeros)(struct sink *sink, uint64_t first, uint64_t count, struct error *error);
-	/* The round is complete: read what is still to be read, so that the same pages may come again. */
+	/*
+	 * The round is complete. Returns when all its pages are where they go, so that the same may come
+	 * again and the round's time says what bandwidth there is; after the last one that may be left for
+	 * later.
+	 */
 	int (*round)(struct sink *sink, unsigned number, struct error *error);
-	/* Bytes taken that have not left this host (may be NULL: none). */
-	uint64_t (*backlog)(const struct sink *sink);
+	bool last;  /* this round is the last one */
 	bool hurry; /* the guest stands still after having run: no rate limit now */
 };
 

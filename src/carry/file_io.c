@@ -42,7 +42,6 @@ int file_io_begin(struct file_io *io, int fd, bool writing, struct error *error)
 	io->writing = writing;
 	io->direct = io->started = false;
 	io->queued = begin_ring(io);
-	io->bytes_in_flight = 0;
 	for (io->free_count = 0; io->free_count < FILE_IO_DEPTH; io->free_count++)
 		io->free[io->free_count] = io->free_count;
 	return 0;
@@ -113,7 +112,6 @@ static int reap(struct file_io *io, struct error *error)
 		enqueue(io, slot);
 		return 0;
 	}
-	io->bytes_in_flight -= request->size;
 	io->free[io->free_count++] = slot;
 	return r < 0 ? r : 0;
 }
@@ -152,7 +150,6 @@ int file_io_submit(
 	}
 	slot = io->free[--io->free_count];
 	io->requests[slot] = request;
-	io->bytes_in_flight += size;
 	enqueue(io, slot);
 	return 0;
 }

@@ -29,7 +29,6 @@ struct file_io {
 	struct io_uring ring;
 	struct file_request requests[FILE_IO_DEPTH];
 	unsigned free[FILE_IO_DEPTH], free_count;
-	uint64_t bytes_in_flight;
 	/* Told of each request that is complete; may be NULL. A negative result ends the transfer. */
 	int (*completed)(void *context, uint64_t tag, struct error *error);
 	void *context;

@@ -18,11 +18,11 @@ static const struct {
 	const char *name;
 	int (*run)(struct job *job, confine_function *confine, struct error *error);
 } jobs[] = {
-	{"save",    save_job   },
+	{"save", save_job},
 	{"restore", restore_job},
-	{"send",    send_job   },
+	{"send", send_job},
 	{"receive", receive_job},
-	{"ask",     ask_job    },
+	{"ask", ask_job},
 };
 
 struct options {
@@ -45,10 +45,7 @@ static bool parse_number(const char *text, char end, unsigned long *number, cons
 static bool parse_options(int count, char **arguments, struct options *options)
 {
 	static const struct option known[] = {
-		{"job", required_argument, NULL, 'j'},
-                {"user", required_argument, NULL, 'u'},
-                {0    }
-        };
+		{"job", required_argument, NULL, 'j'}, {"user", required_argument, NULL, 'u'}, {0}};
 	unsigned long number, group;
 	const char *rest;
 	int option;

@@ -24,22 +24,22 @@ struct record_rule {
 };
 
 static const struct record_rule record_rules[RECORD_TYPES] = {
-	[RECORD_CLOCK] = {"CLOCK",    0,                    0,               CLOCK_EXCHANGES - 1},
-	[RECORD_TIME] = {"TIME",     0,                    0,               UINT64_MAX         },
-	[RECORD_OFFER] = {"OFFER",    DESCRIPTION_MAX,      CHECKPOINT_PAGE, CHECKPOINT_RAM_MAX },
-	[RECORD_ACCEPT] = {"ACCEPT",   0,                    0,               0                  },
-	[RECORD_REFUSED] = {"REFUSED",  16 << 10,             0,               0                  },
-	[RECORD_PAGES] = {"PAGES",    PAGES_LENGTH_MAX,     1,               PEER_RUNS_MAX      },
-	[RECORD_ROUND] = {"ROUND",    0,                    1,               UINT32_MAX         },
-	[RECORD_STATE] = {"STATE",    CHECKPOINT_STATE_MAX, 0,               UINT64_MAX         },
-	[RECORD_END] = {"END",      0,                    0,               UINT64_MAX         },
-	[RECORD_RECEIVED] = {"RECEIVED", 0,                    0,               0                  },
-	[RECORD_COMMIT] = {"COMMIT",   0,                    0,               0                  },
-	[RECORD_RUNNING] = {"RUNNING",  0,                    0,               INT32_MAX          },
-	[RECORD_ABORT] = {"ABORT",    1 << 10,              0,               INT32_MAX          },
-	[RECORD_ALIVE] = {"ALIVE",    0,                    0,               0                  },
-	[RECORD_ASK] = {"ASK",      0,                    0,               0                  },
-	[RECORD_ANSWER] = {"ANSWER",   0,                    ANSWER_OWNED,    ANSWER_UNKNOWN     },
+	[RECORD_CLOCK] = {"CLOCK", 0, 0, CLOCK_EXCHANGES - 1},
+	[RECORD_TIME] = {"TIME", 0, 0, UINT64_MAX},
+	[RECORD_OFFER] = {"OFFER", DESCRIPTION_MAX, CHECKPOINT_PAGE, CHECKPOINT_RAM_MAX},
+	[RECORD_ACCEPT] = {"ACCEPT", 0, 0, 0},
+	[RECORD_REFUSED] = {"REFUSED", 16 << 10, 0, 0},
+	[RECORD_PAGES] = {"PAGES", PAGES_LENGTH_MAX, 1, PEER_RUNS_MAX},
+	[RECORD_ROUND] = {"ROUND", 0, 1, UINT32_MAX},
+	[RECORD_STATE] = {"STATE", CHECKPOINT_STATE_MAX, 0, UINT64_MAX},
+	[RECORD_END] = {"END", 0, 0, UINT64_MAX},
+	[RECORD_RECEIVED] = {"RECEIVED", 0, 0, 0},
+	[RECORD_COMMIT] = {"COMMIT", 0, 0, 0},
+	[RECORD_RUNNING] = {"RUNNING", 0, 0, INT32_MAX},
+	[RECORD_ABORT] = {"ABORT", 1 << 10, 0, INT32_MAX},
+	[RECORD_ALIVE] = {"ALIVE", 0, 0, 0},
+	[RECORD_ASK] = {"ASK", 0, 0, 0},
+	[RECORD_ANSWER] = {"ANSWER", 0, ANSWER_OWNED, ANSWER_UNKNOWN},
 };
 
 /* ---- HELLO ---- */
@@ -198,10 +198,8 @@ int peer_send(struct wire *wire, enum record_type type, uint64_t argument, const
 	struct error *error)
 {
 	uint8_t head[RECORD_HEAD_SIZE];
-	struct iovec parts[2] = {
-		{.iov_base = head,                       .iov_len = sizeof(head)},
-		{.iov_base = (void *)(uintptr_t)payload, .iov_len = length      }
-        };
+	struct iovec parts[2] = {{.iov_base = head, .iov_len = sizeof(head)},
+		{.iov_base = (void *)(uintptr_t)payload, .iov_len = length}};
 
 	record_encode(&(struct record){.type = type, .argument = argument, .length = length}, head);
 	return wire_send(wire, parts, 2, error);

@@ -1,4 +1,5 @@
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "carry/allow.h"
 #include "carry/clock.h"
 #include "carry/guest.h"
@@ -92,8 +93,7 @@ static int receive_pages(struct reception *reception, const struct record *recor
 {
 	struct peer_run runs[PEER_RUNS_MAX];
 	struct iovec parts[PEER_RUNS_MAX] = {
-		{.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])}
-        };
+		{.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])}};
 	unsigned count = 0;
 	int r;
 
@@ -163,7 +163,7 @@ int reception_run(struct reception *reception, struct job *job, struct error *er
 		if (record.type == RECORD_PAGES && !reception->state.size)
 			r = receive_pages(reception, &record, error);
 		else if (record.type == RECORD_ROUND && record.argument == reception->rounds + 1)
-			reception->rounds++;
+			r = peer_send(reception->wire, RECORD_ROUND, ++reception->rounds, NULL, 0, error);
 		else if (record.type == RECORD_STATE)
 			r = receive_state(reception, &record, error);
 		else if (record.type == RECORD_END && reception->state.size)
@@ -280,24 +280,25 @@ static int agree(struct receive *receive, const char *event, json_t *body, const
 	return r;
 }
 
-/* All memory is here and right: from here to COMMIT, any failure refuses the ticket. */
-static int hand_over(struct receive *receive, struct error *error)
-{
-	_cleanup_message_ struct message answer = {0}, running = {0};
-	struct record record;
-	int r = guest_load_state(&receive->guest, &receive->reception.state, error);
+/* What the end of a hand-over was spent on here; monotonic ns. */
+struct stages {
+	int64_t verified, loaded, recorded, committed;
+};
 
-	if (r == 0)
-		r = agree(receive, "received", NULL, "received", &answer, error);
-	if (r == 0)
-		r = peer_send(&receive->wire, RECORD_RECEIVED, 0, NULL, 0, error);
-	if (r == 0)
-		r = peer_expect(&receive->wire, RECORD_COMMIT, &record, error);
-	if (r == 0)
-		r = job_event(receive->job, "commit",
-			json_pack("{s:I}", "realtime_offset_ns", (json_int_t)receive->clock_offset_ns),
-			error);
-	/* The guest is ours: from now on a line that breaks, or a peer that gives up, changes nothing. */
+static double in_ms(int64_t from, int64_t to)
+{
+	return (double)(to - from) / (double)NS_PER_MS;
+}
+
+/* The guest is ours: from now on a line that breaks, or a peer that gives up, changes nothing. */
+static int take_over(struct receive *receive, struct stages *stages, struct error *error)
+{
+	_cleanup_message_ struct message running = {0};
+	int r;
+
+	stages->committed = monotonic_ns();
+	r = job_event(receive->job, "commit",
+		json_pack("{s:I}", "realtime_offset_ns", (json_int_t)receive->clock_offset_ns), error);
 	if (r == 0)
 		r = job_answer(receive->job, &running, error);
 	if (r < 0)
@@ -307,7 +308,31 @@ static int hand_over(struct receive *receive, struct error *error)
 	if (peer_send(&receive->wire, RECORD_RUNNING,
 		    (uint64_t)json_integer_value(json_object_get(running.body, "id")), NULL, 0, NULL) == 0)
 		wire_finish(&receive->wire);
+	log_info("Taken over: %.1f ms to load the device state, %.1f to record it, %.1f until the peer "
+		 "committed, %.1f "
+		 "until the guest ran.",
+		in_ms(stages->verified, stages->loaded), in_ms(stages->loaded, stages->recorded),
+		in_ms(stages->recorded, stages->committed), in_ms(stages->committed, monotonic_ns()));
 	return job_event(receive->job, "done", NULL, error);
+}
+
+/* All memory is here and right: from here to COMMIT, any failure refuses the ticket. */
+static int hand_over(struct receive *receive, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0};
+	struct stages stages = {.verified = monotonic_ns()};
+	struct record record;
+	int r = guest_load_state(&receive->guest, &receive->reception.state, error);
+
+	stages.loaded = monotonic_ns();
+	if (r == 0)
+		r = agree(receive, "received", NULL, "received", &answer, error);
+	stages.recorded = monotonic_ns();
+	if (r == 0)
+		r = peer_send(&receive->wire, RECORD_RECEIVED, 0, NULL, 0, error);
+	if (r == 0)
+		r = peer_expect(&receive->wire, RECORD_COMMIT, &record, error);
+	return r == 0 ? take_over(receive, &stages, error) : r;
 }
 
 static int answer_question(struct receive *receive, struct error *error)
@@ -355,9 +380,7 @@ static int receive_begin(struct receive *receive, confine_function *confine, str
 int receive_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_receive_ struct receive receive = {
-		.job = job, .wire = {.fd = -1,      .job = job  },
-                     .guest = {.channel = -1, .ram_fd = -1}
-        };
+		.job = job, .wire = {.fd = -1, .job = job}, .guest = {.channel = -1, .ram_fd = -1}};
 	int r = receive_begin(&receive, confine, error);
 	/* A stranger who does not even greet right gets no answer. */
 	bool greeted = r == 0;

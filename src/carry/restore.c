@@ -130,12 +130,10 @@ static int offer(struct restore *restore, struct error *error)
 int restore_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_close_ int file = job_take_fd(job, "file", error);
-	_cleanup_restore_ struct restore restore = {
-		.job = job,
+	_cleanup_restore_ struct restore restore = {.job = job,
 		.guest = {.channel = -1, .ram_fd = -1},
-		.io = {.fd = file            },
-		.checkpoint = {.fd = file}
-        };
+		.io = {.fd = file},
+		.checkpoint = {.fd = file}};
 	int64_t began = monotonic_ns();
 	int r;
 

@@ -1,7 +1,7 @@
 /*
- * When to stop copying a running guest in rounds: as soon as the rest fits the
- * downtime budget at the measured bandwidth, or rounds stop shrinking (docs: chapter
- * "Relocation", M10).
+ * When to stop copying a running guest in rounds: when the rest fits the downtime
+ * budget at the measured bandwidth and another round would not make it much less, or
+ * when rounds stop shrinking (the chapter's M10).
  */
 #pragma once
 
@@ -14,6 +14,7 @@
 struct rounds {
 	int64_t budget_ns;
 	double bytes_per_ns;    /* measured so far, 0: nothing yet */
+	uint64_t last_pages;    /* rest after the round before */
 	uint64_t least_pages;   /* smallest rest so far */
 	unsigned done, stalled; /* rounds; those in a row that did not shrink */
 };
@@ -23,5 +24,5 @@ enum rounds_verdict { ROUNDS_GO_ON, ROUNDS_FITS, ROUNDS_STALLED };
 void rounds_begin(struct rounds *rounds, int64_t budget_ms);
 /* One round moved this many bytes out of the host in this time. */
 void rounds_measure(struct rounds *rounds, uint64_t bytes, int64_t ns);
-/* After a round: `pages` are dirty, `backlog` bytes still queued. Go on, or stop the guest now? */
-enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, uint64_t backlog);
+/* After a round: `pages` are dirty. Go on, or stop the guest now? */
+enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages);

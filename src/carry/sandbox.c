@@ -3,8 +3,6 @@
 
 #include <errno.h>
 #include <grp.h>
-#include <linux/sockios.h>
-#include <sys/ioctl.h>
 #include <seccomp.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -80,9 +78,6 @@ int sandbox_enter(struct error *error)
 	if (r == 0) /* no new code */
 		r = seccomp_rule_add(
 			filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
-	if (r == 0)
-		r = seccomp_rule_add(
-			filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQ));
 	/* A guest's memory has no place in a core file. */
 	if (r == 0 && setrlimit(RLIMIT_CORE, &none) < 0)
 		r = -errno;

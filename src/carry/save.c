@@ -106,17 +106,11 @@ static int save_round(struct sink *sink, unsigned number, struct error *error)
 	return file_io_drain(&save->io, error);
 }
 
-static uint64_t save_backlog(const struct sink *sink)
-{
-	return CONTAINER_OF(sink, const struct save_sink, sink)->io.bytes_in_flight;
-}
-
 static int save_sink_begin(struct save_sink *save, struct guest *guest, struct error *error)
 {
 	uint64_t size = guest->size, extents = checkpoint_extent_count(size);
 
-	save->sink = (struct sink){
-		.pages = save_pages, .zeros = save_zeros, .round = save_round, .backlog = save_backlog};
+	save->sink = (struct sink){.pages = save_pages, .zeros = save_zeros, .round = save_round};
 	save->guest = guest;
 	save->open_extent = NO_EXTENT;
 	save->checkpoint.fd = save->io.fd;

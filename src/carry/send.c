@@ -133,17 +133,23 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 	return add_run(peer, first, count, RUN_ZERO, error);
 }
 
+/* The peer says when it has put a round's pages in place. */
+static int await_round(struct wire *wire, unsigned number, struct error *error)
+{
+	struct record record;
+	int r = peer_expect(wire, RECORD_ROUND, &record, error);
+
+	return r == 0 && record.argument != number ? peer_not_due(wire, &record, error) : r;
+}
+
 static int send_round(struct sink *sink, unsigned number, struct error *error)
 {
 	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
 	int r = send_batch(peer, error);
 
-	return r == 0 ? peer_send(peer->wire, RECORD_ROUND, number, NULL, 0, error) : r;
-}
-
-static uint64_t send_backlog(const struct sink *sink)
-{
-	return wire_backlog(CONTAINER_OF(sink, const struct peer_sink, sink)->wire);
+	if (r == 0)
+		r = peer_send(peer->wire, RECORD_ROUND, number, NULL, 0, error);
+	return r == 0 && !sink->last ? await_round(peer->wire, number, error) : r;
 }
 
 /* The peer's objections as one sentence. */
@@ -221,6 +227,8 @@ static int send_guest(struct send *send, struct error *error)
 	if (r == 0)
 		r = send_state(send, error);
 	send->sent_at = monotonic_ns();
+	if (r == 0)
+		r = await_round(&send->wire, send->copy.rounds, error);
 	if (r == 0)
 		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
 	send->received_at = monotonic_ns();
@@ -313,8 +321,7 @@ static int send_prepare(struct send *send, struct error *error)
 		return r;
 	if (!page_digests_begin(&send->sink.digests, send->guest.pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
-	send->sink.sink = (struct sink){
-		.pages = send_pages, .zeros = send_zeros, .round = send_round, .backlog = send_backlog};
+	send->sink.sink = (struct sink){.pages = send_pages, .zeros = send_zeros, .round = send_round};
 	send->sink.wire = &send->wire;
 	send->sink.guest = &send->guest;
 	rate_begin(&send->sink.rate, (uint64_t)job_number(job, "rate_mbit"), monotonic_ns());
@@ -328,12 +335,10 @@ static int send_prepare(struct send *send, struct error *error)
 
 int send_job(struct job *job, confine_function *confine, struct error *error)
 {
-	_cleanup_send_ struct send send = {
-		.job = job,
+	_cleanup_send_ struct send send = {.job = job,
 		.guest = {.channel = -1, .ram_fd = -1},
-		.wire = {.fd = -1,      .job = job  },
-		.began = monotonic_ns()
-        };
+		.wire = {.fd = -1, .job = job},
+		.began = monotonic_ns()};
 	int r = send_begin(&send, error);
 
 	if (r == 0 && confine)

@@ -4,14 +4,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/sockios.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #define CONNECT_MS 10000
@@ -25,9 +23,7 @@ static int cut(const struct wire *wire, int code, struct error *error)
 int wire_wait(const struct wire *wire, int milliseconds, struct error *error)
 {
 	struct pollfd ready[2] = {
-		{.fd = wire->fd,           .events = POLLIN},
-                {.fd = wire->job->channel, .events = POLLIN}
-        };
+		{.fd = wire->fd, .events = POLLIN}, {.fd = wire->job->channel, .events = POLLIN}};
 	int n;
 
 	do
@@ -47,9 +43,7 @@ static int wait_ready(const struct wire *wire, short events, struct error *error
 		end = wire->deadline;
 	for (;;) {
 		struct pollfd ready[2] = {
-			{.fd = wire->fd,           .events = events},
-                        {.fd = wire->job->channel, .events = POLLIN}
-                };
+			{.fd = wire->fd, .events = events}, {.fd = wire->job->channel, .events = POLLIN}};
 		int64_t left = (end - monotonic_ns() + NS_PER_MS - 1) / NS_PER_MS;
 		int n = poll(ready, 2, left > 0 ? (int)left : 0);
 
@@ -134,13 +128,6 @@ bool wire_heard(const struct wire *wire)
 	struct pollfd ready = {.fd = wire->fd, .events = POLLIN};
 
 	return poll(&ready, 1, 0) > 0;
-}
-
-uint64_t wire_backlog(const struct wire *wire)
-{
-	int bytes = 0;
-
-	return ioctl(wire->fd, SIOCOUTQ, &bytes) == 0 && bytes > 0 ? (uint64_t)bytes : 0;
 }
 
 void wire_limit(struct wire *wire, int milliseconds)

@@ -49,5 +49,3 @@ int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct 
 int wire_wait(const struct wire *wire, int milliseconds, struct error *error);
 /* Whether the peer has something to say already. */
 bool wire_heard(const struct wire *wire);
-/* Bytes sent that the peer's host has not acknowledged. */
-uint64_t wire_backlog(const struct wire *wire);

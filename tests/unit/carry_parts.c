@@ -85,11 +85,14 @@ static void rounds_end_when_the_rest_fits(void **state)
 	(void)state;
 	rounds_begin(&rounds, 50);
 	rounds_measure(&rounds, 1 << 30, NS_PER_S); /* 1 GiB/s: 40 ms carry 10485 pages */
-	assert_int_equal(rounds_next(&rounds, 40000, 0), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 20000, 0), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 10000, 20 << 20), ROUNDS_GO_ON); /* the backlog counts */
-	assert_int_equal(rounds_next(&rounds, 10000, 0), ROUNDS_FITS);
-	assert_int_equal(rounds_next(&rounds, 0, 0), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 40000), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 20000), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 10000), ROUNDS_FITS);
+	/* It fits, but rounds still halve it: a round more, until nothing is to be gained. */
+	assert_int_equal(rounds_next(&rounds, 4000), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 1000), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 200), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 0), ROUNDS_FITS);
 }
 
 static void rounds_that_do_not_shrink_end(void **state)
@@ -100,12 +103,12 @@ static void rounds_that_do_not_shrink_end(void **state)
 	(void)state;
 	rounds_begin(&rounds, 50);
 	rounds_measure(&rounds, 125000000, NS_PER_S);
-	while (rounds_next(&rounds, 50000, 0) == ROUNDS_GO_ON)
+	while (rounds_next(&rounds, 50000) == ROUNDS_GO_ON)
 		went_on++;
 	assert_true(went_on > 0 && went_on < 5);
 	/* Even rounds that shrink come to an end. */
 	rounds_begin(&rounds, 1);
-	for (went_on = 0; rounds_next(&rounds, (1u << 31) >> went_on, 0) == ROUNDS_GO_ON;)
+	for (went_on = 0; rounds_next(&rounds, (1u << 31) >> went_on) == ROUNDS_GO_ON;)
 		went_on++;
 	assert_true(went_on < ROUNDS_MAX);
 }
@@ -146,7 +149,8 @@ static void every_bit_of_a_record_head_counts(void **state)
 	(void)state;
 	record_encode(&pages, head);
 	assert_int_equal(record_decode(&read, head, NULL), 0);
-	assert_true(read.type == pages.type && read.argument == pages.argument && read.length == pages.length);
+	assert_true(
+		read.type == pages.type && read.argument == pages.argument && read.length == pages.length);
 	for (unsigned bit = 0; bit < sizeof(head) * 8; bit++) {
 		head[bit / 8] ^= (uint8_t)(1 << bit % 8);
 		assert_true(record_decode(&read, head, NULL) < 0);
@@ -157,16 +161,16 @@ static void every_bit_of_a_record_head_counts(void **state)
 static void records_out_of_bounds_are_refused(void **state)
 {
 	static const struct record wrong[] = {
-		{0,             0,    0             },
-		{RECORD_TYPES,  0,    0             },
-		{RECORD_OFFER,  4096, (56 << 10) + 1},
-		{RECORD_OFFER,  0,    10            },
-		{RECORD_PAGES,  0,    16            },
-		{RECORD_PAGES,  257,  16            },
-		{RECORD_PAGES,  1,    5 << 20       },
-		{RECORD_STATE,  0,    (64 << 20) + 1},
-		{RECORD_COMMIT, 0,    1             },
-		{RECORD_ANSWER, 4,    0             },
+		{0, 0, 0},
+		{RECORD_TYPES, 0, 0},
+		{RECORD_OFFER, 4096, (56 << 10) + 1},
+		{RECORD_OFFER, 0, 10},
+		{RECORD_PAGES, 0, 16},
+		{RECORD_PAGES, 257, 16},
+		{RECORD_PAGES, 1, 5 << 20},
+		{RECORD_STATE, 0, (64 << 20) + 1},
+		{RECORD_COMMIT, 0, 1},
+		{RECORD_ANSWER, 4, 0},
 	};
 	uint8_t head[RECORD_HEAD_SIZE];
 	struct record read;

@@ -132,6 +132,7 @@ static void another_reader_agrees(void **state)
 	struct fake_guest guest;
 	char command[1024], bytes[sizeof(guest.state)];
 	int status;
+	off_t at;
 
 	(void)state;
 	if (!reader)
@@ -150,7 +151,11 @@ static void another_reader_agrees(void **state)
 	assert_int_equal(memcmp(image, guest.ram, guest.pages * FAKE_PAGE), 0);
 	assert_int_equal(pread(records, bytes, sizeof(bytes), 0), guest.state_size);
 	assert_memory_equal(bytes, guest.state, guest.state_size);
-	assert_int_equal(pwrite(file, "x", 1, CHECKPOINT_RAM_AT + 21 * FAKE_PAGE), 1);
+	/* A page that the running guest left alone, so that it is stored. */
+	at = (off_t)(CHECKPOINT_RAM_AT + 1501ull * FAKE_PAGE);
+	assert_int_equal(pread(file, bytes, 1, at), 1);
+	bytes[0] ^= 1;
+	assert_int_equal(pwrite(file, bytes, 1, at), 1);
 	snprintf(command, sizeof(command), "%s verify /proc/%d/fd/%d 2>/dev/null", reader, getpid(), file);
 	assert_int_not_equal(system(command), 0);
 	fake_guest_end(&guest);
@@ -253,7 +258,8 @@ static void small_end(struct small *small)
 	fake_guest_end(&small->guest);
 }
 
-/* All that is in the small guest is in its first pages; looking at no more keeps many thousand readings short. */
+/* All that is in the small guest is in its first pages; looking at no more keeps many thousand readings
+ * short. */
 #define SMALL_PAGES 8
 
 /* As restore does, without threads: 0 and the memory, or a verdict. */
