@@ -23,6 +23,7 @@
 
 #define STOP_MS 30000
 #define STOP_CHECK_MS 50
+#define DYING_MS 300
 
 static int open_log(const struct xend_config *config, struct error *error)
 {
@@ -85,6 +86,21 @@ static pid_t running(const struct paths *paths)
 	struct flock lock = whole_file();
 
 	return file >= 0 && fcntl(file, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK ? lock.l_pid : 0;
+}
+
+/* The same, but of one that is just dying (its threads end one after the other) its end is awaited. */
+static pid_t running_on(const struct paths *paths)
+{
+	pid_t pid;
+
+	do {
+		pid = running(paths);
+		_cleanup_close_ int process = pid ? pidfd_open(pid, 0) : -1;
+
+		if (pid && process >= 0 && process_wait(process, DYING_MS, NULL) == -ETIMEDOUT)
+			break;
+	} while (pid);
+	return pid;
 }
 
 /* The descriptor stays open, and with it the lock, as long as the process lives. */
@@ -219,7 +235,9 @@ static int set_up(struct xend *xend, bool terminal, struct error *error)
  * not. */
 static int serve(struct xend *xend, bool background, int ready, struct error *error)
 {
-	_cleanup_close_ int pid_file = take_pid_file(&xend->paths, error);
+	_cleanup_close_ int pid_file = running_on(&xend->paths)
+					       ? error_set(error, EBUSY, "xend is running already.")
+					       : take_pid_file(&xend->paths, error);
 	bool terminal = !background && isatty(STDERR_FILENO);
 	int r = pid_file < 0 ? pid_file : terminal ? 0 : open_log(&xend->config, error);
 
@@ -247,7 +265,7 @@ static int start(struct xend *xend, struct error *error)
 	int ready[2], r;
 	pid_t pid;
 
-	if (running(&xend->paths))
+	if (running_on(&xend->paths))
 		return 0;
 	if (pipe2(ready, O_CLOEXEC) < 0)
 		return error_set(error, errno, "Unable to start xend: %s.", strerror(errno));

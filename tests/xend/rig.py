@@ -95,7 +95,8 @@ class Stream:
 
 
 class Xend:
-    def __init__(self, port=0, settings=""):
+    def __init__(self, port=0, settings="", within=()):
+        self.within = list(within)  # a command that starts xend in some other surroundings
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="xend-", dir="/tmp"))
         for name in ("run", "state", "libexec", "files"):
             (self.root / name).mkdir()
@@ -120,7 +121,7 @@ class Xend:
         self.start()
 
     def command(self, word):
-        return subprocess.run([BUILD / "src/xend/xend", word], env=self.environment, capture_output=True, text=True,
+        return subprocess.run([*self.within, BUILD / "src/xend/xend", word], env=self.environment, capture_output=True, text=True,
                               timeout=60)
 
     def start(self):

@@ -68,6 +68,15 @@ class Daemon(unittest.TestCase):
         self.refused("'colour'", create, colour="red")
         self.nothing_left()
 
+    def test_a_host_without_kvm(self):
+        self.addCleanup(os.rmdir, "/dev/shm/few")
+        few = "mkdir -p /dev/shm/few && mount -t tmpfs none /dev/shm/few && cp -a /dev/null /dev/random /dev/shm/few && "
+        xend = Xend(within=["unshare", "-m", "sh", "-c",
+                            few + 'mount --move /dev/shm/few /dev && exec "$0" "$@"'])
+        self.addCleanup(xend.close)
+        self.refused("Unable to open /dev/kvm: No such file or directory. Load the module", xend.create)
+        self.assertEqual((xend.names(), xend.guests()), ([], []))
+
     def test_a_name_a_uuid_and_a_disk_are_taken_once(self):
         domain = self.xend.create()
         self.refused("exists already with ID 1", self.xend.create)
