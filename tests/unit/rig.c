@@ -200,10 +200,7 @@ static void tick(void *context, uint32_t events)
 static bool run_for(struct rig *rig, bool (*condition)(void *context), void *context, unsigned milliseconds)
 {
 	struct run run = {.rig = rig, .condition = condition, .context = context};
-	const struct itimerspec every = {
-		{0, 500000},
-                {0, 500000}
-        };
+	const struct itimerspec every = {{0, 500000}, {0, 500000}};
 	struct error error = {0};
 
 	if (condition && condition(context))
@@ -234,6 +231,25 @@ void rig_run_until(struct rig *rig, bool (*condition)(void *context), void *cont
 void rig_run(struct rig *rig, unsigned milliseconds)
 {
 	run_for(rig, NULL, NULL, milliseconds);
+}
+
+static void polled(void *context, uint32_t events)
+{
+	struct rig *rig = context;
+
+	(void)events;
+	loop_defer(rig->loop, stop, rig->loop);
+}
+
+void rig_poll(struct rig *rig)
+{
+	struct watch always = {.fd = eventfd(1, EFD_CLOEXEC), .handler = polled, .context = rig};
+	struct error error = {0};
+
+	assert_int_equal(loop_add(rig->loop, &always, EPOLLIN, &error), 0);
+	assert_int_equal(loop_run(rig->loop, &error), 0);
+	loop_remove(rig->loop, &always);
+	close(always.fd);
 }
 
 static bool idle(void *context)

@@ -37,6 +37,9 @@ void rig_run_until(struct rig *rig, bool (*condition)(void *context), void *cont
 /* Handles the events that are there, and those that come within some milliseconds. */
 void rig_run(struct rig *rig, unsigned milliseconds);
 
+/* Handles the events that are there. */
+void rig_poll(struct rig *rig);
+
 /* Like the core on pause, save-state, load-state, resume. rig_save waits for busy devices. */
 void rig_pause(struct rig *rig);
 void rig_resume(struct rig *rig);
