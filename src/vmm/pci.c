@@ -418,7 +418,7 @@ int pci_add(struct pci_device *device, struct platform *platform, unsigned slot,
 	device->bar_address = PCI_BAR_NOWHERE;
 	device->capabilities_end = 0x40; /* the header's end */
 	put_identity(device->config, identity);
-	put(device->config, PCI_BASE_ADDRESS_0, (uint32_t)(PCI_BAR_BASE + slot * PCI_BAR_SIZE * 2ull), 4);
+	put(device->config, PCI_BASE_ADDRESS_0, (uint32_t)(PCI_BAR_BASE + slot * 2ull * PCI_BAR_SIZE), 4);
 	put(device->writable, PCI_BASE_ADDRESS_0, ~(PCI_BAR_SIZE - 1), 4);
 	put(device->writable, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_INTX_DISABLE,
 		2);

@@ -345,7 +345,7 @@ static void take_chains(struct virtio_blk *blk)
 	}
 }
 
-static bool reap(struct virtio_blk *blk);
+static unsigned reap_some(struct virtio_blk *blk);
 
 static void notified(struct virtio_device *virtio, unsigned index)
 {
@@ -355,7 +355,9 @@ static void notified(struct virtio_device *virtio, unsigned index)
 	virtqueue_suppress(queue);
 	take_chains(blk);
 	submit(blk);
-	reap(blk); /* what the host had in its cache is over already */
+	while (blk->in_flight && reap_some(blk)) /* what the host had in its cache is over already */
+		;
+	submit(blk);
 	virtqueue_flush(queue);
 	if (!exhausted(blk) && virtqueue_listen(queue))
 		virtqueue_again(queue);

@@ -34,11 +34,11 @@ enum { RECEIVE, TRANSMIT, CONTROL, QUEUES }; /* 5.1.2 */
 static const struct {
 	unsigned feature, tap;
 } offloads[] = {
-	{VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM   },
-	{VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4   },
-	{VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6   },
-	{VIRTIO_NET_F_GUEST_ECN,  TUN_F_TSO_ECN},
-	{VIRTIO_NET_F_GUEST_UFO,  TUN_F_UFO    },
+	{VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM},
+	{VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4},
+	{VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6},
+	{VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN},
+	{VIRTIO_NET_F_GUEST_UFO, TUN_F_UFO},
 };
 
 /* When frames that tell switches where the guest is are sent again: milliseconds after the one before. */
@@ -253,11 +253,11 @@ static void send_rarp(struct virtio_net *net)
 		uint8_t padding[ETH_ZLEN - sizeof(struct ether_header) - sizeof(struct ether_arp)];
 	} __attribute__((packed)) frame = {
 		.ethernet = {.ether_type = htons(ETHERTYPE_REVARP)},
-		.arp.ea_hdr = { .ar_hrd = htons(ARPHRD_ETHER),
-			     .ar_pro = htons(ETHERTYPE_IP),
-			     .ar_hln = ETH_ALEN,
-			     .ar_pln = 4,
-			     .ar_op = htons(ARPOP_RREQUEST)},
+		.arp.ea_hdr = {.ar_hrd = htons(ARPHRD_ETHER),
+			.ar_pro = htons(ETHERTYPE_IP),
+			.ar_hln = ETH_ALEN,
+			.ar_pln = 4,
+			.ar_op = htons(ARPOP_RREQUEST)},
 	};
 
 	memset(frame.ethernet.ether_dhost, 0xff, ETH_ALEN);

@@ -41,11 +41,8 @@ static unsigned index_of(const struct virtio_device *device, const struct virtqu
 static void queue_notified(void *context, uint32_t events)
 {
 	struct virtqueue *queue = context;
-	uint64_t ignored;
 
 	(void)events;
-	if (read(queue->notified.fd, &ignored, sizeof(ignored)) < 0 && errno == EAGAIN)
-		return;
 	if (virtio_running(queue->owner) && virtqueue_ready(queue))
 		queue->owner->class->notified(queue->owner, index_of(queue->owner, queue));
 }
@@ -217,7 +214,8 @@ static int add_queue(struct virtio_device *device, struct virtqueue *queue, stru
 		return error_set(error, errno, "Unable to make an eventfd for %s: %s.", device->class->name,
 			strerror(errno));
 	queue->notified = (struct watch){.fd = fd, .handler = queue_notified, .context = queue};
-	r = loop_add(device->pci.platform->loop, &queue->notified, EPOLLIN, error);
+	/* An edge for each notification: the eventfd is never read. */
+	r = loop_add(device->pci.platform->loop, &queue->notified, EPOLLIN | EPOLLET, error);
 	if (r < 0)
 		return r;
 	take_fd(&fd);

@@ -299,13 +299,11 @@ void virtio_pci_capabilities(struct virtio_device *device)
 		.cap = {.cfg_type = VIRTIO_PCI_CAP_NOTIFY_CFG,
 			.offset = VIRTIO_BAR_NOTIFY,
 			.length = device->class->queue_count * VIRTIO_BAR_NOTIFY_STEP},
-		.notify_off_multiplier = VIRTIO_BAR_NOTIFY_STEP
-        };
+		.notify_off_multiplier = VIRTIO_BAR_NOTIFY_STEP};
 	struct virtio_pci_cfg_cap access = {.cap = {.cfg_type = VIRTIO_PCI_CAP_PCI_CFG}};
 	struct virtio_pci_cfg_cap writable = {
 		.cap = {.bar = 0xff, .offset = 0xffffffff, .length = 0xffffffff},
-		.pci_cfg_data = { 0xff,       0xff,                 0xff,                 0xff}
-        };
+		.pci_cfg_data = {0xff, 0xff, 0xff, 0xff}};
 
 	add_capability(device, &common, NULL, sizeof(common));
 	add_capability(device, &isr, NULL, sizeof(isr));
