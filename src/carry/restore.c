@@ -1,5 +1,6 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "carry/clock.h"
 #include "carry/file_io.h"
 #include "carry/guest.h"
@@ -134,7 +135,7 @@ int restore_job(struct job *job, confine_function *confine, struct error *error)
 		.guest = {.channel = -1, .ram_fd = -1},
 		.io = {.fd = file},
 		.checkpoint = {.fd = file}};
-	int64_t began = monotonic_ns();
+	int64_t began = monotonic_ns(), offered, read;
 	int r;
 
 	if (file < 0)
@@ -149,8 +150,10 @@ int restore_job(struct job *job, confine_function *confine, struct error *error)
 	r = checkpoint_open(&restore.checkpoint, file, error);
 	if (r == 0)
 		r = offer(&restore, error);
+	offered = monotonic_ns();
 	if (r == 0)
 		r = read_memory(&restore, error);
+	read = monotonic_ns();
 	if (r == 0)
 		r = guest_load_state(&restore.guest, &restore.checkpoint.state, error);
 	if (r == 0)
@@ -158,5 +161,13 @@ int restore_job(struct job *job, confine_function *confine, struct error *error)
 			json_pack(
 				"{s:I}", "milliseconds", (json_int_t)((monotonic_ns() - began) / NS_PER_MS)),
 			error);
+	if (r == 0)
+		log_info("Restored: %.1f ms until xend had made the guest, %.1f to read and verify %llu MiB, "
+			 "%.1f to load the "
+			 "device state.",
+			(double)(offered - began) / (double)NS_PER_MS,
+			(double)(read - offered) / (double)NS_PER_MS,
+			(unsigned long long)(restore.read_pages * PAGE_SIZE >> 20),
+			(double)(monotonic_ns() - read) / (double)NS_PER_MS);
 	return r;
 }
