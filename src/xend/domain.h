@@ -31,6 +31,7 @@ struct domain {
 	bool paused;         /* by the user */
 	bool restart_wanted; /* xm reboot */
 	bool preserved;      /* has ended and is kept (on_crash='preserve') */
+	bool arrived;        /* restored or received, not booted here */
 	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
 	int64_t started_at;  /* seconds since 1970 */
 

@@ -197,15 +197,20 @@ static int create_machine(
 	return channel_call(control, request, list.fds, list.count, NULL, CREATE_MS, error);
 }
 
-/* What a dead ferry-guest's closed channel really means to the user. */
-static int explain(const struct domain *domain, int r, struct error *error)
+/* ferry-guest knows neither names nor paths, and a dead one says nothing. */
+static int explain(const struct domain *domain, bool incoming, int r, struct error *error)
 {
+	const struct guest_config *config = &domain->config;
+
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, EIO,
 			"The process of domain '%s' ended while the guest was being made; its reason is in "
 			"%s.",
-			domain->config.name, domain->xend->config.logfile);
-	return r;
+			config->name, domain->xend->config.logfile);
+	if (r < 0 && !incoming)
+		return error_prefix(error, "Domain '%s' with kernel %s%s%s: ", config->name, config->kernel,
+			config->ramdisk ? " and ramdisk " : "", config->ramdisk ? config->ramdisk : "");
+	return r < 0 ? error_prefix(error, "Domain '%s': ", config->name) : r;
 }
 
 int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error)
@@ -223,7 +228,7 @@ int guest_start(struct domain *domain, enum guest_beginning beginning, struct er
 		r = start_process(domain, error);
 	if (r >= 0) {
 		xend_unlock(xend);
-		r = explain(domain, create_machine(domain, &files, incoming, error), error);
+		r = explain(domain, incoming, create_machine(domain, &files, incoming, error), error);
 		xend_lock(xend);
 	}
 	if (r >= 0) {

@@ -202,7 +202,13 @@ int handover_receiving(struct xend *xend, const char *ticket, const char *uuid, 
 
 int handover_received(struct xend *xend, const char *ticket, const char *uuid, struct error *error)
 {
-	return change(xend, ticket, uuid, TICKET_RECEIVING, TICKET_RECEIVED, error);
+	int r;
+
+	/* The guest stands still meanwhile. Whether RECEIVED or RECEIVING, a power cut makes it refused. */
+	store_hasty(xend->store, true);
+	r = change(xend, ticket, uuid, TICKET_RECEIVING, TICKET_RECEIVED, error);
+	store_hasty(xend->store, false);
+	return r;
 }
 
 int handover_own(struct domain *domain, const char *ticket, struct error *error)

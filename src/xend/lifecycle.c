@@ -135,6 +135,7 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	domain->busy = beginning == GUEST_RESTORE ? "being restored" : "being received";
 	domain->cancel = cancel;
 	domain->paused = paused;
+	domain->arrived = true;
 	r = guest_start(domain, beginning, error);
 	if (r < 0) {
 		discard(domain);

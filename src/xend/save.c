@@ -97,6 +97,12 @@ struct restoring {
 	struct domain *domain;
 };
 
+/* The carrier knows the file only as a descriptor. */
+static int about_file(const struct restoring *restoring, int r, struct error *error)
+{
+	return r < 0 && r != -ECANCELED ? error_prefix(error, "Unable to restore %s: ", restoring->path) : r;
+}
+
 /* Up to the moment when the guest's state is complete; a domain that was made is the caller's to discard. */
 static int run_restore(
 	struct restoring *restoring, struct reply *reply, struct message *loaded, struct error *error)
@@ -113,11 +119,10 @@ static int run_restore(
 			&restoring->file, 1, error);
 	if (r >= 0)
 		r = carrier_expect(&carrier, "offer", &offer, error);
+	if (r >= 0)
+		r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
 	if (r < 0)
-		return r;
-	r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
-	if (r < 0)
-		return error_prefix(error, "File %s cannot be restored: ", restoring->path);
+		return about_file(restoring, r, error);
 	restoring->paused |= was_paused;
 	r = lifecycle_expect(restoring->xend, &config, restoring->paused, GUEST_RESTORE,
 		reply_cancel_fd(reply), &restoring->domain, error);
@@ -128,7 +133,7 @@ static int run_restore(
 		return guest;
 	r = carrier_say(
 		&carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &guest, 1, error);
-	return r < 0 ? r : carrier_expect(&carrier, "loaded", loaded, error);
+	return r < 0 ? r : about_file(restoring, carrier_expect(&carrier, "loaded", loaded, error), error);
 }
 
 void job_restore(struct xend *xend, const char *path, bool paused, struct reply *reply)

@@ -146,6 +146,13 @@ void store_close(struct store *store)
 	free(store);
 }
 
+void store_hasty(struct store *store, bool hasty)
+{
+	/* In WAL mode NORMAL syncs at checkpoints only (sqlite.org/pragma.html#pragma_synchronous). */
+	sqlite3_exec(store->db, hasty ? "PRAGMA synchronous = NORMAL" : "PRAGMA synchronous = FULL", NULL,
+		NULL, NULL);
+}
+
 int store_begin(struct store *store, struct error *error)
 {
 	return run(store, error, "BEGIN IMMEDIATE", "");

@@ -77,6 +77,10 @@ int store_each_ticket(struct store *store, int (*visit)(void *context, const str
 int store_ticket_state(
 	struct store *store, const char *ticket, enum ticket_state *state, struct error *error);
 
+/* Between hasty(true) and hasty(false) changes do not wait for the disk: what a power cut takes back must not
+ * matter. */
+void store_hasty(struct store *store, bool hasty);
+
 /* Several changes as one: all of them are on disk after store_commit, or none. */
 int store_begin(struct store *store, struct error *error);
 int store_commit(struct store *store, struct error *error);

@@ -107,7 +107,7 @@ static void end_of_guest(void *argument)
 	enum guest_action action = action_for(domain, reason);
 
 	log_end(domain, reason, action);
-	if (restarts(action) && too_soon(domain)) {
+	if (restarts(action) && !domain->restart_wanted && !domain->arrived && too_soon(domain)) {
 		log_error("Domain '%s' ended within %d s of its start and is not started again.",
 			domain->config.name, RESTART_MINIMUM_S);
 		action = ACTION_DESTROY;

@@ -1,8 +1,8 @@
 /*
  * What happens to a guest that has ended: on_poweroff, on_reboot, on_crash.
  *
- * A guest that ends within RESTART_MINIMUM_S of its start is not started again,
- * so that one that cannot run does not keep the host busy for ever.
+ * A guest that ends by itself within RESTART_MINIMUM_S of its boot is not started
+ * again, so that one that cannot run does not keep the host busy for ever.
  */
 #pragma once
 

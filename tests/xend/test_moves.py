@@ -83,7 +83,7 @@ class Moves(unittest.TestCase):
         self.refused("Unable to write file /nowhere/x", self.one.job, "/domains/1/save", {"file": "/nowhere/x"})
         self.refused("Is a directory", self.one.job, "/domains/1/save", {"file": "/tmp"})
         self.refused("Unable to read file /nowhere", self.one.job, "/restore", {"file": "/nowhere"})
-        self.refused("", self.one.job, "/restore", {"file": str(self.one.files / "kernel")})
+        self.refused("Unable to restore", self.one.job, "/restore", {"file": str(self.one.files / "kernel")})
         self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
         self.save()
         os.unlink(self.one.files / "disk")
