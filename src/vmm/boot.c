@@ -17,6 +17,7 @@
 #define PROTOCOL_LEAST 0x020cu   /* 2.12: xloadflags */
 #define ENTRY_64 0x200u          /* of the protected-mode kernel */
 #define LOADER_OTHER 0xff
+#define SYSSIZE_UNIT 16ull
 #define E820_RAM 1u
 #define E820_RESERVED 2u
 #define NOTE_PVH 18u /* XEN_ELFNOTE_PHYS32_ENTRY */
@@ -268,6 +269,11 @@ static int load_bzimage(struct memory *memory, const struct file *kernel, int ra
 		return error_set(
 			error, EINVAL, "The kernel is cut short: it has no more than its setup code.");
 	size = kernel->size - setup_size;
+	if (size + SYSSIZE_UNIT <= header.syssize * SYSSIZE_UNIT)
+		return error_set(error, EINVAL,
+			"The kernel is cut short: it has %llu bytes where its header says %llu.",
+			(unsigned long long)kernel->size,
+			(unsigned long long)(setup_size + header.syssize * SYSSIZE_UNIT));
 	r = place_kernel(memory, &header, size, &at, error);
 	if (r == 0)
 		r = load_at(memory, kernel, setup_size, at, size, error);

@@ -37,13 +37,11 @@ static void stop(void *context, enum stop_reason reason, const char *detail);
 
 void machine_init(struct machine *machine, struct loop *loop)
 {
-	*machine = (struct machine){
-		.loop = loop,
-		.kvm = {.system = -1,										      .vm = -1},
-		.memory = {             .fd = -1      },
-		.config = { .kvm = -1, .ram = -1,											.kernel = -1, .ramdisk = -1},
-		.bitmap_fd = -1
-        };
+	*machine = (struct machine){.loop = loop,
+		.kvm = {.system = -1, .vm = -1},
+		.memory = {.fd = -1},
+		.config = {.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1},
+		.bitmap_fd = -1};
 }
 
 static void forget_loaded(struct machine *machine)
@@ -157,8 +155,7 @@ static int set_firmware_msrs(int vcpu, struct error *error)
 {
 	struct few_msrs msrs = {.count = 2,
 		.entries = {{.index = MSR_MTRR_DEF_TYPE, .data = MTRR_WRITE_BACK},
-			    {.index = MSR_MISC_ENABLE, .data = MISC_FAST_STRINGS}}
-        };
+			{.index = MSR_MISC_ENABLE, .data = MISC_FAST_STRINGS}}};
 
 	if (ioctl(vcpu, KVM_SET_MSRS, &msrs) != 2)
 		return error_set(error, EIO, "KVM refuses the registers with which a processor starts.");
@@ -305,6 +302,10 @@ static void become_quiet(struct machine *machine)
 	struct error error = {0};
 
 	machine->quieting = false;
+	if (machine->quitting) {
+		loop_stop(machine->loop);
+		return;
+	}
 	if (machine->stopped) {
 		error_set(&error, ESHUTDOWN, "The guest has shut down meanwhile.");
 		set_state(machine, MACHINE_SHUTDOWN);
@@ -313,8 +314,6 @@ static void become_quiet(struct machine *machine)
 	}
 	if (machine->paused)
 		machine->paused(machine->context, machine->stopped ? &error : NULL);
-	if (machine->quitting)
-		loop_stop(machine->loop);
 }
 
 /* One step towards quiet: vCPUs first, then no new work of devices, then none under way. */

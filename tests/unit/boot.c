@@ -52,6 +52,7 @@ static void make_image(struct image *image)
 
 	memset(image, 0, sizeof(*image));
 	header->setup_sects = 4;
+	header->syssize = 65536 / 16;
 	header->boot_flag = 0xaa55;
 	header->header = 0x53726448;
 	header->jump = 0x66eb; /* over the rest of the header */
@@ -210,6 +211,9 @@ static void what_is_no_kernel_is_said(void **state)
 	make_image(&image);
 	refused(&memory, &image, 3000, "cut short");
 	refused(&memory, &image, 1024, "cut short");
+	header_of(&image)->syssize = 65536 / 16 + 1;
+	refused(&memory, &image, sizeof(image), "cut short");
+	make_image(&image);
 	header_of(&image)->xloadflags = 0;
 	refused(&memory, &image, sizeof(image), "64-bit");
 	make_image(&image);
