@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """Save, restore and migration between xends on loopback: fake guests, the real ferry-carrier."""
+import json
 import os
 import pathlib
 import signal
@@ -205,9 +206,9 @@ class Moves(unittest.TestCase):
                 stream.end()
             self.one_owner(on_one=True)
 
-    def destroyed(self):
+    def destroyed(self, xend=None):
         try:
-            self.one.post("/domains/TestGuest/destroy")
+            (xend or self.one).post("/domains/TestGuest/destroy")
             return True
         except Refused as refused:
             self.assertIn("has been handed over", refused.sentence)
@@ -260,10 +261,75 @@ class Moves(unittest.TestCase):
             self.assertEqual([name for name in self.files() if "partial" in name], [])
             self.one.post("/domains/TestGuest/destroy")
 
+    def test_restore_is_cut_off(self):
+        """xend dies somewhere in a restore: the guest runs, or nothing is left and the checkpoint restores."""
+        self.one.create()
+        self.save()
+        restore = {"file": self.checkpoint}
+        for delay in (0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15):
+            with self.subTest(delay=delay):
+                threading.Thread(target=lambda: self.quietly(self.one.job, "/restore", restore), daemon=True).start()
+                time.sleep(delay)
+                self.one.kill()
+                self.one.start()
+                wait_until(lambda: not self.carriers(), "the carrier's end")
+                if not self.one.names():
+                    self.assertEqual(self.one.guests(), [])
+                    self.one.job("/restore", restore)
+                self.assertEqual(len(self.running()), 1)
+                self.one.post("/domains/TestGuest/destroy")
+
+    def running(self):
+        """Processes of guests that run now, whichever xend they belong to."""
+        found = []
+        for xend in (self.one, self.two):
+            for uuid in xend.guests():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+                    try:
+                        control.connect(str(xend.root / "run/guests" / uuid / "control"))
+                        control.send(b'{"do": "status"}')
+                        if json.loads(control.recv(65536))["state"] == "running":
+                            found.append(xend)
+                    except (OSError, ValueError):
+                        pass
+        return found
+
+    def test_killed_anywhere(self):
+        """Each process of a migration dies at each moment: one guest runs, once, on one of the two."""
+        steps = int(os.environ.get("STEPS", "6"))
+        victims = {
+            "the source": lambda: os.kill(self.one.pid, signal.SIGKILL),
+            "the destination": lambda: os.kill(self.two.pid, signal.SIGKILL),
+            "both": lambda: (os.kill(self.one.pid, signal.SIGKILL), os.kill(self.two.pid, signal.SIGKILL)),
+            "a carrier": lambda: [os.kill(pid, signal.SIGKILL) for pid in self.carriers()[:1]],
+            "the other carrier": lambda: [os.kill(pid, signal.SIGKILL) for pid in self.carriers()[-1:]],
+        }
+        ended = {"there": 0, "here": 0}
+        for name, kill in victims.items():
+            for step in range(steps):
+                with self.subTest(victim=name, step=step):
+                    self.one.create()
+                    mover = threading.Thread(target=lambda: self.quietly(self.migrate, live=True), daemon=True)
+                    mover.start()
+                    time.sleep(step * 0.25 / steps)
+                    kill()
+                    self.assertLess(len(self.running()), 2)
+                    self.one.start()
+                    self.two.start()
+                    mover.join(30)
+                    wait_until(lambda: len(self.running()) == 1 and not self.carriers(), "one guest", 20)
+                    owner = self.running()[0]
+                    self.assertEqual((self.one.names(), self.two.names()),
+                                     ((["TestGuest"], []) if owner is self.one else ([], ["TestGuest"])))
+                    ended["here" if owner is self.one else "there"] += 1
+                    wait_until(lambda: self.destroyed(owner), "its end")
+                    self.assertEqual(self.one.guests() + self.two.guests(), [])
+        print(ended)
+
     @staticmethod
-    def quietly(call, **more):
+    def quietly(call, *arguments, **more):
         try:
-            call(**more)
+            call(*arguments, **more)
         except (OSError, Refused, ValueError, IndexError):
             pass
 
