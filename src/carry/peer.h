@@ -60,6 +60,7 @@ struct hello {
 };
 
 #define RECORD_HEAD_SIZE 24
+#define OFFER_DIGEST_SIZE 8 /* before an OFFER's JSON */
 #define HELLO_SIZE 64
 
 void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE]);

@@ -185,14 +185,15 @@ int reception_run(struct reception *reception, struct job *job, struct error *er
 
 static int hear_offer(struct receive *receive, struct error *error)
 {
-	_cleanup_buffer_ struct buffer text = {0};
+	_cleanup_buffer_ struct buffer payload = {0};
 	struct record record;
+	struct cursor text;
 	int r;
 
 	wire_limit(&receive->wire, PEER_HANDSHAKE_MS);
 	r = peer_expect(&receive->wire, RECORD_OFFER, &record, error);
 	if (r == 0)
-		r = peer_payload(&receive->wire, &record, &text, error);
+		r = peer_payload(&receive->wire, &record, &payload, error);
 	wire_limit(&receive->wire, 0);
 	if (r < 0)
 		return r;
@@ -200,8 +201,12 @@ static int hear_offer(struct receive *receive, struct error *error)
 		return error_set(
 			error, EPROTO, "%s offers a guest of an impossible size.", receive->wire.peer);
 	receive->ram_size = record.argument;
-	receive->description =
-		description_parse((const char *)text.data, text.size, receive->ram_size, error);
+	text = cursor_over(payload.data, payload.size);
+	if (cursor_u64(&text) != digest_of(payload.data + text.at, cursor_left(&text)) || text.failed)
+		return error_set(
+			error, EBADMSG, "The offer from %s was damaged on its way.", receive->wire.peer);
+	receive->description = description_parse(
+		(const char *)text.data + text.at, cursor_left(&text), receive->ram_size, error);
 	return receive->description ? 0 : -error->code;
 }
 

@@ -179,6 +179,7 @@ static int offer(struct send *send, struct error *error)
 		description_new(json_object_get(send->job->request.body, "domain"), send->guest.regions,
 			send->guest.size, error);
 	_cleanup_free_ char *text = NULL;
+	_cleanup_buffer_ struct buffer payload = {0};
 	struct record record;
 	int r;
 
@@ -186,9 +187,11 @@ static int offer(struct send *send, struct error *error)
 		return -error->code;
 	json_object_set_new(description, "live", json_boolean(send->copy.live));
 	text = json_dumps(description, JSON_COMPACT);
-	if (!text)
+	buffer_u64(&payload, text ? digest_of(text, strlen(text)) : 0);
+	buffer_append(&payload, text, text ? strlen(text) : 0);
+	if (!text || payload.failed)
 		return error_set(error, ENOMEM, "Out of memory while offering the guest.");
-	r = peer_send(&send->wire, RECORD_OFFER, send->guest.size, text, strlen(text), error);
+	r = peer_send(&send->wire, RECORD_OFFER, send->guest.size, payload.data, payload.size, error);
 	if (r == 0)
 		r = peer_receive(&send->wire, &record, error);
 	if (r < 0)

@@ -1,6 +1,7 @@
 /* Hand-overs between two carriers over loopback, and what happens when a side leaves at any step. */
 #include "fake_guest.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "carry/allow.h"
 #include "carry/peer.h"
 
@@ -416,16 +417,16 @@ static void names_and_addresses_are_matched(void **state)
 		const char *patterns, *name, *address;
 		bool allowed;
 	} cases[] = {
-		{"[]",								"",			   "10.0.0.2",  true },
-		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\", \"10.0.0.2\"]", "",                           "10.0.0.2",  true },
-		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]",               "a.our-network.mil",          "10.0.0.9",
-                 true														 },
-		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]",               "a.our-network.mil.evil.org",
-                 "10.0.0.9",												     false},
-		{"[\"10.0.0.2\"]",						    "",                           "110.0.0.2", false},
-		{"[\"^localhost$\"]",						 "",                           "10.0.0.2",  false},
-		{"[\"(unbalanced\"]",						 "",                           "10.0.0.2",  false},
-		{"[\"\"]",							    "",                           "10.0.0.2",  true },
+		{"[]", "", "10.0.0.2", true},
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\", \"10.0.0.2\"]", "", "10.0.0.2", true},
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]", "a.our-network.mil", "10.0.0.9",
+			true},
+		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]", "a.our-network.mil.evil.org",
+			"10.0.0.9", false},
+		{"[\"10.0.0.2\"]", "", "110.0.0.2", false},
+		{"[\"^localhost$\"]", "", "10.0.0.2", false},
+		{"[\"(unbalanced\"]", "", "10.0.0.2", false},
+		{"[\"\"]", "", "10.0.0.2", true},
 	};
 
 	(void)state;
@@ -435,6 +436,172 @@ static void names_and_addresses_are_matched(void **state)
 
 		assert_int_equal(r == 0, cases[i].allowed);
 	}
+}
+
+/* ---- a recorded stream, damaged ---- */
+
+#define RECORDING_MAX 65536
+
+/* What a source said during one whole hand-over; `offered` and `copied` are where OFFER and END ended. */
+struct recording {
+	uint8_t bytes[RECORDING_MAX];
+	size_t size, offered, copied;
+};
+
+/* Between source and destination: passes everything on, and keeps what the source said. */
+struct middle {
+	struct line line;
+	int source, dest;
+	struct recording *recording;
+	atomic_size_t size;
+	pthread_t thread;
+};
+
+static void *pass_on(void *context)
+{
+	struct middle *middle = context;
+	struct pollfd ready[2] = {
+		{.fd = middle->source, .events = POLLIN}, {.fd = middle->dest, .events = POLLIN}};
+	uint8_t bytes[4096];
+
+	while (poll(ready, 2, 10000) > 0) {
+		bool from_source = ready[0].revents;
+		ssize_t n = read(from_source ? middle->source : middle->dest, bytes, sizeof(bytes));
+
+		if (n <= 0 || write(from_source ? middle->dest : middle->source, bytes, (size_t)n) != n)
+			break;
+		if (from_source && middle->size + (size_t)n <= RECORDING_MAX) {
+			memcpy(middle->recording->bytes + middle->size, bytes, (size_t)n);
+			middle->size += (size_t)n;
+		}
+	}
+	close(middle->source);
+	close(middle->dest);
+	return NULL;
+}
+
+static void fill_small(struct fake_guest *guest)
+{
+	fake_guest_fill(guest, 10, 2, 1);
+}
+
+static void record_hand_over(struct recording *recording)
+{
+	struct middle middle = {.recording = recording};
+	struct move move;
+	struct message done;
+	int pair[2];
+
+	line_begin(&move.line);
+	fake_guest_begin(&move.from, MIB_PAGES);
+	fake_guest_begin(&move.to, MIB_PAGES);
+	fill_small(&move.from);
+	begin_source(&move, false, 0);
+	middle.source = line_accept(&move.line);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	middle.dest = pair[0];
+	pthread_create(&middle.thread, NULL, pass_on, &middle);
+	carrier_thread_begin(&move.dest, receive_job);
+	carrier_say(&move.dest, json_pack("{s:s, s:{s:i}}", "do", "receive", "socket", "fd", 0), &pair[1], 1);
+	close(pair[1]);
+	pass(&move.dest, "offer");
+	recording->offered = middle.size;
+	carrier_say(&move.dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
+		&move.to.carrier_end, 1);
+	pass(&move.dest, "received");
+	recording->copied = middle.size;
+	say(&move.dest, "received");
+	pass(&move.source, "received");
+	done = finish(&move);
+	message_free(&done);
+	move_end(&move);
+	pthread_join(middle.thread, NULL);
+	recording->size = middle.size;
+}
+
+/*
+ * Plays the recording up to `size` to a destination. True where it took the guest over. Nothing follows the
+ * part that byte `damaged` is in: it must be found by then.
+ */
+static bool play(
+	const struct recording *recording, size_t size, size_t damaged, const struct fake_guest *original)
+{
+	const size_t ends[] = {recording->offered, recording->copied, recording->size};
+	struct carrier_thread dest;
+	struct fake_guest guest;
+	bool committed = false, failed = false;
+	size_t at = 0;
+	int pair[2];
+
+	fake_guest_begin(&guest, MIB_PAGES);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	carrier_thread_begin(&dest, receive_job);
+	carrier_say(&dest, json_pack("{s:s, s:{s:i}}", "do", "receive", "socket", "fd", 0), &pair[1], 1);
+	close(pair[1]);
+	for (unsigned part = 0; part < 3 && !failed; part++) {
+		size_t end = ends[part] < size ? ends[part] : size;
+		struct message event;
+		const char *name;
+
+		if (send(pair[0], recording->bytes + at, end - at, MSG_NOSIGNAL) < 0)
+			assert_int_equal(errno, EPIPE);
+		at = end;
+		if (damaged < end)
+			shutdown(pair[0], SHUT_WR);
+		do {
+			json_t *answer = NULL;
+
+			assert_int_equal(channel_receive(dest.channel, &event, NULL), 0);
+			name = json_string_value(json_object_get(event.body, "event"));
+			failed = strcmp(name, "failed") == 0;
+			committed = strcmp(name, "commit") == 0;
+			if (strcmp(name, "offer") == 0)
+				answer = json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0);
+			else if (strcmp(name, "received") == 0)
+				answer = json_pack("{s:s}", "do", "received");
+			/* Where the stream is cut the carrier may have ended already. */
+			if (answer)
+				channel_send(dest.channel, answer, &guest.carrier_end, 1, NULL);
+			json_decref(answer);
+			at = strcmp(name, "progress") == 0 ? SIZE_MAX : end;
+			message_free(&event);
+		} while (at == SIZE_MAX);
+	}
+	if (committed) {
+		assert_int_equal(memcmp(guest.ram, original->ram, MIB_PAGES * FAKE_PAGE), 0);
+		assert_true(guest.loaded);
+	}
+	close(pair[0]);
+	carrier_thread_end(&dest);
+	fake_guest_end(&guest);
+	return committed;
+}
+
+static void a_damaged_stream_never_becomes_a_guest(void **state)
+{
+	struct recording *recording = calloc(1, sizeof(*recording));
+	struct fake_guest original;
+
+	(void)state;
+	record_hand_over(recording);
+	fake_guest_begin(&original, MIB_PAGES);
+	fill_small(&original);
+	assert_true(
+		recording->offered > HELLO_SIZE && recording->copied > recording->offered + 2 * FAKE_PAGE);
+	assert_true(play(recording, recording->size, SIZE_MAX, &original));
+	for (size_t at = 0; at < recording->size; at++) {
+		/* Of the pages' contents a sample; of everything else each byte. */
+		bool contents = at > recording->offered + 64 && at < recording->offered + 2 * FAKE_PAGE;
+
+		if (contents && at % 127)
+			continue;
+		recording->bytes[at] ^= 0x10;
+		assert_false(play(recording, recording->size, at, &original));
+		recording->bytes[at] ^= 0x10;
+		assert_false(play(recording, at, 0, &original));
+	}
+	fake_guest_end(&original);
+	free(recording);
 }
 
 int main(void)
@@ -451,8 +618,10 @@ int main(void)
 		cmocka_unit_test(a_ticket_is_asked_about),
 		cmocka_unit_test(nobody_listens),
 		cmocka_unit_test(strangers_get_nothing),
+		cmocka_unit_test(a_damaged_stream_never_becomes_a_guest),
 		cmocka_unit_test(names_and_addresses_are_matched),
 	};
 
+	log_open("carry-migrate", LOG_WARNING_);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,7 @@
 /* Save and restore: what was saved comes back; what was damaged does not come back unnoticed. */
 #include "fake_guest.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "state/checkpoint.h"
 
 #include <errno.h>
@@ -393,5 +394,6 @@ int main(void)
 		cmocka_unit_test(verdicts_name_the_cause),
 	};
 
+	log_open("carry-save", LOG_WARNING_);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
