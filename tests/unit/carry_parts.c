@@ -163,7 +163,7 @@ static void records_out_of_bounds_are_refused(void **state)
 	static const struct record wrong[] = {
 		{0, 0, 0},
 		{RECORD_TYPES, 0, 0},
-		{RECORD_OFFER, 4096, (56 << 10) + 1},
+		{RECORD_OFFER, 4096, (56 << 10) + OFFER_DIGEST_SIZE + 1},
 		{RECORD_OFFER, 0, 10},
 		{RECORD_PAGES, 0, 16},
 		{RECORD_PAGES, 257, 16},
