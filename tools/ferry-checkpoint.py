@@ -32,6 +32,16 @@ def xxhash():
 
 
 DIGEST = xxhash()
+ZSTD = 1  # mandatory feature bit 0
+
+
+def zstd_frame(frame, size):
+    """What a frame (RFC 8878) holds, which must be `size` bytes; None where it is not that."""
+    library = ctypes.CDLL(ctypes.util.find_library("zstd") or "libzstd.so.1")
+    library.ZSTD_decompress.restype = ctypes.c_size_t
+    library.ZSTD_decompress.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
+    room = ctypes.create_string_buffer(size)
+    return room.raw if library.ZSTD_decompress(room, size, frame, len(frame)) == size else None
 
 
 class Checkpoint:
@@ -44,13 +54,14 @@ class Checkpoint:
             raise Damaged("not a checkpoint")
         (self.version, mandatory, _optional, page, self.file_size, ram_at, self.ram_size, self.taken_ns,
          self.stored_pages, sections) = struct.unpack_from("<IIIIQQQqQI", header, 8)
-        if self.version != 1 or mandatory:
+        if self.version != 1 or mandatory & ~ZSTD:
             raise Damaged(f"written by a newer Ferry (version {self.version}, features {mandatory:#x})")
         if DIGEST(header[:4088]) != struct.unpack_from("<Q", header, 4088)[0]:
             raise Damaged("header damaged")
         if page != PAGE or ram_at != RAM_AT or sections > 16 or not self.ram_size or self.ram_size % PAGE:
             raise Damaged("header damaged")
         self.id = header[72:88]
+        self.compressed = bool(mandatory & ZSTD)
         self.check_end()
         self.sections = {}
         for i in range(sections):
@@ -96,23 +107,31 @@ class Checkpoint:
             kind, _zero, offset, length, digest = struct.unpack_from("<IIQQQ", table, 96 * i)
             stored = int.from_bytes(table[96 * i + 32:96 * i + 96], "little")
             pages = [bit for bit in range(EXTENT_PAGES) if stored >> bit & 1]
-            if kind > 1 or (kind == 0) != (not pages) or (kind == 1 and offset != RAM_AT + i * EXTENT_PAGES * PAGE):
+            place = RAM_AT + i * EXTENT_PAGES * PAGE
+            most = min(EXTENT_PAGES * PAGE, self.ram_size - i * EXTENT_PAGES * PAGE)
+            lengths = {0: range(1 << 62), 1: range(most, most + 1)}
+            if self.compressed:
+                lengths[2] = range(1, most + 1)
+            if kind not in lengths or length not in lengths[kind] or (kind == 0) != (not pages) or (kind and offset != place):
                 raise Damaged("extent table damaged")
             if pages and (i * EXTENT_PAGES + pages[-1]) * PAGE >= self.ram_size:
                 raise Damaged("extent table damaged")
-            extents.append((offset, length, digest, pages))
-        if sum(len(pages) for _, _, _, pages in extents) != self.stored_pages:
+            extents.append((kind, offset, length, digest, pages))
+        if sum(len(pages) for _, _, _, _, pages in extents) != self.stored_pages:
             raise Damaged("extent table damaged")
         return extents
 
     def memory(self):
         """Yields (page number, contents) of every stored page; raises where an extent is damaged."""
-        for i, (offset, length, digest, pages) in enumerate(self.extents):
-            contents = [self.at(offset + page * PAGE, PAGE, "memory") for page in pages]
-            if pages and DIGEST(b"".join(contents)) != digest:
+        for i, (kind, offset, length, digest, pages) in enumerate(self.extents):
+            if kind == 2:
+                contents = zstd_frame(self.at(offset, length, "memory"), len(pages) * PAGE)
+            else:
+                contents = b"".join(self.at(offset + page * PAGE, PAGE, "memory") for page in pages)
+            if pages and (contents is None or DIGEST(contents) != digest):
                 raise Damaged(f"memory in bytes {offset} to {offset + length - 1} damaged")
-            for page, content in zip(pages, contents):
-                yield i * EXTENT_PAGES + page, content
+            for number, page in enumerate(pages):
+                yield i * EXTENT_PAGES + page, contents[number * PAGE:(number + 1) * PAGE]
 
     def records(self):
         """Yields (name, instance, version, length) of the device-state records."""
@@ -136,7 +155,7 @@ def info(checkpoint, _output):
     print(f"memory    {checkpoint.ram_size >> 20} MiB, {checkpoint.stored_pages * PAGE >> 20} MiB of it stored")
     print(f"taken     {taken:%Y-%m-%d %H:%M:%S} UTC on {checkpoint.description.get('taken_on', '?')}"
           f" by {checkpoint.description.get('program', '?')}")
-    print(f"size      {checkpoint.file_size}")
+    print(f"size      {checkpoint.file_size}{', compressed' if checkpoint.compressed else ''}")
     try:
         for name, instance, version, length in checkpoint.records():
             print(f"device    {name} {instance} (version {version}, {length} bytes)")

@@ -31,34 +31,10 @@ struct section_rule {
 };
 
 static const struct section_rule section_rules[SECTION_KINDS] = {
-	[SECTION_DESCRIPTION] = {"description",  DESCRIPTION_MAX     },
+	[SECTION_DESCRIPTION] = {"description", DESCRIPTION_MAX},
 	[SECTION_STATE] = {"device state", CHECKPOINT_STATE_MAX},
-	[SECTION_EXTENTS] = {"extent table", EXTENT_ENTRY        },
+	[SECTION_EXTENTS] = {"extent table", EXTENT_ENTRY},
 };
-
-uint64_t checkpoint_extent_count(uint64_t ram_size)
-{
-	return (ram_size + CHECKPOINT_EXTENT_SIZE - 1) / CHECKPOINT_EXTENT_SIZE;
-}
-
-unsigned checkpoint_extent_pages(uint64_t ram_size, uint64_t index)
-{
-	uint64_t left = (ram_size - index * CHECKPOINT_EXTENT_SIZE) / CHECKPOINT_PAGE;
-
-	return left < CHECKPOINT_EXTENT_PAGES ? (unsigned)left : CHECKPOINT_EXTENT_PAGES;
-}
-
-uint64_t checkpoint_extent_digest(const uint64_t stored[CHECKPOINT_EXTENT_PAGES / 64], const uint8_t *content)
-{
-	struct digest_stream stream;
-	uint64_t first, count;
-
-	digest_begin(&stream);
-	for (uint64_t at = 0; (count = bitmap_run(stored, CHECKPOINT_EXTENT_PAGES, at, &first)) > 0;
-		at = first + count)
-		digest_add(&stream, content + first * CHECKPOINT_PAGE, count * CHECKPOINT_PAGE);
-	return digest_end(&stream);
-}
 
 /* ---- reading ---- */
 
@@ -105,23 +81,19 @@ static int decode_header(struct checkpoint *to, const uint8_t block[CHECKPOINT_P
 		return error_set(error, EINVAL, "The file is not a checkpoint.");
 	version = cursor_u32(&in);
 	features = cursor_u32(&in);
-	if (cursor_u64(&seal) != digest_of(block, DIGEST_AT)) {
-		/* A newer layout may keep its digest elsewhere, so its number decides first. */
-		if (version > VERSION && version < 1000)
-			return error_set(error, EINVAL,
-				"The checkpoint was written by a newer Ferry (format %u; this one reads %u).",
-				version, VERSION);
-		return damaged(error, "header");
-	}
-	if (version != VERSION)
+	/* A newer layout may keep its digest elsewhere, so its number decides first; a wild one is damage. */
+	if (version > VERSION && version < 1000)
 		return error_set(error, EINVAL,
-			"The checkpoint was written by another Ferry (format %u; this one reads %u).",
+			"The checkpoint was written by a newer Ferry (format %u; this one reads %u).",
 			version, VERSION);
-	if (features)
+	if (version != VERSION || cursor_u64(&seal) != digest_of(block, DIGEST_AT))
+		return damaged(error, "header");
+	if (features & ~CHECKPOINT_FEATURES)
 		return error_set(error, EINVAL,
 			"The checkpoint was written by a newer Ferry: it uses features (0x%x) that this one "
 			"does not know.",
-			features);
+			features & ~CHECKPOINT_FEATURES);
+	to->features = features;
 	cursor_u32(&in);
 	page_size = cursor_u32(&in);
 	to->file_size = cursor_u64(&in);
@@ -176,6 +148,22 @@ static int check_end(const struct checkpoint *checkpoint, struct error *error)
 	return 0;
 }
 
+/* Whether the entry's kind and place fit its pages: `all` of them are stored. */
+static bool extent_is_sound(const struct checkpoint *checkpoint, uint64_t index, uint64_t all)
+{
+	const struct checkpoint_extent *extent = &checkpoint->extents[index];
+	uint64_t size = (uint64_t)checkpoint_extent_pages(checkpoint->ram_size, index) * CHECKPOINT_PAGE;
+
+	if (extent->kind == EXTENT_EMPTY)
+		return all == 0;
+	if (all == 0 || extent->offset != CHECKPOINT_RAM_AT + index * CHECKPOINT_EXTENT_SIZE)
+		return false;
+	if (extent->kind == EXTENT_PLAIN)
+		return extent->length == size;
+	return extent->kind == EXTENT_ZSTD && checkpoint->features & CHECKPOINT_ZSTD && extent->length > 0 &&
+	       extent->length <= size;
+}
+
 /* Reads one section into `out`, after its place and length were found good. */
 static int read_section(const struct checkpoint *checkpoint, const struct section *section,
 	const struct section_rule *rule, struct buffer *out, struct error *error)
@@ -221,11 +209,7 @@ static int decode_extents(struct checkpoint *checkpoint, const struct buffer *ta
 			extent->stored[word] = cursor_u64(&in);
 		all = bitmap_count(extent->stored, CHECKPOINT_EXTENT_PAGES);
 		inside = bitmap_count(extent->stored, pages);
-		if (in.failed || all != inside || extent->kind > EXTENT_PLAIN ||
-			(extent->kind == EXTENT_EMPTY) != (all == 0) ||
-			(extent->kind == EXTENT_PLAIN &&
-				(extent->offset != CHECKPOINT_RAM_AT + i * CHECKPOINT_EXTENT_SIZE ||
-					extent->length != (uint64_t)pages * CHECKPOINT_PAGE)))
+		if (in.failed || all != inside || !extent_is_sound(checkpoint, i, all))
 			return damaged(error, "extent table");
 		stored += all;
 	}
@@ -302,6 +286,11 @@ int checkpoint_open(struct checkpoint *checkpoint, int fd, struct error *error)
 	r = check_end(checkpoint, error);
 	if (r < 0)
 		return r;
+	if (checkpoint->features & CHECKPOINT_ZSTD) {
+		checkpoint->scratch = malloc(CHECKPOINT_EXTENT_SIZE);
+		if (!checkpoint->scratch)
+			return error_set(error, ENOMEM, "Out of memory while reading the checkpoint.");
+	}
 	return read_sections(checkpoint, sections, section_count, error);
 }
 
@@ -310,21 +299,8 @@ void checkpoint_close(struct checkpoint *checkpoint)
 	json_decref(checkpoint->description);
 	buffer_free(&checkpoint->state);
 	free(checkpoint->extents);
+	free(checkpoint->scratch);
 	*checkpoint = (struct checkpoint){.fd = -1};
-}
-
-int checkpoint_verify_extent(
-	const struct checkpoint *checkpoint, uint64_t index, const uint8_t *content, struct error *error)
-{
-	const struct checkpoint_extent *extent = &checkpoint->extents[index];
-
-	if (extent->kind == EXTENT_EMPTY ||
-		checkpoint_extent_digest(extent->stored, content) == extent->digest)
-		return 0;
-	return error_set(error, EBADMSG,
-		"The checkpoint is damaged: memory in its bytes %llu to %llu is not as it was written.",
-		(unsigned long long)extent->offset,
-		(unsigned long long)(extent->offset + extent->length - 1));
 }
 
 /* ---- writing ---- */
@@ -355,11 +331,15 @@ static void encode_extents(struct checkpoint *checkpoint, struct buffer *out)
 		struct checkpoint_extent *extent = &checkpoint->extents[i];
 		uint64_t pages = bitmap_count(extent->stored, CHECKPOINT_EXTENT_PAGES);
 
-		extent->kind = pages ? EXTENT_PLAIN : EXTENT_EMPTY;
+		if (!pages || extent->kind != EXTENT_ZSTD)
+			extent->kind = pages ? EXTENT_PLAIN : EXTENT_EMPTY;
+		if (extent->kind == EXTENT_ZSTD)
+			checkpoint->features |= CHECKPOINT_ZSTD;
+		else
+			extent->length = pages ? (uint64_t)checkpoint_extent_pages(checkpoint->ram_size, i) *
+							 CHECKPOINT_PAGE
+					       : 0;
 		extent->offset = pages ? CHECKPOINT_RAM_AT + i * CHECKPOINT_EXTENT_SIZE : 0;
-		extent->length =
-			pages ? (uint64_t)checkpoint_extent_pages(checkpoint->ram_size, i) * CHECKPOINT_PAGE
-			      : 0;
 		buffer_u32(out, extent->kind);
 		buffer_u32(out, 0);
 		buffer_u64(out, extent->offset);
@@ -376,7 +356,7 @@ static void encode_header(const struct checkpoint *checkpoint, const struct sect
 {
 	buffer_append(out, header_magic, sizeof(header_magic));
 	buffer_u32(out, VERSION);
-	buffer_u32(out, 0);
+	buffer_u32(out, checkpoint->features);
 	buffer_u32(out, 0);
 	buffer_u32(out, CHECKPOINT_PAGE);
 	buffer_u64(out, checkpoint->file_size);
@@ -430,6 +410,7 @@ int checkpoint_finish(struct checkpoint *checkpoint, struct error *error)
 	int r;
 
 	checkpoint->stored_pages = 0;
+	checkpoint->features = 0;
 	if (checkpoint->state.size > CHECKPOINT_STATE_MAX)
 		return error_set(error, E2BIG,
 			"The guest's device state is too large for a checkpoint (%zu bytes).",

@@ -26,6 +26,9 @@
 #define CHECKPOINT_EXTENT_SIZE (CHECKPOINT_EXTENT_PAGES * (uint64_t)CHECKPOINT_PAGE)
 #define CHECKPOINT_STATE_MAX (64u << 20)
 
+#define CHECKPOINT_ZSTD 1u /* mandatory feature: some extents are compressed */
+#define CHECKPOINT_FEATURES CHECKPOINT_ZSTD
+
 enum checkpoint_extent_kind { EXTENT_EMPTY = 0, EXTENT_PLAIN = 1, EXTENT_ZSTD = 2 };
 
 struct checkpoint_extent {
@@ -41,11 +44,20 @@ struct checkpoint {
 	uint64_t ram_size;  /* bytes */
 	uint64_t stored_pages;
 	int64_t taken_realtime_ns;
+	uint32_t features; /* mandatory ones */
 	uint8_t id[16];
 	json_t *description;               /* owned; see state/description.h */
 	struct buffer state;               /* device-state records */
 	struct checkpoint_extent *extents; /* owned */
 	uint64_t extent_count;
+	uint8_t *scratch; /* owned, an extent's size; only where there are compressed extents */
+};
+
+/* What of the file makes an extent: `size` bytes at `offset` go to `at` in its contents. Multiples of 4096.
+ */
+struct checkpoint_span {
+	uint64_t offset;
+	size_t at, size;
 };
 
 #define _cleanup_checkpoint_ __attribute__((cleanup(checkpoint_close)))
@@ -66,6 +78,20 @@ void checkpoint_close(struct checkpoint *checkpoint);
 int checkpoint_verify_extent(
 	const struct checkpoint *checkpoint, uint64_t index, const uint8_t *content, struct error *error);
 
+/* Which part of the file an extent that is not empty is made of. */
+struct checkpoint_span checkpoint_extent_span(const struct checkpoint *checkpoint, uint64_t index);
+
+/*
+ * Its span was read into `content` (an extent's size): puts the stored pages in their places and checks them.
+ * What lies between them is undefined. -EBADMSG with a sentence that says where the damage is.
+ */
+int checkpoint_unpack_extent(
+	struct checkpoint *checkpoint, uint64_t index, uint8_t *content, struct error *error);
+
+/* Reads, unpacks and checks one extent that is not empty. */
+int checkpoint_read_extent(
+	struct checkpoint *checkpoint, uint64_t index, uint8_t *content, struct error *error);
+
 /* The digest of an extent with these stored pages at `content` (its first page). */
 uint64_t checkpoint_extent_digest(
 	const uint64_t stored[CHECKPOINT_EXTENT_PAGES / 64], const uint8_t *content);
@@ -73,6 +99,6 @@ uint64_t checkpoint_extent_digest(
 /*
  * Completes a file whose RAM image is in place and written: sections, footer, sync,
  * header, sync. Uses ram_size, taken_realtime_ns, description, state and extents of
- * `checkpoint`; fills the rest (offsets of plain extents too).
+ * `checkpoint` (kind and length of an extent only where it is compressed); fills the rest.
  */
 int checkpoint_finish(struct checkpoint *checkpoint, struct error *error);

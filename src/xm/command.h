@@ -44,15 +44,17 @@ struct command {
 	struct command_option options[OPTIONS_MAX];
 	size_t least, most; /* words it takes */
 	int (*run)(struct xm *xm, const struct arguments *arguments, struct error *error);
+	bool alone; /* needs no xend, nor its configuration: xm->client is not opened */
 };
 
 /* Each family of commands has its table, ended by an entry without a name. */
-extern const struct command domain_commands[];  /* domains.c */
-extern const struct command start_commands[];   /* create.c */
-extern const struct command console_commands[]; /* console.c */
-extern const struct command stop_commands[];    /* lifecycle.c */
-extern const struct command carry_commands[];   /* carry.c */
-extern const struct command host_commands[];    /* host.c */
+extern const struct command domain_commands[];     /* domains.c */
+extern const struct command start_commands[];      /* create.c */
+extern const struct command console_commands[];    /* console.c */
+extern const struct command stop_commands[];       /* lifecycle.c */
+extern const struct command carry_commands[];      /* carry.c */
+extern const struct command host_commands[];       /* host.c */
+extern const struct command checkpoint_commands[]; /* checkpoint.c */
 
 /* Sorts the words behind the command's name. Mistakes are named. */
 int arguments_read(struct arguments *arguments, const struct command *command, int count, char **words,

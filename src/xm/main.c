@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
-static const struct command *const families[] = {
-	console_commands, start_commands, domain_commands, stop_commands, carry_commands, host_commands};
+static const struct command *const families[] = {console_commands, start_commands, domain_commands,
+	stop_commands, carry_commands, host_commands, checkpoint_commands};
 
 static const struct command *find_command(const char *name)
 {
@@ -111,7 +111,8 @@ static int run(const struct command *command, int count, char **words)
 		command_usage(command, stderr);
 		return 1;
 	}
-	r = client_open(&xm.client, &error);
+	if (!command->alone)
+		r = client_open(&xm.client, &error);
 	if (r >= 0)
 		r = command->run(&xm, &arguments, &error);
 	if (r >= 0 && (fflush(stdout) != 0 || ferror(stdout)))

@@ -109,14 +109,9 @@ static void read_all(int fd)
 	records = cursor_over(checkpoint.state.data, checkpoint.state.size);
 	while (fields_next(&records, &head, NULL) > 0)
 		;
-	for (uint64_t i = 0; i < checkpoint.extent_count; i++) {
-		const struct checkpoint_extent *extent = &checkpoint.extents[i];
-
-		if (extent->kind == EXTENT_EMPTY ||
-			pread(fd, content, extent->length, (off_t)extent->offset) != (ssize_t)extent->length)
-			continue;
-		checkpoint_verify_extent(&checkpoint, i, content, NULL);
-	}
+	for (uint64_t i = 0; i < checkpoint.extent_count; i++)
+		if (checkpoint.extents[i].kind != EXTENT_EMPTY)
+			checkpoint_read_extent(&checkpoint, i, content, NULL);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
