@@ -97,9 +97,13 @@ int channel_receive(int socket, struct message *message, struct error *error)
 	*message = (struct message){0};
 	if (!text)
 		return error_set(error, ENOMEM, "Out of memory while reading a message.");
+	/*
+	 * A peer that left without reading everything shows as ECONNRESET, once, before what it had said: its last
+	 * message, often the reason, is still there.
+	 */
 	do
 		size = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
-	while (size < 0 && errno == EINTR);
+	while (size < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (size < 0)
 		return error_set(error, errno, "Unable to receive a message: %s.", strerror(errno));
 	take_descriptors(&header, message);

@@ -90,6 +90,24 @@ static void a_channel_refuses_what_is_not_json(void **state)
 	close(pair[1]);
 }
 
+static void last_words_are_heard_though_ours_were_not(void **state)
+{
+	struct message message;
+	json_t *body = json_pack("{s:s}", "event", "failed");
+	int pair[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+	assert_int_equal(channel_send(pair[0], body, NULL, 0, NULL), 0);
+	assert_int_equal(channel_send(pair[1], body, NULL, 0, NULL), 0);
+	close(pair[0]);
+	assert_int_equal(channel_receive(pair[1], &message, NULL), 0);
+	message_free(&message);
+	assert_int_equal(channel_receive(pair[1], &message, NULL), -EPIPE);
+	close(pair[1]);
+	json_decref(body);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -98,6 +116,7 @@ int main(void)
 		cmocka_unit_test(bitmap_runs_cross_words),
 		cmocka_unit_test(a_channel_carries_json_and_descriptors),
 		cmocka_unit_test(a_channel_refuses_what_is_not_json),
+		cmocka_unit_test(last_words_are_heard_though_ours_were_not),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
