@@ -123,7 +123,7 @@ static int load_ramdisk(struct memory *memory, int fd, uint64_t above, uint64_t 
 	struct start_module *place, struct error *error)
 {
 	uint64_t top = low_end(memory) < highest ? low_end(memory) : highest;
-	struct file file;
+	struct file file = {0};
 	int r;
 
 	*place = (struct start_module){0};
@@ -246,9 +246,9 @@ static int load_bzimage(struct memory *memory, const struct file *kernel, int ra
 	const char *command_line, struct boot_entry *entry, struct error *error)
 {
 	struct setup_header header = {0};
-	uint64_t setup_size, size, at;
-	struct start_module ramdisk;
-	uint8_t jump[2];
+	uint64_t setup_size, size, at = 0;
+	struct start_module ramdisk = {0};
+	uint8_t jump[2] = {0};
 	size_t header_size;
 	int r = read_at(kernel, 0x200, jump, sizeof(jump), error);
 
@@ -363,9 +363,9 @@ static void write_start_info(struct memory *memory, const struct start_module *r
 static int load_elf(struct memory *memory, const struct file *kernel, int ramdisk_fd,
 	const char *command_line, struct boot_entry *entry, struct error *error)
 {
-	Elf64_Phdr segments[SEGMENTS_MAX];
-	struct start_module ramdisk;
-	Elf64_Ehdr head;
+	Elf64_Phdr segments[SEGMENTS_MAX] = {0};
+	struct start_module ramdisk = {0};
+	Elf64_Ehdr head = {0};
 	uint64_t end = LAYOUT_HIGH, rip = 0;
 	int r = read_at(kernel, 0, &head, sizeof(head), error);
 
@@ -401,7 +401,7 @@ int boot_load(struct memory *memory, int kernel_fd, int ramdisk_fd, const char *
 	struct boot_entry *entry, struct error *error)
 {
 	uint8_t first[1024] = {0};
-	struct file kernel;
+	struct file kernel = {0};
 	uint32_t magic;
 	uint16_t flag;
 	int r = open_file(&kernel, kernel_fd, "kernel", error);

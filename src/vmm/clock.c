@@ -148,7 +148,7 @@ static int tsc_at(const struct kvm *kvm, int vcpu, const struct host_instant *in
 int clock_take(const struct kvm *kvm, const int *vcpus, uint32_t count, struct clock_instant *clock,
 	struct vcpu_state *const *states, struct error *error)
 {
-	struct host_instant now;
+	struct host_instant now = {0};
 	uint64_t first_offset, own;
 	int r = read_host(kvm, &now, error);
 
@@ -205,7 +205,7 @@ int clock_continue(const struct kvm *kvm, const int *vcpus, uint32_t count, cons
 {
 	int64_t since = (int64_t)(realtime_now() - clock->realtime) - realtime_offset;
 	struct kvm_clock_data data = {.clock = clock->kvmclock + (since > 0 ? (uint64_t)since : 0)};
-	struct host_instant now;
+	struct host_instant now = {0};
 	int r;
 
 	if (ioctl(kvm->vm, KVM_SET_CLOCK, &data) < 0)

@@ -147,24 +147,33 @@ static int parse_boot(
 	return r < 0 ? r : 0;
 }
 
-/* Members that name descriptors mean nothing to anybody else. */
-static json_t *without_descriptors(const json_t *value)
-{
-	json_t *copy = json_is_object(value) ? json_object() : json_array(), *member;
-	const char *key;
-	size_t i;
+static json_t *without_descriptors(json_t *value);
 
-	if (json_is_object(value)) {
-		json_object_foreach((json_t *)value, key,
-			member) if (json_is_object(member) && json_object_get(member, "fd")) continue;
-		else if (json_is_object(member) || json_is_array(member))
-			json_object_set_new(copy, key, without_descriptors(member));
-		else json_object_set(copy, key, member);
-		return copy;
+/* An object less the members that name descriptors, which mean nothing to anybody else. */
+static json_t *object_without_descriptors(json_t *object)
+{
+	json_t *copy = json_object();
+
+	for (void *at = json_object_iter(object); at; at = json_object_iter_next(object, at)) {
+		json_t *member = json_object_iter_value(at);
+
+		if (!json_object_get(member, "fd"))
+			json_object_set_new(copy, json_object_iter_key(at), without_descriptors(member));
 	}
-	json_array_foreach((json_t *)value, i, member) if (json_is_object(member) || json_is_array(member))
-		json_array_append_new(copy, without_descriptors(member));
-	else json_array_append(copy, member);
+	return copy;
+}
+
+static json_t *without_descriptors(json_t *value)
+{
+	json_t *copy;
+
+	if (json_is_object(value))
+		return object_without_descriptors(value);
+	if (!json_is_array(value))
+		return json_incref(value);
+	copy = json_array();
+	for (size_t i = 0; i < json_array_size(value); i++)
+		json_array_append_new(copy, without_descriptors(json_array_get(value, i)));
 	return copy;
 }
 
@@ -216,7 +225,7 @@ int machine_config_parse(
 		return wrong(error, "it is not an object");
 	r = parse(config, message, machine, error);
 	if (r == 0) {
-		config->described = without_descriptors(machine);
+		config->described = object_without_descriptors((json_t *)machine);
 		if (!config->described)
 			r = error_set(
 				error, ENOMEM, "Out of memory while reading the machine's description.");

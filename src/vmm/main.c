@@ -33,12 +33,8 @@ static void usage(void)
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
-	static const struct option known[] = {
-		{"control",          required_argument, NULL, 'c'},
-                {"user",              required_argument, NULL, 'u'},
-		{"name",                  required_argument, NULL, 'n'},
-                {0}
-        };
+	static const struct option known[] = {{"control", required_argument, NULL, 'c'},
+		{"user", required_argument, NULL, 'u'}, {"name", required_argument, NULL, 'n'}, {0}};
 	int option, end;
 
 	*options = (struct options){.control = -1, .uid = (uid_t)-1, .gid = (gid_t)-1, .name = "ferry-guest"};
