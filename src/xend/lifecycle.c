@@ -147,9 +147,12 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 
 int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error)
 {
-	int r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, how, error);
+	int r = domain->phase == DOMAIN_LIVE ? 0 : go_live(domain, domain->paused, error);
 
-	domain_end_job(domain);
+	if (r >= 0)
+		r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, how, error);
+	if (r >= 0)
+		domain_end_job(domain);
 	return r;
 }
 

@@ -19,7 +19,8 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
 	enum guest_beginning beginning, int cancel, struct domain **domain, struct error *error);
 
-/* The state is there and the domain recorded as LIVE: lets it run unless it is paused, and ends the job. */
+/* The state is there: records the domain as LIVE, lets it run unless it is paused, and ends the job. An error
+ * leaves it busy. */
 int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error);
 
 /* Ends the guest and forgets the domain. */

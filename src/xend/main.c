@@ -22,7 +22,7 @@
 #include <sys/wait.h>
 
 #define STOP_MS 30000
-#define STOP_CHECK_MS 50
+#define STOP_CHECK_US 50000
 #define DYING_MS 300
 
 static int open_log(const struct xend_config *config, struct error *error)
@@ -148,7 +148,7 @@ static void check_stopped(evutil_socket_t fd, short what, void *argument)
 static void stop_signal(evutil_socket_t number, short what, void *argument)
 {
 	struct xend *xend = argument;
-	struct timeval check = {.tv_usec = STOP_CHECK_MS * 1000}, latest = {.tv_sec = STOP_MS / 2000};
+	struct timeval check = {.tv_usec = STOP_CHECK_US}, latest = {.tv_sec = STOP_MS / 2000};
 	struct event *again;
 
 	(void)what;

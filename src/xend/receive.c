@@ -172,6 +172,9 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 		log_info("Domain '%s' has arrived from %s with ID %u.", receiving->domain->config.name,
 			receiving->peer, receiving->domain->id);
 		finish(receiving);
+	} else {
+		domain_end_job(
+			receiving->domain); /* it is ours, and stands still until the user does something */
 	}
 	return r;
 }

@@ -31,36 +31,43 @@ static void serve(void *argument)
 	free(visitor);
 }
 
+/* The worker owns the socket when this succeeds. With the lock. */
+static int hand_to_worker(struct xend *xend, int socket, struct error *error)
+{
+	struct visitor *visitor;
+	int r;
+
+	if (xend->stopping)
+		return error_set(error, EBUSY, "xend is being stopped.");
+	if (xend->relocations >= RELOCATIONS_MAX)
+		return error_set(error, EBUSY, "There are %d connections already.", RELOCATIONS_MAX);
+	visitor = malloc(sizeof(*visitor));
+	if (!visitor)
+		return error_set(error, ENOMEM, "Out of memory.");
+	*visitor = (struct visitor){xend, socket};
+	r = xend_worker(xend, serve, visitor, error);
+	if (r < 0)
+		free(visitor);
+	else
+		xend->relocations++;
+	return r;
+}
+
 static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address,
 	int length, void *argument)
 {
 	struct xend *xend = argument;
-	_cleanup_close_ int socket = (int)fd;
-	struct visitor *visitor = malloc(sizeof(*visitor));
 	struct error error;
-	int r;
 
 	(void)listener;
 	(void)address;
 	(void)length;
 	/* The carrier reads and writes it plainly. */
-	fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) & ~O_NONBLOCK);
+	fcntl((int)fd, F_SETFL, fcntl((int)fd, F_GETFL) & ~O_NONBLOCK);
 	xend_lock(xend);
-	r = !visitor         ? error_set(&error, ENOMEM, "Out of memory.")
-	    : xend->stopping ? error_set(&error, EBUSY, "xend is being stopped.")
-	    : xend->relocations >= RELOCATIONS_MAX
-		    ? error_set(&error, EBUSY, "There are %d connections already.", RELOCATIONS_MAX)
-		    : 0;
-	if (r >= 0) {
-		*visitor = (struct visitor){xend, socket};
-		r = xend_worker(xend, serve, visitor, &error);
-	}
-	if (r >= 0) {
-		xend->relocations++;
-		take_fd(&socket);
-	} else {
+	if (hand_to_worker(xend, (int)fd, &error) < 0) {
 		log_warning("A connection to the relocation port was closed: %s", error.text);
-		free(visitor);
+		close((int)fd);
 	}
 	xend_unlock(xend);
 }

@@ -153,13 +153,9 @@ void job_restore(struct xend *xend, const char *path, bool paused, struct reply 
 		r = run_restore(&restoring, reply, &loaded, &error);
 	}
 	domain = restoring.domain;
-	if (r >= 0) {
-		domain->phase = DOMAIN_LIVE;
-		r = domain_record(domain, &error);
-	}
-	if (r >= 0)
+	if (r >= 0 && domain)
 		r = lifecycle_arrived(domain, &how, &error);
-	if (r < 0) {
+	if (r < 0 || !domain) {
 		log_warning("%s was not restored: %s", path, error.text);
 		if (domain && domain->phase != DOMAIN_GONE)
 			lifecycle_finish(domain);

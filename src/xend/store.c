@@ -38,15 +38,15 @@ static void finalize(sqlite3_stmt **statement)
 #define _cleanup_statement_ _cleanup_(finalize)
 
 /* Prepares sql and binds one value for each letter of types: s text, i int64_t. */
-static sqlite3_stmt *prepare(struct store *store, const char *sql, const char *types, va_list values)
+static sqlite3_stmt *prepare(struct store *store, const char *sql, const char *types, va_list *values)
 {
 	sqlite3_stmt *statement = NULL;
 	int r = sqlite3_prepare_v2(store->db, sql, -1, &statement, NULL);
 
 	for (int i = 1; r == SQLITE_OK && *types; i++, types++)
 		r = *types == 's' ? sqlite3_bind_text(
-					    statement, i, va_arg(values, const char *), -1, SQLITE_TRANSIENT)
-				  : sqlite3_bind_int64(statement, i, va_arg(values, int64_t));
+					    statement, i, va_arg(*values, const char *), -1, SQLITE_TRANSIENT)
+				  : sqlite3_bind_int64(statement, i, va_arg(*values, int64_t));
 	if (r == SQLITE_OK)
 		return statement;
 	sqlite3_finalize(statement);
@@ -60,7 +60,7 @@ static int run(struct store *store, struct error *error, const char *sql, const 
 	int r;
 
 	va_start(values, types);
-	statement = prepare(store, sql, types, values);
+	statement = prepare(store, sql, types, &values);
 	va_end(values);
 	if (!statement)
 		return failed(store, error);
@@ -79,7 +79,7 @@ static int ask(struct store *store, int64_t *value, int64_t none, struct error *
 	int r;
 
 	va_start(values, types);
-	statement = prepare(store, sql, types, values);
+	statement = prepare(store, sql, types, &values);
 	va_end(values);
 	if (!statement)
 		return failed(store, error);

@@ -269,12 +269,12 @@ static void a_machine_has_its_devices_in_their_slots(void **state)
 
 static void memory_is_promised_before_it_is_taken(void **state)
 {
-	struct host_memory host = {.total_kib = 1000 * 1024, .available_kib = 800 * 1024};
+	struct host_memory host = {.total_kib = 1024000, .available_kib = 819200};
 
 	(void)state;
 	assert_int_equal(memory_free_mib(&host, 0, 0, 0), 800);
 	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);          /* none of it touched yet */
-	assert_int_equal(memory_free_mib(&host, 300, 300 * 1024, 0), 700); /* all of it: seen in available */
+	assert_int_equal(memory_free_mib(&host, 300, 307200, 0), 700); /* all of it: seen in available */
 	assert_int_equal(memory_free_mib(&host, 0, 0, 256), 744);
 	assert_int_equal(memory_free_mib(&host, 2000, 0, 0), 0);
 	assert_int_equal(memory_free_mib(&host, 0, 0, 2000), 0);
