@@ -8,6 +8,8 @@ import socket
 import subprocess
 import time
 
+from processes import comm, own_memory_mib, process_seconds, threads_seconds
+
 
 class Host:
     """One xend with everything it keeps below `root` (short: control sockets are below it)."""
@@ -82,16 +84,18 @@ class Host:
         raise TimeoutError(f"no guest came up in {self.root}")
 
     def cpu_seconds(self):
-        """Of xend and all that it has started and reaped or still has, guests' vCPUs included."""
-        total = 0.0
-        for pid in self._family():
-            try:
-                with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
-                    fields = stat.read().rpartition(")")[2].split()
-            except OSError:
-                continue
-            total += sum(int(fields[i]) for i in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
-        return total
+        """Of xend, its guests and its carriers, those that have ended included."""
+        return sum(process_seconds(pid, ended_children=True) for pid in self._family())
+
+    def vcpu_seconds(self):
+        """Of the guests' processors."""
+        return sum(threads_seconds(pid, "vcpu") for pid in self._family())
+
+    def resident_mib(self):
+        """Of the guests' processes beside guest memory, which is shared."""
+        return sum(
+            own_memory_mib(pid) for pid in self._family()[1:] if comm(f"/proc/{pid}").startswith("ferry-guest")
+        )
 
     def _family(self):
         family = [self.process.pid]

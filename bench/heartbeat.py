@@ -65,10 +65,10 @@ class Heartbeat:
             time.sleep(0.01)
         raise TimeoutError("the guest does not beat any more")
 
-    def largest_gap(self, start, end):
-        """Seconds without a beat, at most, between two times."""
+    def gap(self, start, end):
+        """The longest time without a beat between two times: its start and its end."""
         times = [t for t, _ in self.beats if start - 0.05 <= t <= end + 0.05]
-        return max((b - a for a, b in zip(times, times[1:])), default=float("inf"))
+        return max(zip(times, times[1:]), key=lambda pair: pair[1] - pair[0])
 
     def first_after(self, when):
         return next((t for t, _ in self.beats if t > when), None)

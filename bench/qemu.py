@@ -6,6 +6,8 @@ import socket
 import subprocess
 import time
 
+from processes import own_memory_mib, process_seconds, threads_seconds
+
 UNLIMITED = 2**40  # bytes a second
 
 
@@ -20,7 +22,7 @@ class Qemu:
         self._beat.listen(1)
         arguments = [
             *prefix, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-smp", str(vcpus),
-            "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-user-config",
+            "-m", str(memory_mib), "-nodefaults", "-display", "none", "-no-user-config", "-name", "bench,debug-threads=on",
             "-kernel", kernel, "-append", command_line,
             "-chardev", f"socket,id=beat,path={directory}/beat", "-device", "isa-debugcon,iobase=0x3f8,chardev=beat",
             "-qmp", f"unix:{directory}/qmp,server=on,wait=off",
@@ -83,13 +85,14 @@ class Qemu:
         self.command("cont")
 
     def cpu_seconds(self):
-        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as stat:
-            fields = stat.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return process_seconds(self.process.pid)
+
+    def vcpu_seconds(self):
+        return threads_seconds(self.process.pid, "CPU ")
 
     def resident_mib(self):
-        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
-            return {k: int(v.split()[0]) / 1024 for k, v in (line.split(":", 1) for line in status) if k.startswith(("VmRSS", "Rss"))}
+        """Guest memory, which is the process's own with QEMU, included."""
+        return own_memory_mib(self.process.pid)
 
     def close(self):
         self.process.kill()
