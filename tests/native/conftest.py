@@ -12,6 +12,7 @@ import pytest
 
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(TOP, "bench"))
+sys.path.insert(0, os.path.join(TOP, "tests/tools"))
 BUILD = os.environ.get("FERRY_BUILD", os.path.join(TOP, "build"))
 
 

@@ -5,9 +5,12 @@ import os
 import pathlib
 import socketserver
 import subprocess
+import sys
 import threading
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
 
 XM = os.environ.get("XM", str(pathlib.Path(__file__).parents[2] / "build/src/xm/xm"))
 

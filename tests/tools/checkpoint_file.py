@@ -65,3 +65,42 @@ def flip(path, at):
         byte = file.read(1)[0]
         file.seek(at)
         file.write(bytes([byte ^ 1]))
+
+
+def alter(path, description=None, state=None):
+    """Passes the description (as an object) and the device state of a checkpoint through functions, and seals it again."""
+    with open(path, "r+b") as file:
+        header = bytearray(file.read(PAGE))
+        ram = struct.unpack_from("<Q", header, 40)[0]
+        entries, tail = bytearray(), b""
+        for number in range(struct.unpack_from("<I", header, 64)[0]):
+            kind, flags, offset, length, _digest = struct.unpack_from("<IIQQQ", header, 128 + 32 * number)
+            file.seek(offset)
+            contents = file.read(length)
+            if kind == 1 and description:
+                contents = json.dumps(description(json.loads(contents))).encode()
+            if kind == 2 and state:
+                contents = bytes(state(bytearray(contents)))
+            entries += struct.pack("<IIQQQ", kind, flags, RAM_AT + ram + len(tail), len(contents), digest(contents))
+            tail += contents + bytes(-len(contents) % PAGE)
+        size = RAM_AT + ram + len(tail) + PAGE
+        struct.pack_into("<Q", header, 24, size)
+        header[128:128 + len(entries)] = entries
+        file.seek(0)
+        file.write(sealed(bytes(header[:4088])))
+        file.truncate(RAM_AT + ram)
+        file.seek(RAM_AT + ram)
+        file.write(tail + sealed(b"FERRYEND" + struct.pack("<Q", size) + bytes(header[72:88])))
+
+
+def number_after(records, *names):
+    """Where the number of the last named field lies; each name is looked for behind the one before. A name may be
+    (name, value): the field that has this value (u32)."""
+    at = 0
+    for name in names:
+        name, value = name if isinstance(name, tuple) else (name, None)
+        encoded = bytes([len(name)]) + name.encode()
+        if value is not None:
+            encoded += struct.pack("<II", 4, value)
+        at = records.index(encoded, at) + len(encoded) + (4 if value is None else 0)
+    return at
