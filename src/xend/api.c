@@ -181,6 +181,8 @@ static void press_button(struct call *call, const char *what, bool restart)
 	else
 		r = guest_power_button(domain, &error);
 	if (r >= 0) {
+		log_info("Domain '%s' (ID %u) is asked to %s.", domain->config.name, domain->id,
+			restart ? "reboot" : "shut down");
 		domain->restart_wanted = restart;
 		r = domain_record(domain, &error);
 	}

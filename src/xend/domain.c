@@ -252,6 +252,7 @@ int domain_begin_job(struct domain *domain, const char *what, int cancel, struct
 	if (domain->preserved || domain->dead || domain->state == GUEST_SHUTDOWN)
 		return error_set(error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
 			domain->config.name);
+	log_info("Domain '%s' (ID %u) is %s.", domain->config.name, domain->id, what);
 	domain->busy = what;
 	domain->cancel = cancel;
 	return 0;

@@ -189,6 +189,7 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 		return 0;
 	if (domain->phase != DOMAIN_LIVE)
 		return error_set(error, EBUSY, "Domain '%s' is being ended already.", domain->config.name);
+	log_info("Domain '%s' (ID %u) is being destroyed.", domain->config.name, domain->id);
 	domain->busy = "being destroyed";
 	lifecycle_finish(domain);
 	return 0;
