@@ -38,6 +38,8 @@ int file_io_begin(struct file_io *io, int fd, bool writing, struct error *error)
 {
 	if (fcntl(fd, F_GETFL) < 0)
 		return error_set(error, errno, "The checkpoint's file cannot be used: %s.", strerror(errno));
+	/* The open file is xend's too: an earlier carrier, killed, may have left it as it needed it. */
+	set_direct(fd, false);
 	io->fd = fd;
 	io->writing = writing;
 	io->direct = io->started = false;
@@ -152,6 +154,18 @@ int file_io_submit(
 	io->requests[slot] = request;
 	enqueue(io, slot);
 	return 0;
+}
+
+int file_io_take(struct file_io *io, struct error *error)
+{
+	struct io_uring_cqe *cqe;
+
+	return io->queued && io_uring_peek_cqe(&io->ring, &cqe) == 0 ? reap(io, error) : 0;
+}
+
+int file_io_poll_fd(const struct file_io *io)
+{
+	return io->queued ? io->ring.ring_fd : -1;
 }
 
 int file_io_drain(struct file_io *io, struct error *error)

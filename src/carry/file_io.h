@@ -42,6 +42,10 @@ int file_io_begin(struct file_io *io, int fd, bool writing, struct error *error)
  */
 int file_io_submit(
 	struct file_io *io, uint8_t *data, size_t size, uint64_t offset, uint64_t tag, struct error *error);
+/* For those who wait for more than this file: takes the result of one request if there is one. */
+int file_io_take(struct file_io *io, struct error *error);
+/* Readable when file_io_take has something to take; -1 where each request is carried out at once. */
+int file_io_poll_fd(const struct file_io *io);
 /* Waits until every request is complete. */
 int file_io_drain(struct file_io *io, struct error *error);
 /* Waits for what is in flight, drops the ring, and turns O_DIRECT off again. */

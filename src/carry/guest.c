@@ -139,14 +139,39 @@ int guest_save_state(struct guest *guest, struct buffer *state, struct error *er
 	return state->failed ? error_set(error, ENOMEM, "Out of memory while saving the guest's state.") : 0;
 }
 
+int guest_faults(struct guest *guest, int *faults, uint64_t *base, struct error *error)
+{
+	_cleanup_message_ struct message reply = {0};
+	const json_t *at;
+	int r = call(guest, json_pack("{s:s}", "do", "faults"), NULL, &reply, error);
+
+	if (r == -EPIPE || r == -ECONNRESET || r == -ETIMEDOUT)
+		return r;
+	if (r < 0)
+		return error_set(error, EOPNOTSUPP, "The guest cannot wait for its memory.");
+	at = json_object_get(reply.body, "base");
+	*faults = message_take_fd(&reply, reply.body, "faults", NULL);
+	if (*faults < 0 || !json_is_integer(at))
+		return error_set(error, EPROTO, "The guest's process gave no usable 'faults'.");
+	*base = (uint64_t)json_integer_value(at);
+	return 0;
+}
+
+json_t *guest_state_request(const struct buffer *state, int *fd, struct error *error)
+{
+	*fd = memfd_create("ferry-state", MFD_CLOEXEC);
+	if (*fd < 0 || write(*fd, state->data, state->size) != (ssize_t)state->size) {
+		error_set(error, errno, "Unable to hand the guest its state: %s.", strerror(errno));
+		return NULL;
+	}
+	return json_pack(
+		"{s:s, s:{s:i}, s:I}", "do", "load-state", "state", "fd", 0, "size", (json_int_t)state->size);
+}
+
 int guest_load_state(struct guest *guest, const struct buffer *state, struct error *error)
 {
-	_cleanup_close_ int fd = memfd_create("ferry-state", MFD_CLOEXEC);
+	_cleanup_close_ int fd = -1;
+	json_t *request = guest_state_request(state, &fd, error);
 
-	if (fd < 0 || write(fd, state->data, state->size) != (ssize_t)state->size)
-		return error_set(error, errno, "Unable to hand the guest its state: %s.", strerror(errno));
-	return call(guest,
-		json_pack("{s:s, s:{s:i}, s:I}", "do", "load-state", "state", "fd", 0, "size",
-			(json_int_t)state->size),
-		&fd, NULL, error);
+	return request ? call(guest, request, &fd, NULL, error) : -EIO;
 }

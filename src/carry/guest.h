@@ -35,4 +35,11 @@ int guest_track(struct guest *guest, bool on, struct error *error);
 int guest_dirty(struct guest *guest, uint64_t *pages, struct error *error);
 int guest_pause(struct guest *guest, struct error *error);
 int guest_save_state(struct guest *guest, struct buffer *state, struct error *error);
+/*
+ * The userfaultfd through which this guest waits for its memory, and where RAM begins in its process.
+ * -EOPNOTSUPP where it does not wait. *faults is the caller's.
+ */
+int guest_faults(struct guest *guest, int *faults, uint64_t *base, struct error *error);
+/* The request that hands the guest its state, NULL on an error; *fd, the caller's, goes with it. */
+json_t *guest_state_request(const struct buffer *state, int *fd, struct error *error);
 int guest_load_state(struct guest *guest, const struct buffer *state, struct error *error);

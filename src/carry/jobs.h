@@ -13,6 +13,7 @@ typedef int confine_function(struct error *error);
 
 int save_job(struct job *job, confine_function *confine, struct error *error);
 int restore_job(struct job *job, confine_function *confine, struct error *error);
+int fill_job(struct job *job, confine_function *confine, struct error *error);
 int send_job(struct job *job, confine_function *confine, struct error *error);
 int receive_job(struct job *job, confine_function *confine, struct error *error);
 int ask_job(struct job *job, confine_function *confine, struct error *error);

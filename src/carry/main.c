@@ -20,6 +20,7 @@ static const struct {
 } jobs[] = {
 	{"save", save_job},
 	{"restore", restore_job},
+	{"fill", fill_job},
 	{"send", send_job},
 	{"receive", receive_job},
 	{"ask", ask_job},

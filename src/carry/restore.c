@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "carry/clock.h"
 #include "carry/file_io.h"
+#include "carry/fill.h"
 #include "carry/guest.h"
 #include "carry/jobs.h"
 #include "state/checkpoint.h"
@@ -15,9 +16,11 @@
 /* A restore under way. Each extent is verified in the guest's memory once all its pages are there. */
 struct restore {
 	struct job *job;
+	int file; /* owned */
 	struct checkpoint checkpoint;
 	struct guest guest;
 	struct file_io io;
+	struct fill fill;  /* where memory follows the guest */
 	uint16_t *pending; /* per extent: pages not yet read */
 	uint64_t read_pages;
 };
@@ -27,9 +30,11 @@ struct restore {
 static void restore_free(struct restore *restore)
 {
 	file_io_end(&restore->io);
+	fill_end(&restore->fill);
 	guest_close(&restore->guest);
 	checkpoint_close(&restore->checkpoint);
 	free(restore->pending);
+	cleanup_close(&restore->file);
 }
 
 /* The tag of a request: its extent and how many pages. */
@@ -98,6 +103,19 @@ static int read_memory(struct restore *restore, struct error *error)
 	return r == 0 ? file_io_drain(&restore->io, error) : r;
 }
 
+/* The guest that is to get this memory must have as much of it, in the same places. */
+static int match(const struct restore *restore, struct error *error)
+{
+	const struct checkpoint *checkpoint = &restore->checkpoint;
+
+	if (restore->guest.size != checkpoint->ram_size)
+		return error_set(error, EINVAL,
+			"The guest was made with %llu MiB of memory, but the checkpoint has %llu.",
+			(unsigned long long)(restore->guest.size >> 20),
+			(unsigned long long)(checkpoint->ram_size >> 20));
+	return description_match_regions(checkpoint->description, restore->guest.regions, error);
+}
+
 /* Offers what the file holds to xend, which answers with a guest to fill. */
 static int offer(struct restore *restore, struct error *error)
 {
@@ -118,56 +136,111 @@ static int offer(struct restore *restore, struct error *error)
 	if (strcmp(job_verb(&answer), "accept") != 0 || channel < 0)
 		return error_set(error, EPROTO, "xend accepted the checkpoint without a guest for it.");
 	r = guest_open(&restore->guest, channel, true, error);
-	if (r < 0)
-		return r;
-	if (restore->guest.size != checkpoint->ram_size)
-		return error_set(error, EINVAL,
-			"The guest was made with %llu MiB of memory, but the checkpoint has %llu.",
-			(unsigned long long)(restore->guest.size >> 20),
-			(unsigned long long)(checkpoint->ram_size >> 20));
-	return description_match_regions(checkpoint->description, restore->guest.regions, error);
+	return r == 0 ? match(restore, error) : r;
 }
 
-int restore_job(struct job *job, confine_function *confine, struct error *error)
+static int begin(struct restore *restore, struct job *job, confine_function *confine, struct error *error)
 {
-	_cleanup_close_ int file = job_take_fd(job, "file", error);
-	_cleanup_restore_ struct restore restore = {.job = job,
-		.guest = {.channel = -1, .ram_fd = -1},
-		.io = {.fd = file},
-		.checkpoint = {.fd = file}};
-	int64_t began = monotonic_ns(), offered, read;
 	int r;
 
-	if (file < 0)
-		return file;
-	r = file_io_begin(&restore.io, file, false, error);
+	*restore = (struct restore){.job = job};
+	restore->guest.channel = restore->guest.ram_fd = restore->fill.faults = -1;
+	restore->io.fd = restore->checkpoint.fd = -1;
+	restore->file = job_take_fd(job, "file", error);
+	if (restore->file < 0)
+		return restore->file;
+	r = file_io_begin(&restore->io, restore->file, false, error);
 	if (r == 0 && confine)
 		r = confine(error);
-	if (r < 0)
-		return r;
-	restore.io.completed = run_read;
-	restore.io.context = &restore;
-	r = checkpoint_open(&restore.checkpoint, file, error);
-	if (r == 0)
-		r = offer(&restore, error);
-	offered = monotonic_ns();
-	if (r == 0)
-		r = read_memory(&restore, error);
+	return r == 0 ? checkpoint_open(&restore->checkpoint, restore->file, error) : r;
+}
+
+static json_t *took(int64_t began, bool filling)
+{
+	return json_pack("{s:I, s:b}", "milliseconds", (json_int_t)((monotonic_ns() - began) / NS_PER_MS),
+		"filling", filling);
+}
+
+/* All memory, then the state. */
+static int load(struct restore *restore, int64_t began, struct error *error)
+{
+	int64_t offered = monotonic_ns(), read;
+	int r;
+
+	restore->io.completed = run_read;
+	restore->io.context = restore;
+	r = read_memory(restore, error);
 	read = monotonic_ns();
 	if (r == 0)
-		r = guest_load_state(&restore.guest, &restore.checkpoint.state, error);
+		r = guest_load_state(&restore->guest, &restore->checkpoint.state, error);
 	if (r == 0)
-		r = job_event(job, "loaded",
-			json_pack(
-				"{s:I}", "milliseconds", (json_int_t)((monotonic_ns() - began) / NS_PER_MS)),
-			error);
+		r = job_event(restore->job, "loaded", took(began, false), error);
 	if (r == 0)
 		log_info("Restored: %.1f ms until xend had made the guest, %.1f to read and verify %llu MiB, "
 			 "%.1f to load the "
 			 "device state.",
 			(double)(offered - began) / (double)NS_PER_MS,
 			(double)(read - offered) / (double)NS_PER_MS,
-			(unsigned long long)(restore.read_pages * PAGE_SIZE >> 20),
+			(unsigned long long)(restore->read_pages * PAGE_SIZE >> 20),
 			(double)(monotonic_ns() - read) / (double)NS_PER_MS);
 	return r;
+}
+
+/* The rest of the memory, until nothing is missing. */
+static int complete(struct restore *restore, int64_t began, struct error *error)
+{
+	int r = fill_complete(&restore->fill, error);
+
+	if (r == 0 && !restore->fill.xend_gone)
+		r = job_event(restore->job, "filled", took(began, false), error);
+	return r;
+}
+
+/* The state, then all memory. */
+static int load_first(struct restore *restore, int64_t began, struct error *error)
+{
+	_cleanup_close_ int state = -1;
+	json_t *request = guest_state_request(&restore->checkpoint.state, &state, error);
+	int r = request ? fill_call(&restore->fill, request, &state, error) : -EIO;
+
+	if (r == 0)
+		r = job_event(restore->job, "loaded", took(began, true), error);
+	return r == 0 ? complete(restore, began, error) : r;
+}
+
+int fill_job(struct job *job, confine_function *confine, struct error *error)
+{
+	_cleanup_restore_ struct restore restore;
+	int64_t began = monotonic_ns();
+	int channel, r = begin(&restore, job, confine, error);
+
+	channel = r == 0 ? job_take_fd(job, "guest", error) : r;
+	r = channel < 0 ? channel : guest_open(&restore.guest, channel, false, error);
+	if (r == 0)
+		r = match(&restore, error);
+	if (r == 0)
+		r = fill_begin(&restore.fill, job, &restore.guest, &restore.checkpoint, &restore.io, error);
+	if (r < 0)
+		return r;
+	restore.fill.alone = true;
+	r = fill_repeat(&restore.fill, error);
+	return r == 0 ? complete(&restore, began, error) : r;
+}
+
+int restore_job(struct job *job, confine_function *confine, struct error *error)
+{
+	_cleanup_restore_ struct restore restore;
+	int64_t began = monotonic_ns();
+	int r = begin(&restore, job, confine, error);
+
+	if (r == 0)
+		r = offer(&restore, error);
+	if (r < 0)
+		return r;
+	r = -EOPNOTSUPP;
+	if (job_flag(job, "lazy"))
+		r = fill_begin(&restore.fill, job, &restore.guest, &restore.checkpoint, &restore.io, error);
+	if (r == -EOPNOTSUPP)
+		return load(&restore, began, error);
+	return r == 0 ? load_first(&restore, began, error) : r;
 }

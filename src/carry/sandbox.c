@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <grp.h>
+#include <linux/userfaultfd.h>
 #include <seccomp.h>
+#include <sys/ioctl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -54,6 +56,9 @@ static const int allowed[] = {
 	SCMP_SYS(writev),
 };
 
+/* Bringing pages to a guest that waits for them. */
+static const unsigned long allowed_ioctls[] = {UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE};
+
 int sandbox_drop_user(uid_t user, gid_t group, struct error *error)
 {
 	if (setgroups(0, NULL) < 0 || setresgid(group, group, group) < 0 || setresuid(user, user, user) < 0)
@@ -78,6 +83,9 @@ int sandbox_enter(struct error *error)
 	if (r == 0) /* no new code */
 		r = seccomp_rule_add(
 			filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(allowed_ioctls); i++)
+		r = seccomp_rule_add(
+			filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, allowed_ioctls[i]));
 	/* A guest's memory has no place in a core file. */
 	if (r == 0 && setrlimit(RLIMIT_CORE, &none) < 0)
 		r = -errno;

@@ -84,6 +84,7 @@ static void add_state(const struct machine *machine, json_t *to)
 	const char *reason = machine_stop_name(machine);
 
 	set_new(to, "state", json_string(machine_state_name(machine)));
+	set_new(to, "filling", json_boolean(machine->faults >= 0));
 	if (reason) {
 		set_new(to, "reason", json_string(reason));
 		set_new(to, "detail", json_string(machine->detail));
@@ -175,6 +176,27 @@ static int do_memory(
 					 "size", (json_int_t)memory->regions[i].size, "offset",
 					 (json_int_t)memory->regions[i].offset));
 	set_new(reply->body, "regions", regions);
+	return 0;
+}
+
+static int do_faults(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	const struct machine *machine = connection->control->machine;
+
+	(void)request;
+	if (machine->faults < 0)
+		return error_set(error, EOPNOTSUPP, "This guest does not wait for memory.");
+	reply_fd(reply, "faults", machine->faults);
+	set_new(reply->body, "base", json_integer((json_int_t)(uintptr_t)machine->memory.base));
+	return 0;
+}
+
+static int do_filled(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	(void)request, (void)reply, (void)error;
+	machine_filled(connection->control->machine);
 	return 0;
 }
 
@@ -321,19 +343,21 @@ static const struct verb {
 	bool needs_machine;
 	bool gives_state; /* the reply's first descriptor was made for it */
 } verbs[] = {
-	{"create",       do_create,       false, false},
-	{"status",       do_status,       false, false},
-	{"resume",       do_resume,       true,  false},
-	{"pause",        do_pause,        true,  false},
-	{"memory",       do_memory,       true,  false},
-	{"track",        do_track,        true,  false},
-	{"dirty",        do_dirty,        true,  false},
-	{"save-state",   do_save,         true,  true },
-	{"load-state",   do_load,         true,  false},
-	{"console",      do_console,      true,  false},
-	{"power-button", do_power_button, true,  false},
-	{"subscribe",    do_subscribe,    false, false},
-	{"quit",         do_quit,         false, false},
+	{"create", do_create, false, false},
+	{"status", do_status, false, false},
+	{"resume", do_resume, true, false},
+	{"pause", do_pause, true, false},
+	{"memory", do_memory, true, false},
+	{"faults", do_faults, true, false},
+	{"filled", do_filled, true, false},
+	{"track", do_track, true, false},
+	{"dirty", do_dirty, true, false},
+	{"save-state", do_save, true, true},
+	{"load-state", do_load, true, false},
+	{"console", do_console, true, false},
+	{"power-button", do_power_button, true, false},
+	{"subscribe", do_subscribe, false, false},
+	{"quit", do_quit, false, false},
 };
 
 static const struct verb *find_verb(const char *name)
@@ -409,9 +433,7 @@ static void listening_ready(void *context, uint32_t events)
 		return;
 	}
 	*connection = (struct connection){
-		.watch = {.fd = fd, .handler = connection_ready, .context = connection},
-                  .control = control
-        };
+		.watch = {.fd = fd, .handler = connection_ready, .context = connection}, .control = control};
 	if (loop_add(control->machine->loop, &connection->watch, EPOLLIN, NULL) < 0) {
 		close(fd);
 		free(connection);

@@ -14,6 +14,7 @@
 #include "vmm/dev/rng.h"
 #include "vmm/dev/rtc.h"
 #include "vmm/dev/serial.h"
+#include "vmm/faults.h"
 #include "vmm/interrupts.h"
 #include "vmm/loop.h"
 #include "vmm/msr.h"
@@ -37,11 +38,9 @@ static void stop(void *context, enum stop_reason reason, const char *detail);
 
 void machine_init(struct machine *machine, struct loop *loop)
 {
-	*machine = (struct machine){.loop = loop,
-		.kvm = {.system = -1, .vm = -1},
-		.memory = {.fd = -1},
-		.config = {.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1},
-		.bitmap_fd = -1};
+	*machine = (struct machine){.loop = loop, .faults = -1, .bitmap_fd = -1};
+	machine->kvm.system = machine->kvm.vm = machine->memory.fd = -1;
+	machine->config = MACHINE_CONFIG_NONE;
 }
 
 static void forget_loaded(struct machine *machine)
@@ -75,6 +74,7 @@ void machine_free(struct machine *machine)
 	stop_tracking(machine);
 	forget_loaded(machine);
 	kvm_close(&machine->kvm);
+	cleanup_close(&machine->faults);
 	memory_unmap(&machine->memory);
 	machine_config_free(&machine->config);
 	machine_init(machine, loop);
@@ -232,6 +232,10 @@ static int build(struct machine *machine, struct error *error)
 		r = add_devices(machine, error);
 	if (r == 0 && !config->incoming)
 		r = boot(machine, error);
+	/* After KVM's descriptors: a killed process closes the latest first, so that what waits for a page
+	 * inside KVM waits no more when KVM waits for it. */
+	if (r == 0)
+		machine->faults = faults_catch(&config->faults, &machine->memory);
 	return r;
 }
 
@@ -242,7 +246,7 @@ int machine_create(struct machine *machine, struct machine_config *config, struc
 	if (machine->state != MACHINE_EMPTY)
 		return error_set(error, EBUSY, "This process has its guest already.");
 	machine->config = *config;
-	*config = (struct machine_config){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1};
+	*config = MACHINE_CONFIG_NONE;
 	r = build(machine, error);
 	if (r < 0) {
 		machine_free(machine);
@@ -269,6 +273,20 @@ static int refuse(const struct machine *machine, const char *what, struct error 
 {
 	return error_set(error, EBUSY, "The guest cannot be %s: its state is '%s'%s.", what,
 		machine_state_name(machine), machine->quieting ? ", about to change" : "");
+}
+
+static int refuse_filling(const char *what, struct error *error)
+{
+	return error_set(error, EBUSY, "The guest cannot be %s: its memory is still coming.", what);
+}
+
+void machine_filled(struct machine *machine)
+{
+	if (machine->faults < 0)
+		return;
+	faults_end(&machine->faults, &machine->memory);
+	if (machine->changed)
+		machine->changed(machine->context);
 }
 
 int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error)
@@ -445,6 +463,8 @@ int machine_save(struct machine *machine, struct buffer *out, struct error *erro
 
 	if (machine->state != MACHINE_PAUSED || machine->quieting)
 		return refuse(machine, "saved", error);
+	if (machine->faults >= 0)
+		return refuse_filling("saved", error);
 	r = allocate_states(machine, states, error);
 	if (r == 0)
 		r = get_states(machine, states, &clock, error);
@@ -537,6 +557,8 @@ int machine_track(struct machine *machine, bool on, struct error *error)
 
 	if (machine->state == MACHINE_EMPTY)
 		return refuse(machine, "watched", error);
+	if (on && machine->faults >= 0)
+		return refuse_filling("watched", error);
 	/* Off first, also where it is on: a new log begins with all pages clean. */
 	stop_tracking(machine);
 	r = kvm_set_memory(&machine->kvm, &machine->memory, false, error);

@@ -38,10 +38,11 @@ struct machine {
 		*loaded[VCPUS_MAX]; /* the clocks of a loaded state, until the first resume; else NULL */
 	struct clock_instant loaded_clock;
 
+	int faults;    /* userfaultfd while memory is still coming, else -1 */
 	int bitmap_fd; /* the dirty bitmap's memfd while tracking, else -1 */
 	uint64_t *bitmap;
 
-	void (*changed)(void *context); /* the state has changed */
+	void (*changed)(void *context); /* the state has changed, or memory is complete */
 	void (*paused)(void *context,
 		const struct error *error); /* a pause has come to its end; error: it did not work */
 	void *context;
@@ -74,6 +75,9 @@ int machine_track(struct machine *machine, bool on, struct error *error);
 
 /* Takes the log into the bitmap. *pages: how many. */
 int machine_dirty(struct machine *machine, uint64_t *pages, struct error *error);
+
+/* All memory has come that shall come. */
+void machine_filled(struct machine *machine);
 
 /* Stops everything, lets devices finish, and ends the loop. */
 void machine_quit(struct machine *machine);

@@ -123,6 +123,7 @@ static int parse_each(struct machine_config *config, struct message *message, co
 	return r;
 }
 
+/* What the guest begins with: a kernel, or a state that is to come. */
 static int parse_boot(
 	struct machine_config *config, struct message *message, const json_t *machine, struct error *error)
 {
@@ -133,8 +134,11 @@ static int parse_boot(
 	config->command_line = strdup(line && !config->incoming ? line : "");
 	if (!config->command_line)
 		return error_set(error, ENOMEM, "Out of memory while reading the machine's description.");
-	if (config->incoming)
-		return 0;
+	if (config->incoming) {
+		r = message_take_fd(message, machine, "faults", error);
+		config->faults = r < 0 ? -1 : r;
+		return r < 0 && r != -ENOENT ? r : 0;
+	}
 	if (!json_is_object(boot))
 		return wrong(error, "it says neither how to boot nor that the guest's state is to come");
 	r = take(message, boot, "kernel", &config->kernel, error);
@@ -220,7 +224,7 @@ int machine_config_parse(
 {
 	int r;
 
-	*config = (struct machine_config){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1};
+	*config = MACHINE_CONFIG_NONE;
 	if (!json_is_object(machine))
 		return wrong(error, "it is not an object");
 	r = parse(config, message, machine, error);
@@ -241,11 +245,12 @@ void machine_config_free(struct machine_config *config)
 	cleanup_close(&config->ram);
 	cleanup_close(&config->kernel);
 	cleanup_close(&config->ramdisk);
+	cleanup_close(&config->faults);
 	for (unsigned i = 0; i < config->disk_count; i++)
 		cleanup_close(&config->disks[i].image);
 	for (unsigned i = 0; i < config->net_count; i++)
 		cleanup_close(&config->nets[i].tap);
 	free(config->command_line);
 	json_decref(config->described);
-	*config = (struct machine_config){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1};
+	*config = MACHINE_CONFIG_NONE;
 }

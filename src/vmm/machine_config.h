@@ -34,12 +34,17 @@ struct machine_config {
 	bool incoming;
 	unsigned console_limit_kib;
 	int kvm, ram, kernel, ramdisk; /* owned; -1: none */
-	char *command_line;            /* owned; "" where incoming */
+	int faults;         /* /dev/userfaultfd: memory may come after the state; owned; -1: none */
+	char *command_line; /* owned; "" where incoming */
 	unsigned disk_count, net_count;
 	struct disk_config disks[MACHINE_DISKS_MAX];
 	struct net_config nets[MACHINE_NETS_MAX];
 	json_t *described; /* owned: as asked, without descriptors */
 };
+
+/* No descriptors, nothing owned. */
+#define MACHINE_CONFIG_NONE                                                                                  \
+	((struct machine_config){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1, .faults = -1})
 
 #define _cleanup_machine_config_ __attribute__((cleanup(machine_config_free)))
 

@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/carrier.h"
+#include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/guest_watch.h"
 #include "xend/handover.h"
@@ -84,10 +85,12 @@ static void end(struct domain *domain)
 
 static void take_up_guest(struct domain *domain)
 {
+	/* A guest that waits for memory which nobody brings may not answer at all. */
+	unsigned attempts = filling_abandoned(domain) ? 1 : ADOPT_ATTEMPTS;
 	struct error error;
 	int r = -EIO;
 
-	for (unsigned i = 0; r < 0 && r != -ESRCH && i < ADOPT_ATTEMPTS; i++) {
+	for (unsigned i = 0; r < 0 && r != -ESRCH && i < attempts; i++) {
 		guest_unwatch(domain);
 		r = guest_adopt(domain, &error);
 	}
@@ -149,6 +152,7 @@ int adopt_all(struct xend *xend, struct error *error)
 	guest_end_strays(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	for_each(xend, take_up_guest, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);
 	handover_resume(xend);
 	for_each(xend, let_run, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, supervise, DOMAIN_LIVE, DOMAIN_LIVE);

@@ -247,11 +247,14 @@ static void save(struct call *call)
 
 static void restore(struct call *call)
 {
-	const char *file;
-	int paused = false;
+	struct restore_options options = {0};
+	int paused = false, eager = false;
 
-	if (CALL_BODY(call, "{s:s, s?b}", "file", &file, "paused", &paused))
-		job_restore(call->xend, file, paused, call->reply);
+	if (!CALL_BODY(call, "{s:s, s?b, s?b}", "file", &options.file, "paused", &paused, "eager", &eager))
+		return;
+	options.paused = paused;
+	options.eager = eager;
+	job_restore(call->xend, &options, call->reply);
 }
 
 static void migrate(struct call *call)

@@ -72,7 +72,8 @@ static int wait_for_message(struct carrier *carrier, struct message *event, stru
 	/* Past its point of no return (no `cancel`) a job does not end for xend's sake either. */
 	struct pollfd ready[] = {{.fd = carrier->channel, .events = POLLIN},
 		{.fd = carrier->cancel, .events = POLLIN},
-		{.fd = carrier->cancel < 0 ? -1 : carrier->xend->stop, .events = POLLIN}};
+		{.fd = carrier->cancel < 0 && !carrier->outlives ? -1 : carrier->xend->stop,
+			.events = POLLIN}};
 	int r;
 
 	do
@@ -126,6 +127,11 @@ void carrier_end(struct carrier *carrier)
 	if (!xend)
 		return;
 	close(carrier->channel);
+	carrier->xend = NULL;
+	if (carrier->outlives) {
+		close(carrier->process);
+		return;
+	}
 	xend_unlock(xend);
 	if (process_wait(carrier->process, END_MS, NULL) < 0) {
 		log_warning("A carrier did not end by itself and was killed.");
@@ -134,7 +140,6 @@ void carrier_end(struct carrier *carrier)
 	xend_lock(xend);
 	close(carrier->process);
 	unlink(carrier->record);
-	carrier->xend = NULL;
 }
 
 void carrier_end_strays(struct xend *xend)

@@ -23,6 +23,7 @@ struct carrier {
 	int channel, process;
 	int cancel;             /* eventfd that ends the job, -1: nothing does */
 	struct reply *progress; /* who is told of progress, NULL: nobody; borrowed */
+	bool outlives;          /* carrier_end lets it go on, and xend's stop does too (filling.h) */
 	char record[128];
 };
 

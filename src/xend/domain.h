@@ -55,6 +55,8 @@ struct domain {
 	unsigned unlocked_count;
 	unsigned vifs_online; /* for how many of its vifs the script has been run */
 	bool dead;            /* the process has ended by itself */
+	bool filling;         /* its memory is still coming (filling.h) */
+	bool followed;        /* by a worker that knows when it is there */
 	struct event *events_ready, *process_ended;
 };
 

@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/disks.h"
+#include "xend/filling.h"
 #include "xend/guest_watch.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
@@ -21,7 +22,7 @@
 #define LOCK_RETRY_MS 20
 
 struct guest_place {
-	char directory[112], control[128], record[128];
+	char directory[112], control[128], record[128], carrier[128];
 };
 
 static void place_of(const struct xend *xend, const char *uuid, struct guest_place *place)
@@ -29,6 +30,7 @@ static void place_of(const struct xend *xend, const char *uuid, struct guest_pla
 	snprintf(place->directory, sizeof(place->directory), "%s/guests/%.36s", xend->paths.run, uuid);
 	snprintf(place->control, sizeof(place->control), "%s/control", place->directory);
 	snprintf(place->record, sizeof(place->record), "%s/process", place->directory);
+	snprintf(place->carrier, sizeof(place->carrier), "%s/carrier", place->directory);
 }
 
 static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
@@ -93,6 +95,17 @@ static int open_kvm(struct error *error)
 	return fd;
 }
 
+/* Linux 6.1 and later have it; elsewhere all memory is read before the guest runs. */
+static int open_faults(void)
+{
+	int fd = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		log_info("Guests are restored with all of their memory at once: /dev/userfaultfd: %s.",
+			strerror(errno));
+	return fd;
+}
+
 static int open_image(const char *what, const char *path, const char *domain, struct error *error)
 {
 	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -126,6 +139,8 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 	files->kvm = open_kvm(error);
 	if (files->kvm < 0)
 		return files->kvm;
+	if (beginning == GUEST_RESTORE_LAZY)
+		files->faults = open_faults();
 	files->ram = memory_create(config->memory, error);
 	if (files->ram < 0)
 		return files->ram;
@@ -420,6 +435,7 @@ static void remove_place(const struct guest_place *place)
 {
 	unlink(place->control);
 	unlink(place->record);
+	unlink(place->carrier);
 	if (rmdir(place->directory) < 0 && errno != ENOENT)
 		log_warning("Unable to remove %s: %s.", place->directory, strerror(errno));
 }
@@ -440,6 +456,9 @@ void guest_end(struct domain *domain)
 		process_kill(process);
 		close(process);
 	}
+	xend_lock(xend);
+	filling_end(domain);
+	xend_unlock(xend);
 	for (; domain->vifs_online; domain->vifs_online--) {
 		struct vif_place vif = vif_place_of(domain, domain->vifs_online - 1);
 
@@ -455,6 +474,7 @@ static void end_stray(const char *uuid, const struct guest_place *place)
 	_cleanup_json_ json_t *quit = json_pack("{s:s}", "do", "quit");
 	pid_t pid = 0;
 	_cleanup_close_ int process = process_find(place->record, &pid);
+	_cleanup_close_ int carrier = process_find(place->carrier, &pid);
 	_cleanup_close_ int control = connect_to(place->control, NULL);
 
 	log_warning("Ending the guest %s (process %d), which no domain stands for.", uuid, (int)pid);
@@ -462,6 +482,8 @@ static void end_stray(const char *uuid, const struct guest_place *place)
 		channel_call(control, quit, NULL, 0, NULL, QUIT_MS, NULL);
 	if (process >= 0 && process_wait(process, QUIT_MS, NULL) < 0)
 		process_kill(process);
+	if (carrier >= 0)
+		process_kill(carrier);
 	remove_place(place);
 }
 

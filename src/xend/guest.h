@@ -17,8 +17,9 @@
 
 enum guest_beginning {
 	GUEST_BOOT,
-	GUEST_RESTORE, /* its state comes from a file */
-	GUEST_RECEIVE, /* its state comes from a peer, which has the locks of the disks for now */
+	GUEST_RESTORE,      /* its state comes from a file */
+	GUEST_RESTORE_LAZY, /* the same, and its memory may come after it */
+	GUEST_RECEIVE,      /* its state comes from a peer, which has the locks of the disks for now */
 };
 
 /*

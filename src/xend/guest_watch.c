@@ -35,8 +35,13 @@ void guest_note_state(struct domain *domain, const json_t *json)
 	const char *detail = json_string_value(json_object_get(json, "detail"));
 	const json_t *cpu_time = json_object_get(json, "cpu_time_ns"),
 		     *vcpus = json_object_get(json, "vcpus"), *vcpu;
+	const json_t *filling = json_object_get(json, "filling");
 	enum guest_state before = domain->state;
+	bool was_filling = domain->filling;
 	size_t i;
+
+	if (domain->dead) /* what it said before its end */
+		return;
 
 	domain->state = (enum guest_state)find(
 		states, ARRAY_SIZE(states), json_object_get(json, "state"), (int)domain->state);
@@ -52,7 +57,9 @@ void guest_note_state(struct domain *domain, const json_t *json)
 		json_array_foreach(vcpus, i, vcpu) if (!json_is_true(json_object_get(vcpu, "halted")))
 			domain->halted = false;
 	}
-	if (domain->state != before)
+	if (json_is_boolean(filling))
+		domain->filling = json_is_true(filling);
+	if (domain->state != before || domain->filling != was_filling)
 		xend_changed(domain->xend);
 }
 

@@ -18,7 +18,13 @@ struct save_options {
 
 /* Each of these answers its reply, as a job stream once something was begun. */
 void job_save(struct domain *domain, const struct save_options *options, struct reply *reply);
-void job_restore(struct xend *xend, const char *file, bool paused, struct reply *reply);
+struct restore_options {
+	const char *file; /* absolute path */
+	bool paused;
+	bool eager; /* the guest runs once all of its memory is there and verified */
+};
+
+void job_restore(struct xend *xend, const struct restore_options *options, struct reply *reply);
 
 struct migrate_options {
 	const char *host;

@@ -132,7 +132,7 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 		r = domain_new(xend, config, &domain, error);
 	if (r < 0)
 		return r;
-	domain->busy = beginning == GUEST_RESTORE ? "being restored" : "being received";
+	domain->busy = beginning == GUEST_RECEIVE ? "being received" : "being restored";
 	domain->cancel = cancel;
 	domain->paused = paused;
 	domain->arrived = true;

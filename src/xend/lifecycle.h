@@ -14,7 +14,8 @@ int lifecycle_check(struct xend *xend, const struct guest_config *config, struct
 int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **domain,
 	struct error *error);
 
-/* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RECEIVE). It is busy until lifecycle_arrived.
+/* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
+ * until lifecycle_arrived.
  */
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
 	enum guest_beginning beginning, int cancel, struct domain **domain, struct error *error);

@@ -8,7 +8,7 @@
 
 void machine_files_init(struct machine_files *files)
 {
-	*files = (struct machine_files){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1};
+	*files = (struct machine_files){.kvm = -1, .ram = -1, .kernel = -1, .ramdisk = -1, .faults = -1};
 	for (unsigned i = 0; i < GUEST_DISKS_MAX; i++)
 		files->disks[i] = -1;
 	for (unsigned i = 0; i < GUEST_VIFS_MAX; i++)
@@ -17,7 +17,7 @@ void machine_files_init(struct machine_files *files)
 
 void machine_files_close(struct machine_files *files)
 {
-	int *one[] = {&files->kvm, &files->ram, &files->kernel, &files->ramdisk};
+	int *one[] = {&files->kvm, &files->ram, &files->kernel, &files->ramdisk, &files->faults};
 
 	for (unsigned i = 0; i < ARRAY_SIZE(one); i++)
 		cleanup_close(one[i]);
@@ -224,10 +224,12 @@ json_t *machine_describe(const struct guest_config *config, const struct machine
 {
 	json_t *kvm = message_fds_add(list, files->kvm), *ram = message_fds_add(list, files->ram);
 	json_t *boot = incoming ? json_null() : describe_boot(config, files, list);
+	json_t *faults = files->faults >= 0 ? message_fds_add(list, files->faults) : json_null();
 	json_t *disks = describe_disks(config, files, list), *nets = describe_nets(config, files, list);
 
-	return json_pack("{s:s, s:s, s:I, s:I, s:b, s:o, s:o, s:o, s:o, s:o, s:I}", "name", config->name,
+	return json_pack("{s:s, s:s, s:I, s:I, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "name", config->name,
 		"uuid", config->uuid, "memory_mib", (json_int_t)config->memory, "vcpus",
-		(json_int_t)config->vcpus, "incoming", incoming, "kvm", kvm, "ram", ram, "boot", boot,
-		"disks", disks, "nets", nets, "console_limit_kib", (json_int_t)console_limit_kib);
+		(json_int_t)config->vcpus, "incoming", incoming, "kvm", kvm, "ram", ram, "faults", faults,
+		"boot", boot, "disks", disks, "nets", nets, "console_limit_kib",
+		(json_int_t)console_limit_kib);
 }

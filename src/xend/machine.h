@@ -15,6 +15,7 @@
 /* What the machine is handed; -1 where there is none. */
 struct machine_files {
 	int kvm, ram, kernel, ramdisk;
+	int faults; /* /dev/userfaultfd */
 	int disks[GUEST_DISKS_MAX];
 	int taps[GUEST_VIFS_MAX];
 };

@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/carrier.h"
+#include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
@@ -66,7 +67,10 @@ static int commit(struct sending *sending, struct carrier *carrier, struct messa
 static int run_send(struct sending *sending, struct reply *reply, struct message *done, struct error *error)
 {
 	_cleanup_carrier_ struct carrier carrier = {0};
-	int r = carrier_start(&carrier, sending->domain->xend, reply_cancel_fd(reply), reply, error);
+	int r = filling_wait(sending->domain, reply_cancel_fd(reply), error);
+
+	if (r >= 0)
+		r = carrier_start(&carrier, sending->domain->xend, reply_cancel_fd(reply), reply, error);
 
 	if (r >= 0)
 		r = offer_and_copy(sending, &carrier, error);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/checkpoint_file.h"
+#include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 
@@ -20,7 +21,9 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 
 	if (guest < 0)
 		return guest;
-	r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
+	r = filling_wait(domain, reply_cancel_fd(reply), error);
+	if (r >= 0)
+		r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
 	if (r >= 0)
 		r = carrier_say(&carrier,
 			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file",
@@ -91,79 +94,108 @@ static int open_checkpoint(const char *path, struct error *error)
 
 struct restoring {
 	struct xend *xend;
-	const char *path;
+	const struct restore_options *options;
 	int file;
 	bool paused; /* the user's wish, or as the guest was when it was saved */
 	struct domain *domain;
+	struct carrier carrier;
+	struct error error;
 };
 
 /* The carrier knows the file only as a descriptor. */
 static int about_file(const struct restoring *restoring, int r, struct error *error)
 {
-	return r < 0 && r != -ECANCELED ? error_prefix(error, "Unable to restore %s: ", restoring->path) : r;
+	return r < 0 && r != -ECANCELED
+		       ? error_prefix(error, "Unable to restore %s: ", restoring->options->file)
+		       : r;
 }
 
-/* Up to the moment when the guest's state is complete; a domain that was made is the caller's to discard. */
+/* Up to the moment when the guest's state is complete; the carrier, and a domain that was made is the
+ * caller's to discard. */
 static int run_restore(
 	struct restoring *restoring, struct reply *reply, struct message *loaded, struct error *error)
 {
 	_cleanup_guest_config_ struct guest_config config = {0};
-	_cleanup_carrier_ struct carrier carrier = {0};
+	struct carrier *carrier = &restoring->carrier;
+	const struct restore_options *options = restoring->options;
 	_cleanup_message_ struct message offer = {0};
 	_cleanup_close_ int guest = -1;
 	bool was_paused;
-	int r = carrier_start(&carrier, restoring->xend, reply_cancel_fd(reply), reply, error);
+	int r = carrier_start(carrier, restoring->xend, reply_cancel_fd(reply), reply, error);
 
 	if (r >= 0)
-		r = carrier_say(&carrier, json_pack("{s:s, s:{s:i}}", "do", "restore", "file", "fd", 0),
+		r = carrier_say(carrier,
+			json_pack("{s:s, s:{s:i}, s:b}", "do", "restore", "file", "fd", 0, "lazy",
+				!options->eager),
 			&restoring->file, 1, error);
 	if (r >= 0)
-		r = carrier_expect(&carrier, "offer", &offer, error);
+		r = carrier_expect(carrier, "offer", &offer, error);
 	if (r >= 0)
 		r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
 	if (r < 0)
 		return about_file(restoring, r, error);
 	restoring->paused |= was_paused;
-	r = lifecycle_expect(restoring->xend, &config, restoring->paused, GUEST_RESTORE,
-		reply_cancel_fd(reply), &restoring->domain, error);
+	r = lifecycle_expect(restoring->xend, &config, restoring->paused,
+		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, reply_cancel_fd(reply),
+		&restoring->domain, error);
 	if (r < 0)
 		return r;
 	guest = guest_connect(restoring->domain, error);
 	if (guest < 0)
 		return guest;
 	r = carrier_say(
-		&carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &guest, 1, error);
-	return r < 0 ? r : about_file(restoring, carrier_expect(&carrier, "loaded", loaded, error), error);
+		carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &guest, 1, error);
+	return r < 0 ? r : about_file(restoring, carrier_expect(carrier, "loaded", loaded, error), error);
 }
 
-void job_restore(struct xend *xend, const char *path, bool paused, struct reply *reply)
+/* The guest is complete but for memory that may still come: it becomes ours and runs. */
+static int settle_in(struct restoring *restoring, bool filling, struct error *error)
 {
-	struct restoring restoring = {.xend = xend, .path = path, .paused = paused};
-	_cleanup_message_ struct message loaded = {0};
-	_cleanup_close_ int file = -1;
-	_cleanup_domain_ struct domain *domain = NULL;
+	struct domain *domain = restoring->domain;
 	struct guest_resume how = {.announce = true};
-	struct error error;
-	int r;
+	int r = filling ? filling_begin(domain, &restoring->carrier, error) : 0;
 
-	file = restoring.file = open_checkpoint(path, &error);
-	r = file;
+	return r < 0 ? r : lifecycle_arrived(domain, &how, error);
+}
+
+static void restored(struct restoring *restoring, const struct message *loaded, struct reply *reply)
+{
+	struct domain *domain = restoring->domain;
+
+	log_info("Domain '%s' is restored from %s with ID %u.", domain->config.name, restoring->options->file,
+		domain->id);
+	reply_line(reply, json_pack("{s:s, s:o, s:O*}", "event", "done", "domain", domain_describe(domain),
+				  "milliseconds", json_object_get(loaded->body, "milliseconds")));
+	reply_end(reply);
+}
+
+void job_restore(struct xend *xend, const struct restore_options *options, struct reply *reply)
+{
+	struct restoring restoring = {.xend = xend, .options = options, .paused = options->paused};
+	_cleanup_message_ struct message loaded = {0};
+	_cleanup_close_ int file = open_checkpoint(options->file, &restoring.error);
+	_cleanup_domain_ struct domain *domain = NULL;
+	bool filling;
+	int r = file;
+
+	restoring.file = file;
 	if (r >= 0) {
 		reply_stream(reply, "application/x-ndjson");
-		r = run_restore(&restoring, reply, &loaded, &error);
+		r = run_restore(&restoring, reply, &loaded, &restoring.error);
 	}
 	domain = restoring.domain;
+	filling = r >= 0 && json_is_true(json_object_get(loaded.body, "filling"));
 	if (r >= 0 && domain)
-		r = lifecycle_arrived(domain, &how, &error);
+		r = settle_in(&restoring, filling, &restoring.error);
 	if (r < 0 || !domain) {
-		log_warning("%s was not restored: %s", path, error.text);
+		log_warning("%s was not restored: %s", options->file, restoring.error.text);
 		if (domain && domain->phase != DOMAIN_GONE)
 			lifecycle_finish(domain);
-		reply_error(reply, &error);
-		return;
+		reply_error(reply, &restoring.error);
+	} else {
+		restored(&restoring, &loaded, reply);
+		if (filling)
+			filling_follow(domain, &restoring.carrier, file, options->file);
 	}
-	log_info("Domain '%s' is restored from %s with ID %u.", domain->config.name, path, domain->id);
-	reply_line(reply, json_pack("{s:s, s:o, s:O*}", "event", "done", "domain", domain_describe(domain),
-				  "milliseconds", json_object_get(loaded.body, "milliseconds")));
-	reply_end(reply);
+	carrier_end(&restoring.carrier);
 }

@@ -35,7 +35,7 @@ static void log_end(const struct domain *domain, enum guest_reason reason, enum 
 		[REASON_ERROR] = "cannot go on",
 	};
 
-	if (domain->dead)
+	if (domain->dead && domain->state != GUEST_SHUTDOWN)
 		log_error("Domain '%s' (ID %u): its process has ended unexpectedly: %s.", domain->config.name,
 			domain->id, guest_action_name(action));
 	else if (reason == REASON_ERROR || reason == REASON_CRASH)

@@ -64,7 +64,8 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 
 	if (r < 0)
 		return r;
-	body = json_pack("{s:s, s:b}", "file", file, "paused", option_given(arguments, "paused"));
+	body = json_pack("{s:s, s:b, s:b}", "file", file, "paused", option_given(arguments, "paused"), "eager",
+		option_given(arguments, "eager"));
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
 	if (asprintf(&doing, "Restoring %s", arguments->words[0]) < 0)
@@ -131,7 +132,9 @@ const struct command carry_commands[] = {
 			{"force", 'f', NULL, "overwrite the file if it exists"}},
 		2, 2, save},
 	{"restore", NULL, "<File>", "Restore a domain from a file that xm save wrote.",
-		{{"paused", 'p', NULL, "do not unpause the domain afterwards"}}, 1, 1, restore},
+		{{"paused", 'p', NULL, "do not unpause the domain afterwards"},
+			{"eager", 0, NULL, "read and verify all of its memory before it runs"}},
+		1, 1, restore},
 	{"migrate", NULL, "<Domain> <Host>", "Move a domain to another host.",
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},

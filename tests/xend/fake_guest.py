@@ -130,6 +130,9 @@ class Guest:
         size = self.machine["memory_mib"] << 20
         return {"ram": {"fd": 0}, "size": size, "regions": [{"gpa": 0, "size": size, "offset": 0}]}, [self.ram_fd]
 
+    def do_faults(self, *_):
+        raise ValueError("This guest does not wait for memory.")
+
     def do_track(self, message, *_):
         if not message["on"]:
             return {}, []

@@ -216,7 +216,9 @@ def test_save_prints_nothing(xend):
 def test_restore_prints_nothing(xend):
     xend.job("/restore", {"event": "done", "domain": GUEST})
     assert xend.xm("restore", "-p", "a/b.checkpt") == (0, "", "")
-    assert xend.asked[-1][2] == {"file": str(xend.directory / "a/b.checkpt"), "paused": True}
+    assert xend.asked[-1][2] == {"file": str(xend.directory / "a/b.checkpt"), "paused": True, "eager": False}
+    assert xend.xm("restore", "--eager", "/srv/x") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": True}
 
 
 def test_migrate_prints_one_line(xend):

@@ -1,0 +1,251 @@
+#include "xend/filling.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/guest.h"
+#include "xend/supervise.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/pidfd.h>
+
+#define CARRIERS_MAX 4    /* that are tried one after the other for one guest */
+#define WAIT_MS 300000    /* how long a job waits for memory */
+#define NOTICE_MS 100     /* how soon it sees that it is cancelled */
+#define GUEST_END_MS 5000 /* after the carrier has seen the guest's end, xend sees it */
+
+struct record {
+	char path[128];
+};
+
+static struct record record_of(const struct domain *domain)
+{
+	struct record record;
+
+	snprintf(record.path, sizeof(record.path), "%s/guests/%.36s/carrier", domain->xend->paths.run,
+		domain->config.uuid);
+	return record;
+}
+
+static bool has_ended(const struct domain *domain)
+{
+	return domain->phase > DOMAIN_LIVE || domain->dead || domain->process < 0 ||
+	       domain->state == GUEST_SHUTDOWN;
+}
+
+/* The guest must not run on without its memory. Its process may hang in waiting for it, so it is killed. */
+static void lose(struct domain *domain, const char *why)
+{
+	snprintf(domain->detail, sizeof(domain->detail), "%.500s", why);
+	domain->state = GUEST_SHUTDOWN;
+	domain->reason = REASON_ERROR;
+	domain->dead = true;
+	domain->filling = false;
+	pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
+	xend_changed(domain->xend);
+	supervise(domain);
+}
+
+static int give(struct domain *domain, struct carrier *carrier, struct error *error)
+{
+	struct record record = record_of(domain);
+
+	if (rename(carrier->record, record.path) < 0)
+		return error_set(error, errno, "Unable to rename %s to %s: %s.", carrier->record, record.path,
+			strerror(errno));
+	snprintf(carrier->record, sizeof(carrier->record), "%s", record.path);
+	carrier->outlives = true;
+	carrier->cancel = -1;
+	carrier->progress = NULL;
+	return 0;
+}
+
+int filling_begin(struct domain *domain, struct carrier *carrier, struct error *error)
+{
+	int r = give(domain, carrier, error);
+
+	domain->filling = true;
+	return r < 0 ? r : carrier_say(carrier, json_pack("{s:s}", "do", "go-on"), NULL, 0, error);
+}
+
+static int start_another(struct domain *domain, struct carrier *carrier, int file, struct error *error)
+{
+	_cleanup_close_ int guest = guest_connect(domain, error);
+	int r, fds[] = {file, guest};
+
+	if (guest < 0)
+		return guest;
+	r = carrier_start(carrier, domain->xend, -1, NULL, error);
+	if (r >= 0)
+		r = give(domain, carrier, error);
+	if (r < 0)
+		return r;
+	return carrier_say(carrier,
+		json_pack("{s:s, s:{s:i}, s:{s:i}}", "do", "fill", "file", "fd", 0, "guest", "fd", 1), fds,
+		ARRAY_SIZE(fds), error);
+}
+
+/* Ends what is left of the carrier, and forgets it. */
+static void take_away(struct carrier *carrier)
+{
+	carrier->outlives = false;
+	carrier_end(carrier);
+}
+
+/* Until the memory is there: 0, or why it does not come. */
+static int follow(struct domain *domain, struct carrier *carrier, int file, struct error *error)
+{
+	int r = -EPIPE;
+
+	for (unsigned carriers = 1;; carriers++) {
+		_cleanup_message_ struct message filled = {0};
+
+		r = carrier_expect(carrier, "filled", &filled, error);
+		if (r != -EPIPE || has_ended(domain) || carriers == CARRIERS_MAX)
+			return r;
+		log_warning("The carrier that brings domain '%s' its memory has died; another one goes on.",
+			domain->config.name);
+		take_away(carrier);
+		r = start_another(domain, carrier, file, error);
+		if (r < 0 && r != -EPIPE)
+			return r;
+	}
+}
+
+void filling_follow(struct domain *domain, struct carrier *carrier, int file, const char *path)
+{
+	struct xend *xend = domain->xend;
+	struct error error = {0}, why;
+	long long deadline;
+	int r;
+
+	domain->followed = true;
+	r = follow(domain, carrier, file, &error);
+	if (xend->stopping && r == -ECANCELED) {
+		domain->followed = false;
+		return; /* the carrier goes on; the next xend finds it */
+	}
+	deadline = monotonic_ms() + GUEST_END_MS;
+	while (r == -ESRCH && !has_ended(domain) && monotonic_ms() < deadline)
+		xend_wait(xend, NOTICE_MS);
+	take_away(carrier);
+	if (r >= 0) {
+		domain->filling = false;
+		log_info("Domain '%s' has all of its memory from %s.", domain->config.name, path);
+	} else if (!has_ended(domain)) {
+		error_set(&why, EIO, "its memory could not be read from %s: %s", path, error.text);
+		lose(domain, why.text);
+	}
+	domain->followed = false;
+	xend_changed(xend);
+}
+
+static const char abandoned[] = "its memory was still coming from its checkpoint, and the carrier that "
+				"brought it is no more. The checkpoint "
+				"is as it was: restore it again.";
+
+/* An earlier xend's carrier says nothing to us: its end, and the guest, tell. */
+static void await_carrier(void *argument)
+{
+	_cleanup_domain_ struct domain *domain = argument;
+	struct xend *xend = domain->xend;
+	struct record record = record_of(domain);
+	_cleanup_close_ int process = -1;
+	struct error error;
+	pid_t pid;
+
+	process = process_find(record.path, &pid);
+	if (process >= 0) {
+		struct pollfd ready[] = {
+			{.fd = process, .events = POLLIN}, {.fd = xend->stop, .events = POLLIN}};
+
+		xend_unlock(xend);
+		while (poll(ready, ARRAY_SIZE(ready), -1) < 0 && errno == EINTR)
+			;
+		xend_lock(xend);
+	}
+	if (!xend->stopping && !has_ended(domain)) {
+		unlink(record.path);
+		if (guest_refresh_one(domain, &error) < 0 || domain->filling)
+			lose(domain, abandoned);
+	}
+	domain->followed = false;
+	xend_changed(xend);
+}
+
+bool filling_abandoned(const struct domain *domain)
+{
+	struct record record = record_of(domain);
+	pid_t pid;
+	_cleanup_close_ int process = process_find(record.path, &pid);
+
+	return process < 0 && access(record.path, F_OK) == 0;
+}
+
+void filling_adopt(struct domain *domain)
+{
+	struct record record = record_of(domain);
+	struct error error;
+
+	if (domain->dead && filling_abandoned(domain))
+		lose(domain, abandoned);
+	if (domain->dead || !domain->filling) {
+		unlink(record.path);
+		return;
+	}
+	domain->followed = true;
+	if (xend_worker(domain->xend, await_carrier, domain_ref(domain), &error) < 0) {
+		domain->followed = false;
+		domain_unref(domain);
+		lose(domain, error.text);
+	}
+}
+
+static bool signalled(int cancel)
+{
+	struct pollfd ready = {.fd = cancel, .events = POLLIN};
+
+	return poll(&ready, 1, 0) > 0;
+}
+
+int filling_wait(struct domain *domain, int cancel, struct error *error)
+{
+	struct xend *xend = domain->xend;
+	long long deadline = monotonic_ms() + WAIT_MS;
+
+	if (domain->filling)
+		log_info("Domain '%s' is first waited for: its memory is still coming from its checkpoint.",
+			domain->config.name);
+	while (domain->filling && !has_ended(domain)) {
+		if (signalled(cancel) || xend->stopping)
+			return error_set(
+				error, ECANCELED, xend->stopping ? "xend is being stopped." : "Cancelled.");
+		if (monotonic_ms() > deadline)
+			return error_set(error, EBUSY,
+				"The memory of domain '%s' is still coming from its checkpoint; try again "
+				"later.",
+				domain->config.name);
+		xend_wait(xend, NOTICE_MS);
+	}
+	return has_ended(domain)
+		       ? error_set(error, EBUSY, "Domain '%s' has ended meanwhile.", domain->config.name)
+		       : 0;
+}
+
+void filling_end(struct domain *domain)
+{
+	struct xend *xend = domain->xend;
+	struct record record = record_of(domain);
+	pid_t pid;
+	_cleanup_close_ int process = process_find(record.path, &pid);
+
+	if (process >= 0) {
+		xend_unlock(xend);
+		process_kill(process);
+		xend_lock(xend);
+	}
+	while (domain->followed)
+		xend_wait(xend, -1);
+	unlink(record.path);
+}

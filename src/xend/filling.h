@@ -1,0 +1,38 @@
+/*
+ * Memory that follows its guest: after a restore that did not wait for it, a carrier
+ * goes on bringing it, and would do so without xend. Who looks after that carrier, and
+ * what becomes of the guest when its memory cannot come.
+ *
+ * The carrier's process is recorded in the guest's run directory, so that it ends with the
+ * guest and a later xend finds it. All functions are called with the lock held.
+ */
+#pragma once
+
+#include "xend/carrier.h"
+#include "xend/domain.h"
+
+/* Gives the carrier to the guest: it no longer ends with the job, nor with xend. Before the domain is LIVE.
+ */
+int filling_begin(struct domain *domain, struct carrier *carrier, struct error *error);
+
+/*
+ * Stays until the memory is there or the guest has ended, or xend stops; starts another carrier, with the
+ * same file, where one dies. `path` is for sentences. In the worker of the restore, after its answer. Lets go
+ * of the lock.
+ */
+void filling_follow(struct domain *domain, struct carrier *carrier, int file, const char *path);
+
+/* After a restart of xend: has a worker wait for the carrier that an earlier xend has left to this guest. */
+void filling_adopt(struct domain *domain);
+
+/*
+ * Before a job that needs all of the memory: waits for it, a few minutes at most, unless `cancel` is
+ * signalled or the guest ends. Lets go of the lock.
+ */
+int filling_wait(struct domain *domain, int cancel, struct error *error);
+
+/* Whether an earlier xend left this guest to a carrier that is no more. */
+bool filling_abandoned(const struct domain *domain);
+
+/* When the guest has been ended: ends its carrier and waits until nobody follows it. Lets go of the lock. */
+void filling_end(struct domain *domain);
