@@ -97,9 +97,7 @@ static void put_header(struct fixture *f, uint32_t type, uint64_t sector)
 static uint8_t request(struct fixture *f, uint32_t type, uint64_t sector, const struct piece *data,
 	unsigned count, uint32_t *written)
 {
-	struct piece pieces[16] = {
-		{f->header, sizeof(struct virtio_blk_outhdr), false}
-        };
+	struct piece pieces[16] = {{f->header, sizeof(struct virtio_blk_outhdr), false}};
 	struct vring_used_elem used;
 
 	put_header(f, type, sector);
@@ -145,10 +143,7 @@ static void sectors_are_read(void **state)
 	(void)state;
 	set_up(&f);
 	for (unsigned i = 0; i < 20; i++) {
-		const struct piece pieces[] = {
-			{f.data,        4096, true},
-                        {f.data + 8192, 1024, true}
-                };
+		const struct piece pieces[] = {{f.data, 4096, true}, {f.data + 8192, 1024, true}};
 
 		assert_int_equal(request(&f, VIRTIO_BLK_T_IN, i * 16, pieces, 2, &written), VIRTIO_BLK_S_OK);
 		assert_int_equal(written, 5121);
@@ -161,11 +156,7 @@ static void sectors_are_read(void **state)
 static void misaligned_buffers_are_read_and_written(void **state)
 {
 	struct fixture f;
-	const struct piece odd[] = {
-		{0, 100, true},
-                {0, 700, true},
-                {0, 224, true}
-        };
+	const struct piece odd[] = {{0, 100, true}, {0, 700, true}, {0, 224, true}};
 	struct piece pieces[3];
 	uint8_t back[1024];
 
@@ -203,11 +194,7 @@ static void header_and_status_may_share_pieces_with_data(void **state)
 	put_header(&f, VIRTIO_BLK_T_OUT, 3);
 	memcpy(rig_at(f.rig, f.data), (uint8_t *)rig_at(f.rig, f.header) + 10, 6);
 	memset((uint8_t *)rig_at(f.rig, f.data) + 6, 0x5a, 512);
-	const struct piece out[] = {
-		{f.header, 10,  false},
-                {f.data,   518, false},
-                {f.status, 1,   true }
-        };
+	const struct piece out[] = {{f.header, 10, false}, {f.data, 518, false}, {f.status, 1, true}};
 	driver_add(&f.driver, 0, out, 3, true);
 	driver_kick(&f.driver, 0);
 	driver_wait(&f.driver, 0);
@@ -217,10 +204,7 @@ static void header_and_status_may_share_pieces_with_data(void **state)
 		assert_int_equal(back[i], 0x5a);
 	/* Data and status in one piece. */
 	put_header(&f, VIRTIO_BLK_T_IN, 5);
-	const struct piece in[] = {
-		{f.header, 16,  false},
-                {f.data,   513, true }
-        };
+	const struct piece in[] = {{f.header, 16, false}, {f.data, 513, true}};
 	driver_add(&f.driver, 0, in, 2, false);
 	driver_kick(&f.driver, 0);
 	used = driver_wait(&f.driver, 0);
@@ -238,11 +222,8 @@ static void many_requests_are_in_flight_at_once(void **state)
 	set_up(&f);
 	for (unsigned i = 0; i < 80; i++) {
 		struct virtio_blk_outhdr *header = (struct virtio_blk_outhdr *)rig_at(f.rig, f.header) + i;
-		const struct piece pieces[] = {
-			{f.header + i * sizeof(*header), sizeof(*header), false},
-			{f.data + i * 4096,              4096,            true },
-                        {f.status + i,                   1,               true }
-                };
+		const struct piece pieces[] = {{f.header + i * sizeof(*header), sizeof(*header), false},
+			{f.data + i * 4096, 4096, true}, {f.status + i, 1, true}};
 
 		*header = (struct virtio_blk_outhdr){.type = VIRTIO_BLK_T_IN, .sector = i * 8};
 		driver_add(&f.driver, 0, pieces, 3, i % 2);
@@ -316,14 +297,8 @@ static void requests_beyond_the_end_fail(void **state)
 	static const struct {
 		uint64_t sector;
 		uint32_t size;
-	} bad[] = {
-		{SECTORS,          512 },
-                {SECTORS - 1,      1024},
-                {UINT64_MAX,       512 },
-                {UINT64_MAX / 512, 512 },
-                {0,                100 },
-		{1ull << 55,       512 }
-        };
+	} bad[] = {{SECTORS, 512}, {SECTORS - 1, 1024}, {UINT64_MAX, 512}, {UINT64_MAX / 512, 512}, {0, 100},
+		{1ull << 55, 512}};
 	struct fixture f;
 
 	(void)state;
@@ -415,13 +390,8 @@ static void ranges_are_zeroed_and_discarded(void **state)
 static void requests_without_header_or_status_break(void **state)
 {
 	struct fixture f;
-	const struct piece nothing_to_write[] = {
-		{0x1000, 16, false}
-        };
-	const struct piece short_header[] = {
-		{0x1000, 15, false},
-                {0x1000, 1,  true }
-        };
+	const struct piece nothing_to_write[] = {{0x1000, 16, false}};
+	const struct piece short_header[] = {{0x1000, 15, false}, {0x1000, 1, true}};
 
 	(void)state;
 	for (unsigned i = 0; i < 2; i++) {
@@ -463,11 +433,8 @@ static void a_busy_disk_moves(void **state)
 	set_up(&f);
 	for (unsigned i = 0; i < 80; i++) {
 		struct virtio_blk_outhdr *header = (struct virtio_blk_outhdr *)rig_at(f.rig, f.header) + i;
-		const struct piece pieces[] = {
-			{f.header + i * sizeof(*header), sizeof(*header), false},
-			{f.data + i * 4096,              4096,            true },
-                        {f.status + i,                   1,               true }
-                };
+		const struct piece pieces[] = {{f.header + i * sizeof(*header), sizeof(*header), false},
+			{f.data + i * 4096, 4096, true}, {f.status + i, 1, true}};
 
 		*header = (struct virtio_blk_outhdr){.type = VIRTIO_BLK_T_IN, .sector = i * 8};
 		driver_add(&f.driver, 0, pieces, 3, false);
@@ -513,10 +480,7 @@ static void a_reset_waits_for_requests(void **state)
 	for (unsigned round = 0; round < 10; round++) {
 		for (unsigned i = 0; i < 40; i++) {
 			const struct piece pieces[] = {
-				{f.header,          16,   false},
-                                {f.data + i * 4096, 4096, true },
-                                {f.status,          1,    true }
-                        };
+				{f.header, 16, false}, {f.data + i * 4096, 4096, true}, {f.status, 1, true}};
 
 			put_header(&f, VIRTIO_BLK_T_IN, i);
 			driver_add(&f.driver, 0, pieces, 3, false);
@@ -546,11 +510,7 @@ static void one_chain_offered_many_times(void **state)
 	set_up(&f);
 	ring = &f.driver.rings[0];
 	put_header(&f, VIRTIO_BLK_T_IN, 0);
-	const struct piece pieces[] = {
-		{f.header, 16,   false},
-                {f.data,   4096, true },
-                {f.status, 1,    true }
-        };
+	const struct piece pieces[] = {{f.header, 16, false}, {f.data, 4096, true}, {f.status, 1, true}};
 	driver_add(&f.driver, 0, pieces, 3, false);
 	for (unsigned i = 1; i < 200; i++)
 		ring->available->ring[i] = 0;

@@ -64,10 +64,7 @@ static void chains_of_all_kinds_are_filled(void **state)
 		data = rig_at(f.rig, f.buffer);
 		for (unsigned round = 0; round < 50; round++) {
 			const struct piece pieces[] = {
-				{f.buffer,       100, true},
-                                {f.buffer + 200, 0,   true},
-                                {f.buffer + 300, 28,  true}
-                        };
+				{f.buffer, 100, true}, {f.buffer + 200, 0, true}, {f.buffer + 300, 28, true}};
 			struct vring_used_elem used;
 			uint16_t head;
 
@@ -228,15 +225,15 @@ static void an_index_that_runs_ahead_breaks(void **state)
 static void buffers_outside_memory_break(void **state)
 {
 	static const struct vring_desc bad[] = {
-		{RIG_MEMORY,      16,         VRING_DESC_F_WRITE,                        0},
-		{RIG_MEMORY - 8,  16,         VRING_DESC_F_WRITE,                        0},
-		{UINT64_MAX - 3,  16,         VRING_DESC_F_WRITE,                        0},
-		{0xe0000000,      16,         VRING_DESC_F_WRITE,                        0},
-		{0,               UINT32_MAX, VRING_DESC_F_WRITE,                        0},
-		{RIG_MEMORY - 16, 32,         VRING_DESC_F_INDIRECT,                     0},
-		{0x1000,          0,          VRING_DESC_F_INDIRECT,                     0},
-		{0x1000,          17,         VRING_DESC_F_INDIRECT,                     0},
-		{0x1000,          16,         VRING_DESC_F_INDIRECT | VRING_DESC_F_NEXT, 1},
+		{RIG_MEMORY, 16, VRING_DESC_F_WRITE, 0},
+		{RIG_MEMORY - 8, 16, VRING_DESC_F_WRITE, 0},
+		{UINT64_MAX - 3, 16, VRING_DESC_F_WRITE, 0},
+		{0xe0000000, 16, VRING_DESC_F_WRITE, 0},
+		{0, UINT32_MAX, VRING_DESC_F_WRITE, 0},
+		{RIG_MEMORY - 16, 32, VRING_DESC_F_INDIRECT, 0},
+		{0x1000, 0, VRING_DESC_F_INDIRECT, 0},
+		{0x1000, 17, VRING_DESC_F_INDIRECT, 0},
+		{0x1000, 16, VRING_DESC_F_INDIRECT | VRING_DESC_F_NEXT, 1},
 	};
 
 	(void)state;
@@ -298,12 +295,12 @@ static void readable_behind_writable_breaks(void **state)
 static void queues_outside_memory_break(void **state)
 {
 	static const uint64_t places[][3] = {
-		{RIG_MEMORY, 0x1000,         0x2000            },
-		{0x1000,     RIG_MEMORY - 4, 0x2000            },
-		{0x1000,     0x2000,         UINT64_MAX & ~3ull},
-		{0x1008,     0x2000,         0x3000            },
-		{0x1000,     0x2001,         0x3000            },
-		{0x1000,     0x2000,         0x3002            },
+		{RIG_MEMORY, 0x1000, 0x2000},
+		{0x1000, RIG_MEMORY - 4, 0x2000},
+		{0x1000, 0x2000, UINT64_MAX & ~3ull},
+		{0x1008, 0x2000, 0x3000},
+		{0x1000, 0x2001, 0x3000},
+		{0x1000, 0x2000, 0x3002},
 	};
 
 	(void)state;
