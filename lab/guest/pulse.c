@@ -170,6 +170,8 @@ static _Noreturn void watch_clocks(const char *path, int64_t interval)
 	int64_t published = 0;
 	struct status status = {.path = path};
 	for (;;) {
+		/* The count is of a moment between `before` and `now`, which are far apart where this thread had to wait. */
+		int64_t before = nanoseconds(CLOCK_MONOTONIC);
 		uint64_t expirations = 0;
 		if (read(timer, &expirations, sizeof(expirations)) != sizeof(expirations))
 			die("timerfd");
@@ -199,7 +201,8 @@ static _Noreturn void watch_clocks(const char *path, int64_t interval)
 		put(&status, "fewest_ticks_of_a_cpu", fewest);
 		put(&status, "largest_gap_us", largest / 1000);
 		put(&status, "largest_gap_at_ns", largest_at);
-		put(&status, "timer_periods_lost", (now - start) / PERIOD - counted);
+		int64_t least = (before - start) / PERIOD - counted, most = (now - start) / PERIOD - counted;
+		put(&status, "timer_periods_lost", least > 0 ? least : most < 0 ? most : 0);
 		for (int i = 0; i < CLOCKS; i++) {
 			char name[64];
 			snprintf(name, sizeof(name), "%s_backwards", watched_clocks[i].name);
