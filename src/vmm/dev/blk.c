@@ -55,9 +55,8 @@ struct virtio_blk {
 	struct watch completed;
 	unsigned in_flight;
 	struct request *free_requests;
-	struct request
-		*requests; /* QUEUE_SIZE of them; only as many are resident as were ever in flight at once */
 	unsigned used_requests;
+	struct request requests[QUEUE_SIZE]; /* resident are only as many as were ever in flight at once */
 };
 
 static const struct field blk_fields[] = {
@@ -540,7 +539,6 @@ static void blk_free(struct device *device)
 	}
 	close_ring(blk, blk->virtio.pci.platform->loop);
 	close(blk->image.fd);
-	free(blk->requests);
 	free(blk);
 }
 
@@ -586,10 +584,9 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 	const uint64_t features =
 		1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_FLUSH;
 	_cleanup_free_ struct virtio_blk *blk = calloc(1, sizeof(*blk));
-	_cleanup_free_ struct request *requests = calloc(QUEUE_SIZE, sizeof(*requests));
 	struct virtio_blk_config config;
 
-	if (!blk || !requests) {
+	if (!blk) {
 		error_set(error, ENOMEM, "Out of memory while making the disk in slot %u.", slot);
 		return NULL;
 	}
@@ -606,7 +603,6 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 		close_ring(blk, platform->loop);
 		return NULL;
 	}
-	blk->requests = take_pointer(requests);
 	platform_add(platform, &blk->virtio.pci.device);
 	return &take_pointer(blk)->virtio.pci.device;
 }

@@ -435,9 +435,12 @@ static int watch_descriptors(struct virtio_net *net, int tap_fd, struct error *e
 struct device *virtio_net_new(
 	struct platform *platform, unsigned slot, int tap_fd, const uint8_t mac[6], struct error *error)
 {
-	_cleanup_free_ struct virtio_net *net = calloc(1, sizeof(*net));
+	_cleanup_free_ struct virtio_net *net = NULL;
 	struct virtio_net_config config = {.status = VIRTIO_NET_S_LINK_UP};
 
+	if (examine_tap(tap_fd, error) < 0)
+		return NULL;
+	net = calloc(1, sizeof(*net));
 	if (!net) {
 		error_set(error, ENOMEM, "Out of memory while making the network device in slot %u.", slot);
 		return NULL;
@@ -445,9 +448,8 @@ struct device *virtio_net_new(
 	memcpy(config.mac, mac, ETH_ALEN);
 	memcpy(net->mac, mac, ETH_ALEN);
 	net->status = config.status;
-	if (examine_tap(tap_fd, error) < 0 ||
-		virtio_init(&net->virtio, &net_class, platform, slot, FEATURES | offloads_of(UINT64_MAX),
-			&config, CONFIG_SIZE, error) < 0)
+	if (virtio_init(&net->virtio, &net_class, platform, slot, FEATURES | offloads_of(UINT64_MAX), &config,
+		    CONFIG_SIZE, error) < 0)
 		return NULL;
 	if (watch_descriptors(net, tap_fd, error) < 0) {
 		release(net);
