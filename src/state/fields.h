@@ -92,7 +92,7 @@ struct field_table {
 	}
 #define FIELD_TABLE(table_name, table_version, array)                                                        \
 	{                                                                                                    \
-		.name = table_name, .version = table_version, .fields = array,                               \
+		.name = (table_name), .version = (table_version), .fields = (array),                         \
 		.count = sizeof(array) / sizeof((array)[0])                                                  \
 	}
 
