@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #define STOP_MS 30000
@@ -212,8 +213,11 @@ static int set_up(struct xend *xend, bool terminal, struct error *error)
 	int r = read_boot_id(boot_id, error);
 
 	if (r >= 0) {
+		mode_t mask = umask(0077); /* configurations may hold secrets */
+
 		snprintf(path, sizeof(path), "%s/xend.db", xend->paths.state);
 		r = store_open(&xend->store, path, boot_id, error);
+		umask(mask);
 	}
 	if (r >= 0)
 		r = xend_init(xend, error);
