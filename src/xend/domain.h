@@ -56,7 +56,9 @@ struct domain {
 	unsigned vifs_online; /* for how many of its vifs the script has been run */
 	bool dead;            /* the process has ended by itself */
 	bool filling;         /* its memory is still coming (filling.h) */
-	bool followed;        /* by a worker that knows when it is there */
+	bool lost; /* its memory could not come: to start it afresh would take its disks past its checkpoint
+		    */
+	bool followed; /* by a worker that knows when it is there */
 	struct event *events_ready, *process_ended;
 };
 

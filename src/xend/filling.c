@@ -40,7 +40,7 @@ static void lose(struct domain *domain, const char *why)
 	snprintf(domain->detail, sizeof(domain->detail), "%.500s", why);
 	domain->state = GUEST_SHUTDOWN;
 	domain->reason = REASON_ERROR;
-	domain->dead = true;
+	domain->dead = domain->lost = true;
 	domain->filling = false;
 	pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
 	xend_changed(domain->xend);

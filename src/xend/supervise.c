@@ -16,6 +16,8 @@ static enum guest_reason reason_of(const struct domain *domain)
 
 static enum guest_action action_for(const struct domain *domain, enum guest_reason reason)
 {
+	if (domain->lost)
+		return ACTION_DESTROY;
 	switch (reason) {
 	case REASON_POWEROFF:
 		return domain->restart_wanted ? domain->config.on_reboot : domain->config.on_poweroff;
