@@ -3,9 +3,12 @@
 #include "base/cleanup.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -70,6 +73,36 @@ static json_t *describe_memory(const struct fake_guest *guest)
 		(json_int_t)(guest->pages * FAKE_PAGE), "offset", 0);
 }
 
+static struct uffdio_range whole(const struct fake_guest *guest)
+{
+	return (struct uffdio_range){.start = (uintptr_t)guest->ram, .len = guest->pages * FAKE_PAGE};
+}
+
+static void end_faults(struct fake_guest *guest)
+{
+	struct uffdio_range range = whole(guest);
+
+	if (guest->faults < 0)
+		return;
+	assert_int_equal(ioctl(guest->faults, UFFDIO_UNREGISTER, &range), 0);
+	close(guest->faults);
+	guest->faults = -1;
+}
+
+void fake_guest_wait_for_memory(struct fake_guest *guest)
+{
+	_cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM};
+	struct uffdio_register catch = {.range = whole(guest), .mode = UFFDIO_REGISTER_MODE_MISSING};
+
+	if (device < 0)
+		skip();
+	guest->faults = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	assert_true(guest->faults >= 0);
+	assert_int_equal(ioctl(guest->faults, UFFDIO_API, &api), 0);
+	assert_int_equal(ioctl(guest->faults, UFFDIO_REGISTER, &catch), 0);
+}
+
 /* Answers one request; the caller holds the lock. */
 static json_t *answer(struct fake_guest *guest, struct message *request, int *fd)
 {
@@ -93,6 +126,16 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		return json_pack("{s:b, s:I}", "ok", 1, "pages",
 			(json_int_t)bitmap_count(guest->bitmap, guest->pages));
 	}
+	if (strcmp(verb, "faults") == 0 && guest->faults >= 0) {
+		*fd = dup(guest->faults);
+		return json_pack("{s:b, s:{s:i}, s:I}", "ok", 1, "faults", "fd", 0, "base",
+			(json_int_t)(uintptr_t)guest->ram);
+	}
+	if (strcmp(verb, "filled") == 0) {
+		end_faults(guest);
+		guest->filled = true;
+		return json_pack("{s:b}", "ok", 1);
+	}
 	if (strcmp(verb, "pause") == 0) {
 		guest->running = false;
 		guest->pauses++;
@@ -111,6 +154,7 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 
 		guest->state_size = size > 0 ? (size_t)size : 0;
 		guest->loaded = true;
+		memcpy(&guest->seen, guest->ram + guest->looks_at * FAKE_PAGE, sizeof(guest->seen));
 		return json_pack("{s:b}", "ok", 1);
 	}
 	return json_pack("{s:s, s:i}", "error", "This guest cannot do that.", "errno", EINVAL);
@@ -139,7 +183,7 @@ void fake_guest_begin(struct fake_guest *guest, uint64_t pages)
 {
 	int pair[2];
 
-	*guest = (struct fake_guest){.pages = pages};
+	*guest = (struct fake_guest){.pages = pages, .faults = -1};
 	guest->ram_fd = memfd_create("ram", MFD_CLOEXEC);
 	guest->bitmap_fd = memfd_create("bitmap", MFD_CLOEXEC);
 	assert_int_equal(ftruncate(guest->ram_fd, (off_t)(pages * FAKE_PAGE)), 0);
@@ -168,6 +212,7 @@ void fake_guest_run(struct fake_guest *guest, uint64_t working_set)
 void fake_guest_end(struct fake_guest *guest)
 {
 	guest->ended = true;
+	end_faults(guest);
 	shutdown(guest->server_end, SHUT_RDWR);
 	pthread_join(guest->server, NULL);
 	pthread_join(guest->writer, NULL);

@@ -30,10 +30,18 @@ struct fake_guest {
 	pthread_mutex_t lock;
 	pthread_t server, writer;
 	int server_end, carrier_end;
+	int faults; /* userfaultfd while its memory may still come, else -1 */
+	uint64_t
+		looks_at; /* the page that load-state looks at, as devices do; its first bytes go to `seen` */
+	uint64_t seen;
+	atomic_bool filled;
 };
 
 /* A paused guest; `carrier_end` is the channel for the carrier. */
 void fake_guest_begin(struct fake_guest *guest, uint64_t pages);
+/* From now on whoever touches a page that is not there waits for it. Skips the test where the kernel cannot.
+ */
+void fake_guest_wait_for_memory(struct fake_guest *guest);
 /* Starts writing to the first `working_set` pages. */
 void fake_guest_run(struct fake_guest *guest, uint64_t working_set);
 void fake_guest_end(struct fake_guest *guest);
