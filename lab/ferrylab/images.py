@@ -20,11 +20,13 @@ REPOSITORY = LAB.parent
 # network-bridge script when xend starts).
 MODULES = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "loop"]
 GUEST_HOST_MODULES = ["kvm-amd", "tun", "bridge", "nbd", "sch_netem", "sch_tbf"]
+# A processor that waits must not spin: others need this machine's few.
+MODULE_OPTIONS = {"kvm": "halt_poll_ns=0"}
 
 # Programs of the packages, by name; busybox has the rest.
 HOST_PROGRAMS = [
     "ip", "bridge", "brctl", "ping", "qemu-nbd", "nbd-client", "strace", "ps", "top", "pgrep", "free", "vmstat",
-    "bash", "cp", "dd", "mv", "ls", "stat", "timeout", "truncate", "sha256sum", "mke2fs", "e2fsck", "tc",
+    "bash", "cp", "dd", "mv", "ls", "stat", "timeout", "truncate", "sha256sum", "mke2fs", "e2fsck", "tc", "socat",
 ]
 
 
@@ -129,7 +131,8 @@ def host_image():
         basic = modules.add_to(tree, MODULES)
         every = modules.add_to(tree, MODULES + GUEST_HOST_MODULES)
         tree.text("etc/modules.basic", "\n".join(basic) + "\n")
-        tree.text("etc/modules.guests", "\n".join(m for m in every if m not in basic) + "\n")
+        tree.text("etc/modules.guests", "".join(
+            f"{m} {MODULE_OPTIONS.get(Path(m).stem, '')}".rstrip() + "\n" for m in every if m not in basic))
         tree.file("usr/bin/ferry-lab-agent", agent, 0o755)
         tree.copy_tree(LAB / "host" / "etc", "etc")
         tree.file("init", LAB / "host" / "init", 0o755)
