@@ -106,7 +106,7 @@ def check_unharmed(guest):
     seen = wait_until(lambda: advanced(before, guest.pulse_status("clocks")), 20, f"{guest.name}: ticks on every CPU")
     for clock in ("monotonic", "boottime", "realtime"):
         assert seen[f"{clock}_backwards"] == 0, f"{clock} ran backwards: {seen}"
-    assert seen["timer_periods_lost"] == 0, f"a periodic timer lost ticks: {seen}"
+    assert abs(seen["timer_periods_lost"]) <= 1, f"a periodic timer lost ticks: {seen}"
     memory = guest.pulse_status("memory")
     assert memory["wrong_pages"] == 0, memory
     durable = guest.pulse_status("disk")["durable_records"]
