@@ -158,14 +158,10 @@ static uint64_t append_table(struct buffer *tables, struct header *table, size_t
 
 static uint64_t append_fadt(struct buffer *tables)
 {
-	struct facs facs = {
-		.signature = {'F', 'A', 'C', 'S'},
-                  .length = sizeof(facs), .version = 2
-        };
+	struct facs facs = {.signature = {'F', 'A', 'C', 'S'}, .length = sizeof(facs), .version = 2};
 	uint64_t facs_at = append(tables, &facs, sizeof(facs));
 	uint64_t dsdt_at = append(tables, dsdt_aml_code, sizeof(dsdt_aml_code));
-	struct fadt fadt = {
-		.header = header("FACP", FADT_REVISION),
+	struct fadt fadt = {.header = header("FACP", FADT_REVISION),
 		.facs = (uint32_t)facs_at,
 		.dsdt = (uint32_t)dsdt_at,
 		.sci = POWER_SCI_GSI,
@@ -179,12 +175,11 @@ static uint64_t append_fadt(struct buffer *tables)
 		.boot_flags = BOOT_LEGACY_DEVICES | BOOT_NO_VGA,
 		.flags =
 			FLAG_WBINVD | FLAG_C1 | FLAG_NO_SLEEP_BUTTON | FLAG_NO_RTC_WAKE | FLAG_RESET_REGISTER,
-		.reset = {SPACE_IO, 8,                      0, ACCESS_BYTE, POWER_RESET_PORT  },
+		.reset = {SPACE_IO, 8, 0, ACCESS_BYTE, POWER_RESET_PORT},
 		.reset_value = POWER_RESET_VALUE,
 		.long_dsdt = dsdt_at,
-		.long_pm1a_event = {SPACE_IO, PM1_EVENT_LENGTH * 8,   0, ACCESS_WORD, POWER_EVENT_PORT  },
-		.long_pm1a_control = {SPACE_IO, PM1_CONTROL_LENGTH * 8, 0, ACCESS_WORD, POWER_CONTROL_PORT}
-        };
+		.long_pm1a_event = {SPACE_IO, PM1_EVENT_LENGTH * 8, 0, ACCESS_WORD, POWER_EVENT_PORT},
+		.long_pm1a_control = {SPACE_IO, PM1_CONTROL_LENGTH * 8, 0, ACCESS_WORD, POWER_CONTROL_PORT}};
 
 	return append_table(tables, &fadt.header, sizeof(fadt));
 }
@@ -219,9 +214,7 @@ static uint64_t append_xsdt(struct buffer *tables, uint64_t fadt, uint64_t madt)
 	struct {
 		struct header header;
 		uint64_t tables[2];
-	} PACKED xsdt = {
-		header("XSDT", 1), {fadt, madt}
-        };
+	} PACKED xsdt = {header("XSDT", 1), {fadt, madt}};
 
 	return append_table(tables, &xsdt.header, sizeof(xsdt));
 }
@@ -229,12 +222,10 @@ static uint64_t append_xsdt(struct buffer *tables, uint64_t fadt, uint64_t madt)
 int acpi_write(struct memory *memory, uint32_t vcpus, struct error *error)
 {
 	_cleanup_buffer_ struct buffer tables = {0};
-	struct rsdp rsdp = {
-		.signature = {'R',  'S', 'D', ' ', 'P', 'T',    'R', ' '},
-		.oem = {'F', 'E',    'R',     'R',     'Y',  ' '},
+	struct rsdp rsdp = {.signature = {'R', 'S', 'D', ' ', 'P', 'T', 'R', ' '},
+		.oem = {'F', 'E', 'R', 'R', 'Y', ' '},
 		.revision = 2,
-		.length = sizeof(rsdp)
-        };
+		.length = sizeof(rsdp)};
 	uint64_t fadt, madt;
 
 	buffer_extend(&tables, sizeof(rsdp));
