@@ -189,13 +189,11 @@ int console_attach(struct console_hub *hub, int fd, bool history, struct error *
 
 	if (!stream)
 		return error_set(error, ENOMEM, "Out of memory while attaching to the console.");
-	*stream = (struct stream){
-		.watch = {.fd = fd, .handler = stream_ready, .context = stream},
+	*stream = (struct stream){.watch = {.fd = fd, .handler = stream_ready, .context = stream},
 		.hub = hub,
 		.position = history ? oldest(hub) : hub->end,
 		.from_start = history,
-		.events = EPOLLIN
-        };
+		.events = EPOLLIN};
 	r = loop_add(hub->platform->loop, &stream->watch, EPOLLIN, error);
 	if (r < 0) {
 		free(stream);

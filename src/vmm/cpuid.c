@@ -16,13 +16,13 @@ enum cpuid_register { EAX, EBX, ECX, EDX };
 static const struct {
 	uint32_t first, last;
 } dropped[] = {
-	{0x5,        0x5       }, /* MONITOR/MWAIT */
-	{0xa,        0xb       }, /* performance counters; topology is made below */
-	{0xf,        0x10      }, /* resource director */
-	{0x12,       0x12      }, /* SGX */
-	{0x14,       0x18      }, /* processor trace, clocks (kvmclock tells them), TLB details */
-	{0x1b,       0x20      }, /* PCONFIG, AMX, history reset; topology again */
-	{0x23,       0x24      }, /* performance counters */
+	{0x5, 0x5},               /* MONITOR/MWAIT */
+	{0xa, 0xb},               /* performance counters; topology is made below */
+	{0xf, 0x10},              /* resource director */
+	{0x12, 0x12},             /* SGX */
+	{0x14, 0x18},             /* processor trace, clocks (kvmclock tells them), TLB details */
+	{0x1b, 0x20},             /* PCONFIG, AMX, history reset; topology again */
+	{0x23, 0x24},             /* performance counters */
 	{0x40000000, 0x4fffffff}, /* hypervisor: made below */
 	{0x8000000a, 0x8000000a}, /* SVM */
 	{0x8000001b, 0x8000001f}, /* IBS, cache topology, SEV */
@@ -36,24 +36,22 @@ static const struct {
 	enum cpuid_register reg;
 	uint32_t bits;
 } hidden[] = {
-  /* MONITOR, VMX, SMX, EST, TM2, PDCM, DCA */
-	{0x1,        0, ECX, BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(15) | BIT(18)},
- /* machine check (the host's business), debug store, thermal */
-	{0x1,        0, EDX, BIT(7) | BIT(14) | BIT(21) | BIT(22) | BIT(29)                },
-	{0x6,        0, EAX, ~BIT(2)						       }, /* thermal and power: all but "APIC timer always runs" */
-	{0x6,        0, EBX, ~0u							   },
-        {0x6,        0, ECX, ~0u							   },
-	{0x7,        0, EBX, BIT(2) | BIT(12) | BIT(15) | BIT(25)                          }, /* SGX, resource director, processor trace */
-	{0x7,        0, ECX, BIT(5) | BIT(30)					      }, /* WAITPKG, SGX launch control */
-	{0x7,        0, EDX, BIT(18) | BIT(22) | BIT(24) | BIT(25)                         }, /* PCONFIG, AMX */
-	{0x7,        1, EAX, BIT(21)						       }, /* AMX FP16 */
-	{0xd,        0, EAX, XTILE_BITS						    },
-        {0xd,        1, EAX, BIT(4)							}, /* XFD, for AMX */
-  /* SVM, IBS, SKINIT, watchdog, LWP, NODEID, TOPOEXT, performance counters, MWAITX */
+	/* MONITOR, VMX, SMX, EST, TM2, PDCM, DCA */
+	{0x1, 0, ECX, BIT(3) | BIT(5) | BIT(6) | BIT(7) | BIT(8) | BIT(15) | BIT(18)},
+	/* machine check (the host's business), debug store, thermal */
+	{0x1, 0, EDX, BIT(7) | BIT(14) | BIT(21) | BIT(22) | BIT(29)},
+	{0x6, 0, EAX, ~BIT(2)}, /* thermal and power: all but "APIC timer always runs" */
+	{0x6, 0, EBX, ~0u}, {0x6, 0, ECX, ~0u},
+	{0x7, 0, EBX, BIT(2) | BIT(12) | BIT(15) | BIT(25)},  /* SGX, resource director, processor trace */
+	{0x7, 0, ECX, BIT(5) | BIT(30)},                      /* WAITPKG, SGX launch control */
+	{0x7, 0, EDX, BIT(18) | BIT(22) | BIT(24) | BIT(25)}, /* PCONFIG, AMX */
+	{0x7, 1, EAX, BIT(21)},                               /* AMX FP16 */
+	{0xd, 0, EAX, XTILE_BITS}, {0xd, 1, EAX, BIT(4)},     /* XFD, for AMX */
+	/* SVM, IBS, SKINIT, watchdog, LWP, NODEID, TOPOEXT, performance counters, MWAITX */
 	{0x80000001, 0, ECX,
-         BIT(2) | BIT(10) | BIT(12) | BIT(13) | BIT(15) | BIT(19) | BIT(22) | BIT(23) | BIT(24) |
-			BIT(28) | BIT(29)						  },
-	{0x80000007, 0, EDX, ~0u							   }, /* no invariant TSC: a guest that moves cannot rely on it */
+		BIT(2) | BIT(10) | BIT(12) | BIT(13) | BIT(15) | BIT(19) | BIT(22) | BIT(23) | BIT(24) |
+			BIT(28) | BIT(29)},
+	{0x80000007, 0, EDX, ~0u}, /* no invariant TSC: a guest that moves cannot rely on it */
 };
 
 /* KVM's features that the guest gets. Not asynchronous page faults: faults under way could not move. */
@@ -70,8 +68,8 @@ static const struct feature_word {
 	enum cpuid_register reg;
 	const char *names[32];
 } feature_words[] = {
-	{0x1,		0, ECX,
-         {[0] = "sse3",
+	{0x1, 0, ECX,
+		{[0] = "sse3",
 			[1] = "pclmulqdq",
 			[9] = "ssse3",
 			[12] = "fma",
@@ -87,10 +85,10 @@ static const struct feature_word {
 			[26] = "xsave",
 			[28] = "avx",
 			[29] = "f16c",
-			[30] = "rdrand"}										 },
-	{0x1,		0, EDX, {[12] = "mtrr", [16] = "pat", [19] = "clflush", [25] = "sse", [26] = "sse2"}        },
-	{0x7,		0, EBX,
-         {[0] = "fsgsbase",
+			[30] = "rdrand"}},
+	{0x1, 0, EDX, {[12] = "mtrr", [16] = "pat", [19] = "clflush", [25] = "sse", [26] = "sse2"}},
+	{0x7, 0, EBX,
+		{[0] = "fsgsbase",
 			[1] = "tsc_adjust",
 			[3] = "bmi1",
 			[4] = "hle",
@@ -112,9 +110,9 @@ static const struct feature_word {
 			[28] = "avx512cd",
 			[29] = "sha_ni",
 			[30] = "avx512bw",
-			[31] = "avx512vl"}									       },
-	{0x7,		0, ECX,
-         {[1] = "avx512vbmi",
+			[31] = "avx512vl"}},
+	{0x7, 0, ECX,
+		{[1] = "avx512vbmi",
 			[2] = "umip",
 			[3] = "pku",
 			[6] = "avx512_vbmi2",
@@ -129,9 +127,9 @@ static const struct feature_word {
 			[24] = "bus_lock_detect",
 			[25] = "cldemote",
 			[27] = "movdiri",
-			[28] = "movdir64b"}									      },
-	{0x7,		0, EDX,
-         {[4] = "fsrm",
+			[28] = "movdir64b"}},
+	{0x7, 0, EDX,
+		{[4] = "fsrm",
 			[8] = "avx512_vp2intersect",
 			[10] = "md_clear",
 			[14] = "serialize",
@@ -140,27 +138,27 @@ static const struct feature_word {
 			[27] = "stibp",
 			[28] = "flush_l1d",
 			[29] = "arch_capabilities",
-			[31] = "ssbd"}										   },
-	{0x7,		1, EAX, {[4] = "avx_vnni", [5] = "avx512_bf16", [10] = "fzrm", [11] = "fsrs", [12] = "fsrc"}},
-	{0xd,		0, EAX,
-         {[1] = "sse state",
+			[31] = "ssbd"}},
+	{0x7, 1, EAX, {[4] = "avx_vnni", [5] = "avx512_bf16", [10] = "fzrm", [11] = "fsrs", [12] = "fsrc"}},
+	{0xd, 0, EAX,
+		{[1] = "sse state",
 			[2] = "avx state",
 			[5] = "avx512 opmask state",
 			[6] = "avx512 upper state",
 			[7] = "avx512 high state",
-			[9] = "pkru state"}									      },
-	{0xd,		1, EAX, {[0] = "xsaveopt", [1] = "xsavec", [2] = "xgetbv1", [3] = "xsaves"}                 },
+			[9] = "pkru state"}},
+	{0xd, 1, EAX, {[0] = "xsaveopt", [1] = "xsavec", [2] = "xgetbv1", [3] = "xsaves"}},
 	{KVM_CPUID_FEATURES, 0, EAX,
-         {[KVM_FEATURE_CLOCKSOURCE2] = "kvmclock",
+		{[KVM_FEATURE_CLOCKSOURCE2] = "kvmclock",
 			[KVM_FEATURE_STEAL_TIME] = "kvm steal time",
 			[KVM_FEATURE_PV_EOI] = "kvm pv eoi",
 			[KVM_FEATURE_PV_UNHALT] = "kvm pv unhalt",
 			[KVM_FEATURE_PV_TLB_FLUSH] = "kvm pv tlb flush",
 			[KVM_FEATURE_PV_SEND_IPI] = "kvm pv ipi",
 			[KVM_FEATURE_POLL_CONTROL] = "kvm poll control",
-			[KVM_FEATURE_PV_SCHED_YIELD] = "kvm sched yield"}                                                },
-	{0x80000001,         0, ECX,
-         {[0] = "lahf_lm",
+			[KVM_FEATURE_PV_SCHED_YIELD] = "kvm sched yield"}},
+	{0x80000001, 0, ECX,
+		{[0] = "lahf_lm",
 			[5] = "abm",
 			[6] = "sse4a",
 			[7] = "misalignsse",
@@ -168,18 +166,18 @@ static const struct feature_word {
 			[11] = "xop",
 			[16] = "fma4",
 			[21] = "tbm",
-			[26] = "bpext"}										  },
-	{0x80000001,         0, EDX, {[11] = "syscall", [20] = "nx", [26] = "pdpe1gb", [27] = "rdtscp", [29] = "lm"}     },
-	{0x80000008,         0, EBX,
-         {[0] = "clzero",
+			[26] = "bpext"}},
+	{0x80000001, 0, EDX, {[11] = "syscall", [20] = "nx", [26] = "pdpe1gb", [27] = "rdtscp", [29] = "lm"}},
+	{0x80000008, 0, EBX,
+		{[0] = "clzero",
 			[2] = "xsaveerptr",
 			[9] = "wbnoinvd",
 			[12] = "ibpb",
 			[14] = "ibrs",
 			[15] = "stibp",
 			[24] = "amd_ssbd",
-			[25] = "virt_ssbd"}									      },
-	{0x80000021,         0, EAX, {[0] = "no_nested_data_bp", [2] = "lfence_rdtsc", [6] = "null_sel_clr_base"}        },
+			[25] = "virt_ssbd"}},
+	{0x80000021, 0, EAX, {[0] = "no_nested_data_bp", [2] = "lfence_rdtsc", [6] = "null_sel_clr_base"}},
 };
 
 static uint32_t *register_of(struct kvm_cpuid_entry2 *entry, enum cpuid_register reg)
@@ -272,11 +270,7 @@ static void add(struct kvm_cpuid_entry2 *to, uint32_t *count, struct kvm_cpuid_e
 /* Intel SDM volume 2, CPUID leaf 0xb: first level threads of a core, second level cores of the package. */
 static void add_topology(struct kvm_cpuid_entry2 *to, uint32_t *count, uint32_t apic_id, uint32_t vcpus)
 {
-	const uint32_t levels[3][3] = {
-		{0,               1,     1u << 8},
-                {bits_for(vcpus), vcpus, 2u << 8},
-                {0,               0,     0      }
-        };
+	const uint32_t levels[3][3] = {{0, 1, 1u << 8}, {bits_for(vcpus), vcpus, 2u << 8}, {0, 0, 0}};
 
 	for (uint32_t i = 0; i < 3; i++)
 		add(to, count,

@@ -30,29 +30,23 @@ static int set_routes(struct interrupts *interrupts, struct error *error)
 		return error_set(error, ENOMEM, "Out of memory while routing interrupts.");
 	entry = table->entries;
 	for (uint32_t line = 0; line < PIC_LINES; line++)
-		*entry++ = (struct kvm_irq_routing_entry){
-			.gsi = line,
+		*entry++ = (struct kvm_irq_routing_entry){.gsi = line,
 			.type = KVM_IRQ_ROUTING_IRQCHIP,
 			.u.irqchip = {.irqchip = line < 8 ? KVM_IRQCHIP_PIC_MASTER : KVM_IRQCHIP_PIC_SLAVE,
-				      .pin = line % 8}
-                };
+				.pin = line % 8}};
 	for (uint32_t line = 0; line < LINES; line++)
-		*entry++ = (struct kvm_irq_routing_entry){
-			.gsi = line,
+		*entry++ = (struct kvm_irq_routing_entry){.gsi = line,
 			.type = KVM_IRQ_ROUTING_IRQCHIP,
-			.u.irqchip = {.irqchip = KVM_IRQCHIP_IOAPIC, .pin = line}
-                };
+			.u.irqchip = {.irqchip = KVM_IRQCHIP_IOAPIC, .pin = line}};
 	for (size_t i = 0; i < MESSAGES_MAX; i++) {
 		const struct message_vector *vector = interrupts->vectors[i];
 
 		if (vector && vector->enabled)
-			*entry++ = (struct kvm_irq_routing_entry){
-				.gsi = vector->gsi,
+			*entry++ = (struct kvm_irq_routing_entry){.gsi = vector->gsi,
 				.type = KVM_IRQ_ROUTING_MSI,
 				.u.msi = {.address_lo = (uint32_t)vector->address,
-					  .address_hi = (uint32_t)(vector->address >> 32),
-					  .data = vector->data}
-                        };
+					.address_hi = (uint32_t)(vector->address >> 32),
+					.data = vector->data}};
 	}
 	table->nr = (uint32_t)(entry - table->entries);
 	if (ioctl(interrupts->vm, KVM_SET_GSI_ROUTING, table) < 0)

@@ -17,21 +17,21 @@ static const struct {
 	int capability;
 	const char *what;
 } needed[] = {
-	{KVM_CAP_USER_MEMORY,    "guest memory regions"                   },
-	{KVM_CAP_IRQCHIP,        "interrupt controllers in the kernel"    },
-	{KVM_CAP_PIT2,           "the interval timer in the kernel"       },
-	{KVM_CAP_SET_TSS_ADDR,   "KVM_SET_TSS_ADDR"                       },
-	{KVM_CAP_EXT_CPUID,      "CPUID tables"                           },
-	{KVM_CAP_MP_STATE,       "processor run states"                   },
-	{KVM_CAP_VCPU_EVENTS,    "pending events of processors"           },
-	{KVM_CAP_DEBUGREGS,      "debug registers"                        },
-	{KVM_CAP_XSAVE,          "XSAVE state"                            },
-	{KVM_CAP_ADJUST_CLOCK,   "the guest's clock (kvmclock)"           },
-	{KVM_CAP_KVMCLOCK_CTRL,  "telling a guest that it was stopped"    },
-	{KVM_CAP_GET_TSC_KHZ,    "the time-stamp counter's frequency"     },
-	{KVM_CAP_IRQFD,          "interrupts by descriptor (irqfd)"       },
-	{KVM_CAP_IOEVENTFD,      "notifications by descriptor (ioeventfd)"},
-	{KVM_CAP_IMMEDIATE_EXIT, "leaving the guest at once"              },
+	{KVM_CAP_USER_MEMORY, "guest memory regions"},
+	{KVM_CAP_IRQCHIP, "interrupt controllers in the kernel"},
+	{KVM_CAP_PIT2, "the interval timer in the kernel"},
+	{KVM_CAP_SET_TSS_ADDR, "KVM_SET_TSS_ADDR"},
+	{KVM_CAP_EXT_CPUID, "CPUID tables"},
+	{KVM_CAP_MP_STATE, "processor run states"},
+	{KVM_CAP_VCPU_EVENTS, "pending events of processors"},
+	{KVM_CAP_DEBUGREGS, "debug registers"},
+	{KVM_CAP_XSAVE, "XSAVE state"},
+	{KVM_CAP_ADJUST_CLOCK, "the guest's clock (kvmclock)"},
+	{KVM_CAP_KVMCLOCK_CTRL, "telling a guest that it was stopped"},
+	{KVM_CAP_GET_TSC_KHZ, "the time-stamp counter's frequency"},
+	{KVM_CAP_IRQFD, "interrupts by descriptor (irqfd)"},
+	{KVM_CAP_IOEVENTFD, "notifications by descriptor (ioeventfd)"},
+	{KVM_CAP_IMMEDIATE_EXIT, "leaving the guest at once"},
 };
 
 static int check_capabilities(int system, struct error *error)

@@ -20,7 +20,8 @@ struct vcpu {
 	int stats;           /* KVM_GET_STATS_FD, -1: none */
 	uint64_t stats_halt; /* where in it "blocking" is */
 	struct kvm_run *run;
-	struct kvm_cpuid2 *cpuid; /* owned; as the guest was given it: not every KVM gives back what it was given */
+	struct kvm_cpuid2
+		*cpuid; /* owned; as the guest was given it: not every KVM gives back what it was given */
 	pthread_t thread;
 	bool started;
 	bool parked; /* outside KVM_RUN, and stays there while all->wanted is false */

@@ -160,15 +160,15 @@ static const struct part {
 	unsigned long get, set;
 	size_t offset;
 } parts[] = {
-	{"special registers",                   KVM_GET_SREGS,       KVM_SET_SREGS,       offsetof(struct vcpu_state, sregs)    },
-	{"registers",			   KVM_GET_REGS,        KVM_SET_REGS,        offsetof(struct vcpu_state, regs)     },
-	{"extended control registers",          KVM_GET_XCRS,        KVM_SET_XCRS,        offsetof(struct vcpu_state, xcrs)     },
-	{"vector and floating-point registers", KVM_GET_XSAVE,       KVM_SET_XSAVE,
-         offsetof(struct vcpu_state,										  xsave)    },
-	{"debug registers",                     KVM_GET_DEBUGREGS,   KVM_SET_DEBUGREGS,   offsetof(struct vcpu_state, debugregs)},
-	{"local APIC",			  KVM_GET_LAPIC,       KVM_SET_LAPIC,       offsetof(struct vcpu_state, lapic)    },
-	{"pending events",                      KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct vcpu_state, events)   },
-	{"run state",			   KVM_GET_MP_STATE,    KVM_SET_MP_STATE,    offsetof(struct vcpu_state, mp_state) },
+	{"special registers", KVM_GET_SREGS, KVM_SET_SREGS, offsetof(struct vcpu_state, sregs)},
+	{"registers", KVM_GET_REGS, KVM_SET_REGS, offsetof(struct vcpu_state, regs)},
+	{"extended control registers", KVM_GET_XCRS, KVM_SET_XCRS, offsetof(struct vcpu_state, xcrs)},
+	{"vector and floating-point registers", KVM_GET_XSAVE, KVM_SET_XSAVE,
+		offsetof(struct vcpu_state, xsave)},
+	{"debug registers", KVM_GET_DEBUGREGS, KVM_SET_DEBUGREGS, offsetof(struct vcpu_state, debugregs)},
+	{"local APIC", KVM_GET_LAPIC, KVM_SET_LAPIC, offsetof(struct vcpu_state, lapic)},
+	{"pending events", KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, offsetof(struct vcpu_state, events)},
+	{"run state", KVM_GET_MP_STATE, KVM_SET_MP_STATE, offsetof(struct vcpu_state, mp_state)},
 };
 #define PARTS_BEFORE_MSRS 5u
 
