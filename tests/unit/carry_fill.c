@@ -189,7 +189,6 @@ static void test_the_next_carrier(void **state)
 	struct both both = {0};
 	struct touch stored = {&both.to, LAST, 0}, zero = {&both.to, EMPTY, 1};
 	pthread_t threads[2];
-	int faults;
 
 	(void)state;
 	set_up(&both);
@@ -197,17 +196,15 @@ static void test_the_next_carrier(void **state)
 	assert_page(&both, 0);
 	carrier_thread_end(&both.carrier); /* before go-on: it gives up */
 	assert_false(both.to.filled);
-	faults = dup(both.to.faults);
 	pthread_create(&threads[0], NULL, touch, &stored);
 	pthread_create(&threads[1], NULL, touch, &zero);
 	for (unsigned heard = 0; heard < 2;) {
-		struct pollfd ready = {.fd = faults, .events = POLLIN};
+		struct pollfd ready = {.fd = both.to.faults, .events = POLLIN};
 		struct uffd_msg missed;
 
 		assert_int_equal(poll(&ready, 1, 10000), 1);
-		heard += read(faults, &missed, sizeof(missed)) == sizeof(missed);
+		heard += read(both.to.faults, &missed, sizeof(missed)) == sizeof(missed);
 	}
-	close(faults);
 	fill(&both);
 	assert_filled(&both);
 	pthread_join(threads[0], NULL);

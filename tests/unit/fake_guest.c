@@ -82,11 +82,8 @@ static void end_faults(struct fake_guest *guest)
 {
 	struct uffdio_range range = whole(guest);
 
-	if (guest->faults < 0)
-		return;
-	assert_int_equal(ioctl(guest->faults, UFFDIO_UNREGISTER, &range), 0);
-	close(guest->faults);
-	guest->faults = -1;
+	if (guest->faults >= 0 && !guest->filled)
+		assert_int_equal(ioctl(guest->faults, UFFDIO_UNREGISTER, &range), 0);
 }
 
 void fake_guest_wait_for_memory(struct fake_guest *guest)
@@ -218,6 +215,7 @@ void fake_guest_end(struct fake_guest *guest)
 	pthread_join(guest->writer, NULL);
 	close(guest->server_end);
 	close(guest->carrier_end);
+	cleanup_close(&guest->faults);
 	close(guest->ram_fd);
 	close(guest->bitmap_fd);
 	munmap(guest->ram, guest->pages * FAKE_PAGE);
