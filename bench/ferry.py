@@ -43,7 +43,10 @@ class Host:
             if os.path.exists(f"{root}/socket"):
                 return
             time.sleep(0.02)
-        raise TimeoutError(f"xend did not start, see {root}/xend.stderr")
+        self.process.kill()
+        self.process.wait()
+        with open(f"{root}/xend.stderr", encoding="utf-8") as said:
+            raise TimeoutError(f"xend did not start: {said.read()}")
 
     def start_xm(self, *arguments):
         return Xm(self, arguments)

@@ -23,6 +23,7 @@ struct restore {
 	struct fill fill;  /* where memory follows the guest */
 	uint16_t *pending; /* per extent: pages not yet read */
 	uint64_t read_pages;
+	uint8_t *content; /* of a compressed extent */
 };
 
 #define _cleanup_restore_ __attribute__((cleanup(restore_free)))
@@ -34,6 +35,7 @@ static void restore_free(struct restore *restore)
 	guest_close(&restore->guest);
 	checkpoint_close(&restore->checkpoint);
 	free(restore->pending);
+	free(restore->content);
 	cleanup_close(&restore->file);
 }
 
@@ -56,6 +58,28 @@ static int run_read(void *context, uint64_t tag, struct error *error)
 		&restore->checkpoint, extent, restore->guest.ram + extent * CHECKPOINT_EXTENT_SIZE, error);
 }
 
+/* Compressed: read, unpacked and checked beside the guest's memory, so that pages of zeros stay holes there.
+ */
+static int unpack_extent(struct restore *restore, uint64_t index, struct error *error)
+{
+	const uint64_t *stored = restore->checkpoint.extents[index].stored;
+	uint64_t base = index * CHECKPOINT_EXTENT_SIZE, first, count;
+	int r;
+
+	if (!restore->content)
+		restore->content = aligned_alloc(PAGE_SIZE, CHECKPOINT_EXTENT_SIZE);
+	if (!restore->content)
+		return error_set(error, ENOMEM, "Out of memory while reading the checkpoint.");
+	r = checkpoint_read_extent(&restore->checkpoint, index, restore->content, error);
+	for (uint64_t at = 0; r == 0 && (count = bitmap_run(stored, CHECKPOINT_EXTENT_PAGES, at, &first)) > 0;
+		at = first + count) {
+		memcpy(restore->guest.ram + base + first * PAGE_SIZE, restore->content + first * PAGE_SIZE,
+			count * PAGE_SIZE);
+		restore->read_pages += count;
+	}
+	return r;
+}
+
 static int read_extent(struct restore *restore, uint64_t index, struct error *error)
 {
 	const struct checkpoint_extent *extent = &restore->checkpoint.extents[index];
@@ -64,6 +88,8 @@ static int read_extent(struct restore *restore, uint64_t index, struct error *er
 
 	if (extent->kind == EXTENT_EMPTY)
 		return 0;
+	if (extent->kind == EXTENT_ZSTD)
+		return unpack_extent(restore, index, error);
 	restore->pending[index] = (uint16_t)bitmap_count(extent->stored, CHECKPOINT_EXTENT_PAGES);
 	if (restore->pending[index] == CHECKPOINT_EXTENT_PAGES)
 		madvise(restore->guest.ram + base, CHECKPOINT_EXTENT_SIZE, MADV_HUGEPAGE);

@@ -22,6 +22,7 @@ static const int allowed[] = {
 	SCMP_SYS(fallocate),
 	SCMP_SYS(fcntl),
 	SCMP_SYS(fstat),
+	SCMP_SYS(fstatfs),
 	SCMP_SYS(fsync),
 	SCMP_SYS(ftruncate),
 	SCMP_SYS(futex),
@@ -78,6 +79,8 @@ int sandbox_enter(struct error *error)
 	const struct rlimit none = {0, 0};
 	int r = filter ? 0 : -ENOMEM;
 
+	if (r == 0) /* threads that are there already too */
+		r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
 	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(allowed); i++)
 		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, allowed[i], 0);
 	if (r == 0) /* no new code */

@@ -4,6 +4,8 @@
 #include "carry/copy.h"
 #include "carry/file_io.h"
 #include "carry/jobs.h"
+#include "carry/pack.h"
+#include "carry/pages.h"
 #include "state/checkpoint.h"
 #include "state/description.h"
 #include "state/digest.h"
@@ -12,8 +14,13 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #define NO_EXTENT UINT64_MAX
+/* What a file takes beside its pages: header, footer, device state; the extent table is counted for itself.
+ */
+#define BESIDE_PAGES (1ull << 20)
+#define BESIDE_EXTENT 96u
 
 /* A checkpoint file as the sink of the copy engine. */
 struct save_sink {
@@ -21,6 +28,8 @@ struct save_sink {
 	struct guest *guest;
 	struct file_io io;
 	struct checkpoint checkpoint;
+	struct pack pack; /* where extents are compressed */
+	bool compress;
 	bool later_round;
 	/* First round: the digest of the extent whose pages are coming. Later rounds make a digest stale. */
 	struct digest_stream stream;
@@ -33,48 +42,69 @@ struct save_sink {
 static void save_sink_free(struct save_sink *save)
 {
 	file_io_end(&save->io);
+	pack_end(&save->pack);
 	checkpoint_close(&save->checkpoint);
 	free(save->stale);
 }
 
-static void close_extent(struct save_sink *save)
+/* No more pages come for the extent that was open. */
+static int close_extent(struct save_sink *save, struct error *error)
 {
-	if (save->open_extent != NO_EXTENT)
-		save->checkpoint.extents[save->open_extent].digest = digest_end(&save->stream);
+	uint64_t extent = save->open_extent;
+
 	save->open_extent = NO_EXTENT;
+	if (extent == NO_EXTENT)
+		return 0;
+	if (save->compress)
+		return pack_extent(&save->pack, extent, error);
+	if (!save->later_round)
+		save->checkpoint.extents[extent].digest = digest_end(&save->stream);
+	return 0;
+}
+
+/* A round's pages come in ascending order: those of one extent follow each other. */
+static int open_extent(struct save_sink *save, uint64_t extent, struct error *error)
+{
+	int r;
+
+	if (save->open_extent == extent)
+		return 0;
+	r = close_extent(save, error);
+	save->open_extent = extent;
+	digest_begin(&save->stream);
+	return r;
 }
 
 /* Pages of one extent were given: note which, and keep or void its digest. */
-static void note_pages(struct save_sink *save, uint64_t extent, uint64_t first, uint64_t count)
+static int note_pages(
+	struct save_sink *save, uint64_t extent, uint64_t first, uint64_t count, struct error *error)
 {
-	uint64_t *stored = save->checkpoint.extents[extent].stored;
+	int r = open_extent(save, extent, error);
 
 	for (uint64_t page = first; page < first + count; page++)
-		bitmap_set(stored, page % CHECKPOINT_EXTENT_PAGES);
-	if (save->later_round) {
+		bitmap_set(save->checkpoint.extents[extent].stored, page % CHECKPOINT_EXTENT_PAGES);
+	if (save->later_round)
 		bitmap_set(save->stale, extent);
-		return;
-	}
-	if (save->open_extent != extent) {
-		close_extent(save);
-		save->open_extent = extent;
-		digest_begin(&save->stream);
-	}
-	digest_add(&save->stream, save->guest->ram + first * PAGE_SIZE, count * PAGE_SIZE);
+	else if (!save->compress)
+		digest_add(&save->stream, save->guest->ram + first * PAGE_SIZE, count * PAGE_SIZE);
+	return r;
 }
 
 static int save_pages(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
 {
 	struct save_sink *save = CONTAINER_OF(sink, struct save_sink, sink);
 	uint64_t end = first + count;
+	int r = 0;
 
-	for (uint64_t at = first; at < end;) {
+	for (uint64_t at = first; r == 0 && at < end;) {
 		uint64_t extent = at / CHECKPOINT_EXTENT_PAGES, next = (extent + 1) * CHECKPOINT_EXTENT_PAGES;
 
 		next = next < end ? next : end;
-		note_pages(save, extent, at, next - at);
+		r = note_pages(save, extent, at, next - at, error);
 		at = next;
 	}
+	if (r < 0 || save->compress)
+		return r;
 	return file_io_submit(&save->io, save->guest->ram + first * PAGE_SIZE, count * PAGE_SIZE,
 		CHECKPOINT_RAM_AT + first * PAGE_SIZE, 0, error);
 }
@@ -83,11 +113,16 @@ static int save_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 {
 	struct save_sink *save = CONTAINER_OF(sink, struct save_sink, sink);
 
-	for (uint64_t page = first; page < first + count; page++) {
+	int r = 0;
+
+	for (uint64_t page = first; r == 0 && page < first + count; page++) {
+		r = open_extent(save, page / CHECKPOINT_EXTENT_PAGES, error);
 		bitmap_clear(save->checkpoint.extents[page / CHECKPOINT_EXTENT_PAGES].stored,
 			page % CHECKPOINT_EXTENT_PAGES);
 		bitmap_set(save->stale, page / CHECKPOINT_EXTENT_PAGES);
 	}
+	if (r < 0 || save->compress)
+		return r;
 	/* Only for the file's size: pages that the extent table does not count are never read. */
 	if (fallocate(save->io.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		    (off_t)(CHECKPOINT_RAM_AT + first * PAGE_SIZE), (off_t)(count * PAGE_SIZE)) < 0 &&
@@ -100,10 +135,16 @@ static int save_round(struct sink *sink, unsigned number, struct error *error)
 {
 	struct save_sink *save = CONTAINER_OF(sink, struct save_sink, sink);
 
+	int r = close_extent(save, error);
+
 	(void)number;
-	close_extent(save);
 	save->later_round = true;
-	return file_io_drain(&save->io, error);
+	if (r == 0)
+		r = save->compress ? pack_drain(&save->pack, error) : file_io_drain(&save->io, error);
+	/* What is on disk while the guest runs is not waited for while it stands still. */
+	if (r == 0 && !sink->last && fsync(save->io.fd) < 0)
+		return error_set(error, errno, "Unable to write the checkpoint: %s.", strerror(errno));
+	return r;
 }
 
 static int save_sink_begin(struct save_sink *save, struct guest *guest, struct error *error)
@@ -115,6 +156,8 @@ static int save_sink_begin(struct save_sink *save, struct guest *guest, struct e
 	save->open_extent = NO_EXTENT;
 	save->checkpoint.fd = save->io.fd;
 	save->checkpoint.ram_size = size;
+	save->pack.ram = guest->ram;
+	save->pack.checkpoint = &save->checkpoint;
 	save->checkpoint.extent_count = extents;
 	save->checkpoint.extents = calloc(extents, sizeof(*save->checkpoint.extents));
 	save->stale = calloc(bitmap_words(extents), sizeof(*save->stale));
@@ -131,12 +174,55 @@ static int save_sink_finish(struct save_sink *save, struct error *error)
 {
 	struct checkpoint *checkpoint = &save->checkpoint;
 
-	for (uint64_t i = 0; i < checkpoint->extent_count; i++)
+	for (uint64_t i = 0; i < checkpoint->extent_count && !save->compress; i++)
 		if (bitmap_test(save->stale, i))
 			checkpoint->extents[i].digest = checkpoint_extent_digest(
 				checkpoint->extents[i].stored, save->guest->ram + i * CHECKPOINT_EXTENT_SIZE);
 	file_io_end(&save->io);
+	pack_end(&save->pack);
 	return checkpoint_finish(checkpoint, error);
+}
+
+/* Of these pages, those with contents. */
+static uint64_t count_nonzero(const struct guest *guest, const uint64_t *present)
+{
+	uint64_t nonzero = 0, first, count;
+
+	for (uint64_t at = 0; (count = bitmap_run(present, guest->pages, at, &first)) > 0; at = first + count)
+		for (uint64_t page = first; page < first + count; page++)
+			nonzero += !page_is_zero(guest->ram + page * PAGE_SIZE);
+	return nonzero;
+}
+
+/*
+ * Whether the file system has room for what is there to be saved. Pages that the guest has are counted first,
+ * which takes no time, and only where they are too many, those that are not zero. What compression leaves of
+ * them shows only afterwards: a compressed save is begun in any case.
+ */
+static int check_space(const struct save_sink *save, struct error *error)
+{
+	const struct guest *guest = save->guest;
+	_cleanup_free_ uint64_t *present = calloc(bitmap_words(guest->pages), sizeof(*present));
+	uint64_t fixed = BESIDE_PAGES + save->checkpoint.extent_count * BESIDE_EXTENT, has, pages;
+	struct statvfs status;
+	int r;
+
+	if (!present)
+		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
+	if (save->compress || fstatvfs(save->io.fd, &status) < 0 || status.f_blocks == 0)
+		return 0;
+	has = status.f_bavail * status.f_frsize;
+	r = pages_present(guest->ram_fd, guest->pages, present, error);
+	if (r < 0 || bitmap_count(present, guest->pages) * PAGE_SIZE + fixed <= has)
+		return r;
+	pages = count_nonzero(guest, present);
+	if (pages * PAGE_SIZE + fixed <= has)
+		return 0;
+	return error_set(error, ENOSPC,
+		"There is not enough space for the checkpoint: it needs %llu MiB, but the file system has "
+		"%llu MiB left. "
+		"Make room, choose another place, or try --compress.",
+		(unsigned long long)((pages * PAGE_SIZE + fixed) >> 20), (unsigned long long)(has >> 20));
 }
 
 static int save_guest(struct job *job, struct guest *guest, struct save_sink *save, struct error *error)
@@ -152,6 +238,8 @@ static int save_guest(struct job *job, struct guest *guest, struct save_sink *sa
 	if (!save->checkpoint.description)
 		return -error->code;
 	r = save_sink_begin(save, guest, error);
+	if (r == 0)
+		r = check_space(save, error);
 	if (r == 0)
 		r = copy_guest(&copy, error);
 	if (r == 0)
@@ -187,7 +275,10 @@ int save_job(struct job *job, confine_function *confine, struct error *error)
 	if (channel < 0)
 		return channel;
 	guest.channel = channel;
+	save.compress = job_flag(job, "compress");
 	r = file_io_begin(&save.io, file, true, error);
+	if (r == 0 && save.compress)
+		r = pack_begin(&save.pack, file, error);
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)

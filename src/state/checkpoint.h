@@ -88,7 +88,8 @@ struct checkpoint_span checkpoint_extent_span(const struct checkpoint *checkpoin
 int checkpoint_unpack_extent(
 	struct checkpoint *checkpoint, uint64_t index, uint8_t *content, struct error *error);
 
-/* Reads, unpacks and checks one extent that is not empty. */
+/* Reads, unpacks and checks one extent that is not empty; `content` is page-aligned where the file is
+ * O_DIRECT. */
 int checkpoint_read_extent(
 	struct checkpoint *checkpoint, uint64_t index, uint8_t *content, struct error *error);
 

@@ -231,15 +231,16 @@ static void rename_domain(struct call *call)
 static void save(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
-	int keep = false, live = false, force = false;
+	int keep = false, live = false, force = false, compress = false;
 	struct save_options options = {0};
 
-	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?b}", "file", &options.file, "keep", &keep, "live", &live,
-		    "force", &force))
+	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?b, s?b}", "file", &options.file, "keep", &keep, "live", &live,
+		    "force", &force, "compress", &compress))
 		return;
 	options.keep = keep;
 	options.live = live;
 	options.force = force;
+	options.compress = compress;
 	domain = call_domain(call, "saved");
 	if (domain)
 		job_save(domain, &options, call->reply);

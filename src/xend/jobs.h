@@ -13,7 +13,7 @@
 struct save_options {
 	const char *file; /* absolute path */
 	bool keep;        /* the guest goes on afterwards */
-	bool live, force;
+	bool live, force, compress;
 };
 
 /* Each of these answers its reply, as a job stream once something was begun. */

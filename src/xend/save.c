@@ -26,8 +26,9 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 		r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
 	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file",
-				"fd", 1, "domain", domain_pack(domain), "live", options->live),
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b, s:b}", "do", "save", "guest", "fd", 0,
+				"file", "fd", 1, "domain", domain_pack(domain), "live", options->live,
+				"compress", options->compress),
 			fds, ARRAY_SIZE(fds), error);
 	return r < 0 ? r : carrier_expect(&carrier, "saved", saved, error);
 }
@@ -64,6 +65,8 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 			error.text);
 		carry_on(domain);
 		domain_end_job(domain);
+		/* Before it is said: who hears of a full disk finds it as it was. */
+		checkpoint_file_discard(&file);
 		reply_error(reply, &error);
 		return;
 	}

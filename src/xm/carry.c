@@ -42,8 +42,9 @@ static int save(struct xm *xm, const struct arguments *arguments, struct error *
 		r = absolute_path(&file, arguments->words[1], error);
 	if (r < 0)
 		return r;
-	body = json_pack("{s:s, s:b, s:b, s:b}", "file", file, "keep", option_given(arguments, "checkpoint"),
-		"live", option_given(arguments, "live"), "force", option_given(arguments, "force"));
+	body = json_pack("{s:s, s:b, s:b, s:b, s:b}", "file", file, "keep",
+		option_given(arguments, "checkpoint"), "live", option_given(arguments, "live"), "force",
+		option_given(arguments, "force"), "compress", option_given(arguments, "compress"));
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
 	if (asprintf(&doing, "Saving %s", domain) < 0 ||
@@ -129,6 +130,7 @@ const struct command carry_commands[] = {
 	{"save", NULL, "<Domain> <File>", "Save a domain's whole state to a file and end it here.",
 		{{"checkpoint", 'c', NULL, "let the domain run on after it was saved"},
 			{"live", 'l', NULL, "let the domain run while most of its memory is written"},
+			{"compress", 'z', NULL, "make the file smaller (zstd); takes more processor time"},
 			{"force", 'f', NULL, "overwrite the file if it exists"}},
 		2, 2, save},
 	{"restore", NULL, "<File>", "Restore a domain from a file that xm save wrote.",

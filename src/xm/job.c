@@ -36,6 +36,8 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 	long long round = json_integer_value(json_object_get(event, "round"));
 	long long pages = json_integer_value(json_object_get(event, "remaining_pages"));
 	double part = total > 0 && sent >= 0 ? sent / total : 0;
+	long long left_s =
+		rate >= 1 && total > sent && total < 1e18 ? (long long)((total - sent) / rate + 0.5) : 0;
 	char bar[BAR_WIDTH + 1];
 
 	part = part > 1 ? 1 : part;
@@ -43,11 +45,11 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 	memset(bar, '#', (size_t)(part * BAR_WIDTH));
 	bar[BAR_WIDTH] = '\0';
 	if (round > 1)
-		snprintf(line, size, "%s: round %lld, %.1f MB sent, %lld pages left, %.1f MB/s", doing, round,
+		snprintf(line, size, "%s: round %lld, %.0f MB sent, %lld pages left, %.0f MB/s", doing, round,
 			sent / 1e6, pages, rate / 1e6);
 	else
-		snprintf(line, size, "%s [%s] %3.0f%%  %.1f of %.1f MB  %.1f MB/s", doing, bar, part * 100,
-			sent / 1e6, total / 1e6, rate / 1e6);
+		snprintf(line, size, "%s [%s] %3.0f%%  %.0f of %.0f MB  %.0f MB/s  %lld:%02lld left", doing,
+			bar, part * 100, sent / 1e6, total / 1e6, rate / 1e6, left_s / 60, left_s % 60);
 	if (columns > 1 && strlen(line) >= columns && columns < size)
 		line[columns - 1] = '\0';
 }

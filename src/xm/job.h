@@ -17,7 +17,7 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 	struct error *error);
 
 /*
- * One line of progress, without its end: "Saving a [#####     ] 50%  64.0 of 128.0 MB  120.0 MB/s".
- * `columns`: of the terminal.
+ * One line of progress, without its end: "Saving a [#####     ] 50%  64.0 of 128.0 MB  120.0 MB/s  0:01
+ * left". `columns`: of the terminal.
  */
 void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns);

@@ -3,6 +3,7 @@ cannot run Linux. Where no KVM works at all they are skipped, and say so."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,12 @@ def native_kvm(kernel):
         pytest.skip(f"this machine's KVM ran the bench guest for {beats} beats: it does not work")
 
 
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture
 def hosts(native_kvm):
     """Two xends side by side."""
@@ -56,8 +63,8 @@ def hosts(native_kvm):
     root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
     made = []
     try:
-        for number, port in ((1, 18002), (2, 18003)):
-            made.append(Host(f"{root}/{number}", BUILD, port))
+        for number in (1, 2):
+            made.append(Host(f"{root}/{number}", BUILD, free_port()))
         yield made
     finally:
         for host in made:

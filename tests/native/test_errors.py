@@ -6,6 +6,7 @@ import struct
 import checkpoint_file
 import pytest
 from checkpoint_file import RAM_AT, number_after
+from conftest import TOP
 from test_native import LINE, names, start
 
 MIB = 1 << 20
@@ -107,6 +108,7 @@ def test_too_little_memory(hosts, tmp_path):
 
 def test_what_the_guest_needs_is_missing(hosts, saved):
     host = hosts[0]
+    os.symlink(f"{TOP}/scripts", f"{host.root}/scripts")
     change(saved, vif=["mac=00:16:3e:00:00:01, bridge=nobridge0"])
     assert "Bridge nobridge0, which network device 0 of domain 'Native' is to join, does not exist" in refusal(host, "restore", saved)
     change(saved, vif=[], disk=["file:/nowhere/disk,xvda,w"])

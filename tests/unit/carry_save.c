@@ -1,5 +1,6 @@
 /* Save and restore: what was saved comes back; what was damaged does not come back unnoticed. */
 #include "fake_guest.h"
+#include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "state/checkpoint.h"
@@ -33,7 +34,9 @@ static int new_file(void)
 	return fd;
 }
 
-static void save(struct fake_guest *guest, int file, bool live)
+enum how { STOPPED = 0, LIVE = 1, COMPRESSED = 2 };
+
+static void save(struct fake_guest *guest, int file, unsigned how)
 {
 	struct carrier_thread carrier;
 	struct message saved;
@@ -41,8 +44,9 @@ static void save(struct fake_guest *guest, int file, bool live)
 
 	carrier_thread_begin(&carrier, save_job);
 	carrier_say(&carrier,
-		json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b}", "do", "save", "guest", "fd", 0, "file", "fd",
-			1, "domain", domain_of(guest), "live", live),
+		json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b, s:b}", "do", "save", "guest", "fd", 0, "file",
+			"fd", 1, "domain", domain_of(guest), "live", how & LIVE, "compress",
+			how & COMPRESSED),
 		fds, 2);
 	saved = carrier_event(&carrier, "saved");
 	assert_true(json_integer_value(json_object_get(saved.body, "logical_bytes")) > 0);
@@ -92,7 +96,16 @@ static void assert_same(const struct fake_guest *one, const struct fake_guest *o
 	assert_true(other->loaded);
 }
 
-static void round_trip(uint64_t pages, bool live)
+/* Pages of which zstd makes something smaller. */
+static void fill_text(struct fake_guest *guest, uint64_t first, uint64_t count)
+{
+	for (uint64_t page = first; page < first + count; page++)
+		for (unsigned i = 0; i < FAKE_PAGE; i++)
+			guest->ram[page * FAKE_PAGE + i] =
+				(uint8_t)((unsigned char)"all work and no play"[i % 20] + page % 7);
+}
+
+static void round_trip(uint64_t pages, unsigned how)
 {
 	_cleanup_close_ int file = new_file();
 	struct fake_guest from, to;
@@ -104,16 +117,19 @@ static void round_trip(uint64_t pages, bool live)
 	fake_guest_fill(&from, 0, 100, 1);
 	fake_guest_fill(&from, 700, 5 * MIB_PAGES, 2);
 	fake_guest_fill(&from, pages - 3, 3, 3);
+	fill_text(&from, 6 * MIB_PAGES, 7 * MIB_PAGES);
 	touched = fake_guest_allocated(&from);
-	if (live)
+	if (how & LIVE)
 		fake_guest_run(&from, 1000);
-	save(&from, file, live);
+	save(&from, file, how);
 	assert_int_equal(from.pauses, 1);
 	assert_false(from.tracking);
-	if (!live)
+	if (!(how & LIVE))
 		assert_int_equal(fake_guest_allocated(&from), touched);
 	assert_int_equal(fstat(file, &status), 0);
 	assert_true((uint64_t)status.st_blocks * 512 < (touched + 1000) * FAKE_PAGE + (1 << 20));
+	if (how == COMPRESSED)
+		assert_in_range((uint64_t)status.st_blocks * 512, 1, (touched - 6 * MIB_PAGES) * FAKE_PAGE);
 	fake_guest_begin(&to, pages);
 	if (restore(&to, file, text))
 		fail_msg("%s", text);
@@ -124,7 +140,7 @@ static void round_trip(uint64_t pages, bool live)
 }
 
 /* The specification, read by somebody else: tools/ferry-checkpoint.py gives the same memory and state. */
-static void another_reader_agrees(void **state)
+static void another_reader_agrees_about(unsigned how)
 {
 	_cleanup_close_ int file = new_file(), ram = memfd_create("ram", 0),
 			    records = memfd_create("records", 0);
@@ -135,13 +151,13 @@ static void another_reader_agrees(void **state)
 	int status;
 	off_t at;
 
-	(void)state;
 	if (!reader)
 		skip();
 	fake_guest_begin(&guest, 17 * MIB_PAGES);
 	fake_guest_fill(&guest, 20, 8 * MIB_PAGES, 1);
+	fill_text(&guest, 9 * MIB_PAGES, 4 * MIB_PAGES);
 	fake_guest_run(&guest, 1000);
-	save(&guest, file, true);
+	save(&guest, file, how);
 	snprintf(command, sizeof(command),
 		"r='%s' p=/proc/%d/fd; $r verify $p/%d >&2 && $r ram $p/%d $p/%d && $r state $p/%d $p/%d",
 		reader, getpid(), file, file, ram, file, records);
@@ -154,6 +170,8 @@ static void another_reader_agrees(void **state)
 	assert_memory_equal(bytes, guest.state, guest.state_size);
 	/* A page that the running guest left alone, so that it is stored. */
 	at = (off_t)(CHECKPOINT_RAM_AT + 1501ull * FAKE_PAGE);
+	if (how & COMPRESSED)
+		at = (off_t)(CHECKPOINT_RAM_AT + 10ull * MIB_PAGES * FAKE_PAGE) + 20;
 	assert_int_equal(pread(file, bytes, 1, at), 1);
 	bytes[0] ^= 1;
 	assert_int_equal(pwrite(file, bytes, 1, at), 1);
@@ -162,23 +180,45 @@ static void another_reader_agrees(void **state)
 	fake_guest_end(&guest);
 }
 
+static void another_reader_agrees(void **state)
+{
+	(void)state;
+	another_reader_agrees_about(LIVE);
+}
+
+static void another_reader_agrees_about_compressed_ones(void **state)
+{
+	(void)state;
+	another_reader_agrees_about(COMPRESSED);
+	another_reader_agrees_about(LIVE | COMPRESSED);
+}
+
+static void a_compressed_guest_comes_back(void **state)
+{
+	(void)state;
+	round_trip(64 * MIB_PAGES, COMPRESSED);
+	round_trip(17 * MIB_PAGES, COMPRESSED);
+	for (unsigned i = 0; i < 5; i++)
+		round_trip(64 * MIB_PAGES, LIVE | COMPRESSED);
+}
+
 static void a_saved_guest_comes_back(void **state)
 {
 	(void)state;
-	round_trip(64 * MIB_PAGES, false);
+	round_trip(64 * MIB_PAGES, STOPPED);
 }
 
 static void a_guest_saved_while_it_runs_comes_back(void **state)
 {
 	(void)state;
 	for (unsigned i = 0; i < 5; i++)
-		round_trip(64 * MIB_PAGES, true);
+		round_trip(64 * MIB_PAGES, LIVE);
 }
 
 static void a_last_extent_that_is_not_full_comes_back(void **state)
 {
 	(void)state;
-	round_trip(17 * MIB_PAGES, false);
+	round_trip(17 * MIB_PAGES, STOPPED);
 }
 
 static void an_abandoned_save_leaves_the_guest_untracked(void **state)
@@ -238,14 +278,16 @@ struct small {
 	uint8_t *bytes;
 };
 
-static void small_begin(struct small *small)
+static void small_begin(struct small *small, unsigned how)
 {
 	struct stat status;
 
 	fake_guest_begin(&small->guest, MIB_PAGES);
 	fake_guest_fill(&small->guest, 2, 2, 5);
+	if (how & COMPRESSED)
+		fill_text(&small->guest, 4, 4);
 	small->file = memfd_create("small", MFD_CLOEXEC);
-	save(&small->guest, small->file, false);
+	save(&small->guest, small->file, how);
 	assert_int_equal(fstat(small->file, &status), 0);
 	small->size = (uint64_t)status.st_size;
 	small->bytes = mmap(NULL, small->size, PROT_READ | PROT_WRITE, MAP_SHARED, small->file, 0);
@@ -259,13 +301,13 @@ static void small_end(struct small *small)
 	fake_guest_end(&small->guest);
 }
 
-/* All that is in the small guest is in its first pages; looking at no more keeps many thousand readings
- * short. */
+/* All that is in the small guest is in its first pages. */
 #define SMALL_PAGES 8
 
 /* As restore does, without threads: 0 and the memory, or a verdict. */
 static int read_small(const struct small *small, uint8_t *ram, struct error *error)
 {
+	static uint8_t content[CHECKPOINT_EXTENT_SIZE];
 	_cleanup_checkpoint_ struct checkpoint checkpoint = {0};
 	int r = checkpoint_open(&checkpoint, small->file, error);
 
@@ -273,13 +315,12 @@ static int read_small(const struct small *small, uint8_t *ram, struct error *err
 		return r;
 	assert_int_equal(checkpoint.ram_size, small->guest.pages * FAKE_PAGE);
 	memset(ram, 0, SMALL_PAGES * FAKE_PAGE);
-	for (uint64_t page = 0; page < SMALL_PAGES; page++)
-		if (checkpoint.extents[0].stored[page / 64] >> page % 64 & 1)
-			memcpy(ram + page * FAKE_PAGE, small->bytes + CHECKPOINT_RAM_AT + page * FAKE_PAGE,
-				FAKE_PAGE);
-	r = checkpoint_verify_extent(&checkpoint, 0, ram, error);
+	r = checkpoint_read_extent(&checkpoint, 0, content, error);
 	if (r < 0)
 		return r;
+	for (uint64_t page = 0; page < SMALL_PAGES; page++)
+		if (bitmap_test(checkpoint.extents[0].stored, page))
+			memcpy(ram + page * FAKE_PAGE, content + page * FAKE_PAGE, FAKE_PAGE);
 	assert_int_equal(checkpoint.state.size, small->guest.state_size);
 	assert_memory_equal(checkpoint.state.data, small->guest.state, small->guest.state_size);
 	assert_string_equal(
@@ -288,20 +329,22 @@ static int read_small(const struct small *small, uint8_t *ram, struct error *err
 	return 0;
 }
 
-static void every_flipped_byte_is_refused_or_harmless(void **state)
+static void flip_every_byte(unsigned how)
 {
 	_cleanup_free_ uint8_t *ram = malloc(SMALL_PAGES * FAKE_PAGE);
 	struct small small;
 	unsigned refused = 0;
 
-	(void)state;
-	small_begin(&small);
+	small_begin(&small, how);
 	assert_int_equal(read_small(&small, ram, NULL), 0);
 	for (uint64_t at = 0; at < small.size; at++) {
 		struct error error = {0};
 		bool ends = at < 4096 || at >= CHECKPOINT_RAM_AT + MIB_PAGES * FAKE_PAGE;
 		bool contents =
 			at >= CHECKPOINT_RAM_AT + 2 * FAKE_PAGE && at < CHECKPOINT_RAM_AT + 4 * FAKE_PAGE;
+
+		if (how & COMPRESSED) /* where the frame is, and a little behind it */
+			contents = at >= CHECKPOINT_RAM_AT && at < CHECKPOINT_RAM_AT + 4 * FAKE_PAGE;
 
 		/* Holes between: one byte of each page is enough. */
 		if (!ends && !contents && at % FAKE_PAGE)
@@ -320,13 +363,12 @@ static void every_flipped_byte_is_refused_or_harmless(void **state)
 	small_end(&small);
 }
 
-static void every_truncation_is_refused(void **state)
+static void cut_everywhere(unsigned how)
 {
 	_cleanup_free_ uint8_t *ram = malloc(SMALL_PAGES * FAKE_PAGE), *copy = NULL;
 	struct small small;
 
-	(void)state;
-	small_begin(&small);
+	small_begin(&small, how);
 	copy = malloc(small.size);
 	memcpy(copy, small.bytes, small.size);
 	for (uint64_t size = small.size - 1; size > 0;
@@ -348,6 +390,20 @@ static void every_truncation_is_refused(void **state)
 	small_end(&small);
 }
 
+static void every_flipped_byte_is_refused_or_harmless(void **state)
+{
+	(void)state;
+	flip_every_byte(STOPPED);
+	flip_every_byte(COMPRESSED);
+}
+
+static void every_truncation_is_refused(void **state)
+{
+	(void)state;
+	cut_everywhere(STOPPED);
+	cut_everywhere(COMPRESSED);
+}
+
 static void verdicts_name_the_cause(void **state)
 {
 	struct small small;
@@ -355,7 +411,7 @@ static void verdicts_name_the_cause(void **state)
 	char text[1024];
 
 	(void)state;
-	small_begin(&small);
+	small_begin(&small, STOPPED);
 	small.bytes[CHECKPOINT_RAM_AT + 3 * FAKE_PAGE] ^= 1;
 	fake_guest_begin(&to, MIB_PAGES);
 	assert_int_equal(restore(&to, small.file, text), EBADMSG);
@@ -389,6 +445,8 @@ int main(void)
 		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
 		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
 		cmocka_unit_test(another_reader_agrees),
+		cmocka_unit_test(a_compressed_guest_comes_back),
+		cmocka_unit_test(another_reader_agrees_about_compressed_ones),
 		cmocka_unit_test(every_flipped_byte_is_refused_or_harmless),
 		cmocka_unit_test(every_truncation_is_refused),
 		cmocka_unit_test(verdicts_name_the_cause),

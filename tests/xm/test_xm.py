@@ -208,9 +208,10 @@ def test_save_prints_nothing(xend):
     xend.job("/domains/1/save", PROGRESS, {"event": "done", "bytes": 1})
     assert xend.xm("save", "1", "TestGuest.checkpt") == (0, "", "")
     assert xend.asked[-1] == ("POST", "/domains/1/save", {"file": str(xend.directory / "TestGuest.checkpt"), "keep": False,
-                                                          "live": False, "force": False})
-    assert xend.xm("save", "-c", "--live", "--force", "1", "/srv/x") == (0, "", "")
-    assert xend.asked[-1][2] == {"file": "/srv/x", "keep": True, "live": True, "force": True}
+                                                          "live": False, "force": False, "compress": False})
+    assert xend.xm("save", "-c", "--live", "--force", "-z", "1", "/srv/x") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "keep": True, "live": True, "force": True,
+                                  "compress": True}
 
 
 def test_restore_prints_nothing(xend):
@@ -288,8 +289,8 @@ def test_progress_is_for_terminals(xend):
     os.close(slave)
     shown = read_all(master)
     assert process.wait(10) == 0
-    assert "Saving 1 [##########          ]  50%  32.0 of 64.0 MB  120.0 MB/s" in shown
-    assert "Saving 1: round 2, 32.0 MB sent, 12 pages left, 120.0 MB/s" in shown
+    assert "Saving 1 [##########          ]  50%  32 of 64 MB  120 MB/s  0:00 left" in shown
+    assert "Saving 1: round 2, 32 MB sent, 12 pages left, 120 MB/s" in shown
     assert shown.endswith("\r\x1b[K")
 
 
