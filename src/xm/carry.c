@@ -65,8 +65,8 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 
 	if (r < 0)
 		return r;
-	body = json_pack("{s:s, s:b, s:b}", "file", file, "paused", option_given(arguments, "paused"), "eager",
-		option_given(arguments, "eager"));
+	body = json_pack("{s:s, s:b, s:b}", "file", file, "paused", option_given(arguments, "paused"),
+		"eager", option_given(arguments, "eager"));
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
 	if (asprintf(&doing, "Restoring %s", arguments->words[0]) < 0)

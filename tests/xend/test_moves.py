@@ -97,7 +97,7 @@ class Moves(unittest.TestCase):
         rig.run(f"mount -t tmpfs -o size=8k tmpfs {mounted}")
         self.addCleanup(rig.run, f"umount {mounted}")
         self.one.create()
-        self.refused("No space left", self.one.job, "/domains/1/save", {"file": f"{mounted}/x"})
+        self.refused("not enough space", self.one.job, "/domains/1/save", {"file": f"{mounted}/x"})
         self.assertEqual(os.listdir(mounted), [])
         self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
 
