@@ -149,6 +149,8 @@ class Xend:
             raise
         finally:
             stopped = self.command("stop")
+            for record in self.root.glob("run/guests/*/process"):  # of a test that failed
+                os.kill(int(record.read_text().split()[0]), signal.SIGKILL)
             text = self.log.read_text()
             shutil.rmtree(self.root)
             assert stopped.returncode == 0, stopped.stderr

@@ -294,6 +294,26 @@ class Moves(unittest.TestCase):
                         pass
         return found
 
+    def migrate_and_kill(self, kill, delay):
+        """Which of the two has the guest when all is settled; there is none left afterwards."""
+        self.one.create()
+        mover = threading.Thread(target=lambda: self.quietly(self.migrate, live=True), daemon=True)
+        mover.start()
+        time.sleep(delay)
+        kill()
+        self.assertLess(len(self.running()), 2)
+        self.one.start()
+        self.two.start()
+        mover.join(30)
+        wait_until(lambda: len(self.running()) == 1 and not self.carriers(), "one guest", 20)
+        owner = self.running()[0]
+        # The other side may still have to ask.
+        wait_until(lambda: (self.one.names(), self.two.names()) ==
+                   ((["TestGuest"], []) if owner is self.one else ([], ["TestGuest"])), "one owner", 20)
+        wait_until(lambda: self.destroyed(owner), "its end")
+        self.assertEqual(self.one.guests() + self.two.guests(), [])
+        return owner
+
     def test_killed_anywhere(self):
         """Each process of a migration dies at each moment: one guest runs, once, on one of the two."""
         steps = int(os.environ.get("STEPS", "6"))
@@ -307,23 +327,13 @@ class Moves(unittest.TestCase):
         ended = {"there": 0, "here": 0}
         for name, kill in victims.items():
             for step in range(steps):
-                with self.subTest(victim=name, step=step):
-                    self.one.create()
-                    mover = threading.Thread(target=lambda: self.quietly(self.migrate, live=True), daemon=True)
-                    mover.start()
-                    time.sleep(step * 0.25 / steps)
-                    kill()
-                    self.assertLess(len(self.running()), 2)
-                    self.one.start()
-                    self.two.start()
-                    mover.join(30)
-                    wait_until(lambda: len(self.running()) == 1 and not self.carriers(), "one guest", 20)
-                    owner = self.running()[0]
-                    self.assertEqual((self.one.names(), self.two.names()),
-                                     ((["TestGuest"], []) if owner is self.one else ([], ["TestGuest"])))
-                    ended["here" if owner is self.one else "there"] += 1
-                    wait_until(lambda: self.destroyed(owner), "its end")
-                    self.assertEqual(self.one.guests() + self.two.guests(), [])
+                try:
+                    owner = self.migrate_and_kill(kill, step * 0.25 / steps)
+                except (AssertionError, OSError, Refused):
+                    print(f"killed {name} at step {step}", self.one.log.read_text()[-3000:],
+                          self.two.log.read_text()[-3000:], sep="\n")
+                    raise
+                ended["here" if owner is self.one else "there"] += 1
         print(ended)
 
     @staticmethod
