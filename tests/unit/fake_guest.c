@@ -150,8 +150,8 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		ssize_t size = pread(state, guest->state, sizeof(guest->state), 0);
 
 		guest->state_size = size > 0 ? (size_t)size : 0;
-		guest->loaded = true;
 		memcpy(&guest->seen, guest->ram + guest->looks_at * FAKE_PAGE, sizeof(guest->seen));
+		guest->loaded = true;
 		return json_pack("{s:b}", "ok", 1);
 	}
 	return json_pack("{s:s, s:i}", "error", "This guest cannot do that.", "errno", EINVAL);

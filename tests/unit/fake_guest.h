@@ -24,8 +24,8 @@ struct fake_guest {
 	uint64_t working_set; /* pages that the writer writes to, from page 0 */
 	char state[256];      /* what save-state gives, what load-state was given */
 	size_t state_size;
-	bool loaded, tracking, refuses_state;
-	atomic_bool running, ended;
+	bool tracking, refuses_state;
+	atomic_bool running, ended, loaded;
 	unsigned pauses;
 	pthread_mutex_t lock;
 	pthread_t server, writer;
