@@ -13,7 +13,8 @@ from .archive import Tree
 from .images import LAB, base_tree, built, busybox, cached_image, content_key, sources_key
 from .kernel import Modules, elf_of_bzimage
 
-MODULES = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "evdev", "button"]
+MODULES = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "evdev", "button",
+           "pvpanic_mmio"]
 PROGRAMS = ["bash", "e2fsck", "dd", "sha256sum", "stat", "timeout"]
 DISK_MIB = 384
 LARGE_FILE_MIB = 64

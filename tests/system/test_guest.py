@@ -56,6 +56,14 @@ def test_reboot_from_inside(host1, running_guest):
     wait_until(lambda: boot_id(guest) not in (None, boot), 120, "the new boot")
 
 
+def test_panic_is_a_crash(host1, running_guest):
+    guest = running_guest(host1, on_crash="preserve")
+    guest.spawn(["sh", "-c", "echo c > /proc/sysrq-trigger"])
+    wait_until(lambda: domain(host1, "TestGuest")[3] == "----c-", 30, "the crash in xm list")
+    guest.disconnect()
+    host1.run("xm destroy TestGuest")
+
+
 def test_pause_and_unpause(lab, host1, running_guest):
     guest = running_guest(host1)
     host1.run("xm pause TestGuest")
