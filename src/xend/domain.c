@@ -175,23 +175,36 @@ int domain_record(struct domain *domain, struct error *error)
 	return store_put_domain(domain->xend->store, &stored, error);
 }
 
-int domain_new(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
+/* Its ID and its record become durable together: one wait for the disk. */
+static int enlist(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
 {
-	struct domain *domain;
 	unsigned id;
-	int r = domain_admit(xend, config, error);
+	int r = store_begin(xend->store, error);
 
 	if (r >= 0)
 		r = store_next_id(xend->store, &id, error);
 	if (r < 0)
 		return r;
-	domain = domain_adopt(xend, config, id);
-	if (!domain)
+	*result = domain_adopt(xend, config, id);
+	if (!*result)
 		return error_set(error, ENOMEM, "Out of memory.");
-	domain->started_at = time(NULL);
-	r = domain_record(domain, error);
+	(*result)->started_at = time(NULL);
+	r = domain_record(*result, error);
+	return r < 0 ? r : store_commit(xend->store, error);
+}
+
+int domain_new(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
+{
+	struct domain *domain = NULL;
+	int r = domain_admit(xend, config, error);
+
+	if (r < 0)
+		return r;
+	r = enlist(xend, config, &domain, error);
 	if (r < 0) {
-		domain_forget(domain);
+		store_rollback(xend->store);
+		if (domain)
+			domain_forget(domain);
 		return r;
 	}
 	*result = domain_ref(domain);
