@@ -13,7 +13,9 @@ FIRST_NBD_PORT = 10810
 class Disk:
     """A fresh copy of the guests' disk on `storage`, reachable as the same block device on both hosts."""
 
-    def __init__(self, lab, name, number, address=None, hostname=None):
+    def __init__(self, lab, name, number, address=None):
+        hostname = name
+        name = f"{name}-{number}"
         self.lab, self.name, self.number = lab, name, number
         self.device = f"/dev/nbd{number}"
         self.port = FIRST_NBD_PORT + number
@@ -21,7 +23,7 @@ class Disk:
         storage = lab.storage
         script = f"cd /var/disks && cp --sparse=always base.img {self.file}"
         if address:
-            settings = f"address={address}\nhostname={hostname or name}\n"
+            settings = f"address={address}\nhostname={hostname}\n"
             script += (f" && mkdir -p /mnt/guest && mount -o loop {self.file} /mnt/guest && printf %s"
                        f" {shlex.quote(settings)} > /mnt/guest/etc/network.conf && umount /mnt/guest")
         # --fork returns when the server listens. As many clients as there are hosts, all at the same file.
@@ -129,11 +131,11 @@ class Guests:
     def ferry_hosts(self):
         return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
 
-    def new_disk(self, name, address=None, hostname=None):
+    def new_disk(self, name, address=None):
         """A fresh disk; its `device` is good for phy: on both hosts. With an address, the guest takes that."""
         used = {d.number for d in self.disks}
         number = next(n for n in range(16) if n not in used)
-        disk = Disk(self, name, number, address, hostname)
+        disk = Disk(self, name, number, address)
         self.disks.append(disk)
         return disk
 
