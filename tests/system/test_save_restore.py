@@ -82,3 +82,19 @@ def test_existing_file_is_not_overwritten(host1, running_guest):
     assert result.status == 1 and "old.checkpt" in result.stderr
     assert host1.run("cat old.checkpt").stdout == "precious\n"
     assert domain(host1, "TestGuest") is not None
+
+
+def test_memory_follows_a_guest_whose_file_is_gone(host1, running_guest):
+    """The guest runs before its memory is there (the host's kernel has /dev/userfaultfd), and needs the file's name no more."""
+    guest = running_guest(host1, memory=160)
+    make_busy(guest, 1)
+    guest.disconnect()
+    host1.run("xm save TestGuest TestGuest.checkpt", timeout=120)
+    host1.run("xm restore TestGuest.checkpt && rm TestGuest.checkpt", timeout=120)
+    check_unharmed(guest)
+    host1.run("for i in $(seq 300); do xm log | grep -q 'has all of its memory' && exit 0; sleep 0.1; done; exit 1", timeout=60)
+    check_unharmed(guest)
+    guest.disconnect()
+    host1.run("xm save TestGuest TestGuest.checkpt", timeout=120)
+    host1.run("xm restore --eager TestGuest.checkpt", timeout=120)
+    check_unharmed(guest)
