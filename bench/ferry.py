@@ -36,16 +36,23 @@ class Host:
             FERRY_SCRIPTDIR=f"{root}/scripts",
         )
         self._log = open(f"{root}/xend.stderr", "wb")
+        self._prefix = prefix
+        self.start()
+
+    def start(self):
+        """Starts xend, also again after it was killed."""
+        if os.path.exists(f"{self.root}/socket"):
+            os.unlink(f"{self.root}/socket")
         self.process = subprocess.Popen(
-            [*prefix, f"{self.build}/src/xend/xend", "foreground"], env=self.environment, stderr=self._log, stdout=self._log
+            [*self._prefix, f"{self.build}/src/xend/xend", "foreground"], env=self.environment, stderr=self._log, stdout=self._log
         )
-        for _ in range(200):
-            if os.path.exists(f"{root}/socket"):
+        for _ in range(500):
+            if os.path.exists(f"{self.root}/socket"):
                 return
             time.sleep(0.02)
         self.process.kill()
         self.process.wait()
-        with open(f"{root}/xend.stderr", encoding="utf-8") as said:
+        with open(f"{self.root}/xend.stderr", encoding="utf-8") as said:
             raise TimeoutError(f"xend did not start: {said.read()}")
 
     def start_xm(self, *arguments):
