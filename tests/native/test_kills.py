@@ -199,7 +199,12 @@ def enumerate_kills(attempt, trace):
     attempt(None)
     points = points_in(trace)
     chosen = points if EXHAUSTIVE else points[::max(1, len(points) // POINTS)]
-    killed = sum(attempt(point) for point in chosen)
+    killed = 0
+    for point in chosen:
+        try:
+            killed += bool(attempt(point))
+        except Exception as failure:
+            raise AssertionError(f"killed at call {point}: {failure!r}") from failure
     print(f"{killed} kills at {len(chosen)} of {len(points)} calls")
     assert killed > len(chosen) // 2 and len(points) > 10
 
