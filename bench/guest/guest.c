@@ -71,7 +71,8 @@ static uint64_t mix(uint64_t x)
 	return x ^ x >> 29;
 }
 
-/* Page `index` in its `generation`: every word follows from both, so a page of another place or time shows. */
+/* Page `index` in its `generation`: every word follows from both, so a page of another place or time shows.
+ */
 static void write_page(uint64_t index, uint64_t generation, bool noise)
 {
 	uint64_t *page = page_at(index), seed = mix(index * 1000003 + generation + 1);

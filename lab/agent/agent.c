@@ -200,11 +200,7 @@ static void set_nonblocking(int fd)
 
 static bool open_ends(struct command *c, bool pty, const uint8_t *window, int child[3], char terminal[64])
 {
-	int pipes[3][2] = {
-		{-1, -1},
-                {-1, -1},
-                {-1, -1}
-        };
+	int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
 	if (pty) {
 		int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
 		if (master < 0 || grantpt(master) || unlockpt(master) || ptsname_r(master, terminal, 64)) {

@@ -86,8 +86,8 @@ static const struct {
 	clockid_t clock;
 } watched_clocks[] = {
 	{"monotonic", CLOCK_MONOTONIC},
-	{"boottime",  CLOCK_BOOTTIME },
-	{"realtime",  CLOCK_REALTIME },
+	{"boottime", CLOCK_BOOTTIME},
+	{"realtime", CLOCK_REALTIME},
 };
 enum { CLOCKS = sizeof(watched_clocks) / sizeof(watched_clocks[0]) };
 
@@ -170,7 +170,8 @@ static _Noreturn void watch_clocks(const char *path, int64_t interval)
 	int64_t published = 0;
 	struct status status = {.path = path};
 	for (;;) {
-		/* The count is of a moment between `before` and `now`, which are far apart where this thread had to wait. */
+		/* The count is of a moment between `before` and `now`, which are far apart where this thread
+		 * had to wait. */
 		int64_t before = nanoseconds(CLOCK_MONOTONIC);
 		uint64_t expirations = 0;
 		if (read(timer, &expirations, sizeof(expirations)) != sizeof(expirations))

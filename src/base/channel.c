@@ -98,8 +98,8 @@ int channel_receive(int socket, struct message *message, struct error *error)
 	if (!text)
 		return error_set(error, ENOMEM, "Out of memory while reading a message.");
 	/*
-	 * A peer that left without reading everything shows as ECONNRESET, once, before what it had said: its last
-	 * message, often the reason, is still there.
+	 * A peer that left without reading everything shows as ECONNRESET, once, before what it had said: its
+	 * last message, often the reason, is still there.
 	 */
 	do
 		size = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);

@@ -12,16 +12,14 @@ static const struct field_table old_table = {"thing", 1, thing_fields, 7};
 
 static void fill(struct thing *thing)
 {
-	*thing = (struct thing){
-		.small = 3,
-		.words = {1,           2, 0xffffffff},
+	*thing = (struct thing){.small = 3,
+		.words = {1, 2, 0xffffffff},
 		.on = true,
 		.raw = "abcd",
 		.fixed = {{1, 2}, {3, 4}},
 		.used = 1,
-		.varying = {{9, 10}     },
-		.later = 77
-        };
+		.varying = {{9, 10}},
+		.later = 77};
 	buffer_append(&thing->text, "hello", 5);
 }
 

@@ -273,7 +273,7 @@ static void memory_is_promised_before_it_is_taken(void **state)
 
 	(void)state;
 	assert_int_equal(memory_free_mib(&host, 0, 0, 0), 800);
-	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);          /* none of it touched yet */
+	assert_int_equal(memory_free_mib(&host, 300, 0, 0), 500);      /* none of it touched yet */
 	assert_int_equal(memory_free_mib(&host, 300, 307200, 0), 700); /* all of it: seen in available */
 	assert_int_equal(memory_free_mib(&host, 0, 0, 256), 744);
 	assert_int_equal(memory_free_mib(&host, 2000, 0, 0), 0);
