@@ -283,11 +283,13 @@ static bool dissect(struct request *request, uint64_t *sector)
 	struct virtio_chain *chain = &request->chain;
 	unsigned pieces = chain->readable + chain->writable;
 	struct virtio_blk_outhdr header;
-	struct iovec *last = &request->iov[pieces - 1];
+	struct iovec *last;
 
+	/* A chain may also consist of nothing but empty pieces, which are not counted. */
 	if (chain->writable == 0 ||
 		iov_read(request->iov, chain->readable, 0, &header, sizeof(header)) != sizeof(header))
 		return false;
+	last = &request->iov[pieces - 1];
 	for (unsigned i = 0; i < pieces; i++)
 		request->length[i] = (uint32_t)request->iov[i].iov_len;
 	request->type = header.type;
