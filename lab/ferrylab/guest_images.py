@@ -59,7 +59,7 @@ def make_ext4(image, content, mebibytes, journal=True):
 
 
 def guest_image():
-    """The directory with boot.img (the hosts' /boot), storage.img (storage's disk, with the guests' disk) and guest.json."""
+    """The directory with boot.img (the hosts' /boot), storage.img (storage's, with the guests' disk) and guest.json."""
     kernel_tree, trees = packages.fetch()
     agent, pulse = built("ferry-lab-agent"), built("ferry-lab-pulse")
 

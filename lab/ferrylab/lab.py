@@ -88,7 +88,8 @@ class Host(Machine):
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-name", self.name,
             "-machine", "microvm,acpi=on,pcie=on,rtc=on,pit=on,pic=on,usb=off",
             # No XSAVE: the emulation lets guests write XCR0 behind the back of the host's KVM.
-            "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-la57,-xsave,+svm,+npt", "-rtc", "base=utc,clock=host",
+            "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-la57,-xsave,+svm,+npt",
+            "-rtc", "base=utc,clock=host",
             "-smp", str(CPUS[self.name]), "-m", str(lab.memory.get(self.name, MEMORY[self.name])),
             "-kernel", str(lab.image / "vmlinux"), "-initrd", str(lab.directory / "initrd"),
             "-append", "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off rcupdate.rcu_expedited=1 "

@@ -11,8 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lab"))
 from ferrylab import Lab, LabError  # noqa: E402
 from ferrylab.observe import wait_until  # noqa: E402
 
-COMPLAINTS = Path(__file__).parent / "data" / "kernel-complaints.txt"
-
 
 @pytest.fixture(scope="session")
 def the_lab():
@@ -52,17 +50,6 @@ def leftovers(host):
                      "ls /sys/class/net | grep -E '^(vif|tap)'; true").stdout.splitlines()
     domains = [line.split()[0] for line in host.run("xm list").stdout.splitlines()[1:]]
     return found + [d for d in domains if d != "Domain-0"]
-
-
-def kernel_complaints(guest):
-    """Lines of the guest's kernel log, warning or worse, that QEMU's machines would not give."""
-    known = [re.compile(line) for line in COMPLAINTS.read_text().splitlines() if line and not line.startswith("#")]
-    unknown = []
-    for line in guest.kernel_complaints():
-        text = re.sub(r"^<\d>\[ *[\d.]+\] ?", "", line)
-        if not any(pattern.fullmatch(text) for pattern in known):
-            unknown.append(line)
-    return unknown
 
 
 @pytest.fixture
@@ -112,7 +99,7 @@ def check_unharmed(guest):
     durable = guest.pulse_status("disk")["durable_records"]
     verified = int(re.fullmatch(r"gapless_records (\d+)\n", guest.run("pulse verify /var/journal/log").stdout)[1])
     assert verified >= durable
-    assert kernel_complaints(guest) == []
+    assert guest.kernel_complaints() == []
 
 
 def boot_id(guest):

@@ -57,7 +57,8 @@ def test_name_and_disk_in_use(lab, host1, running_guest):
     assert domain(host1, "Second") is None
 
 
-@pytest.mark.parametrize("command", ["pause", "unpause", "destroy", "shutdown", "reboot", "console", "domid", "migrate"])
+@pytest.mark.parametrize("command", ["pause", "unpause", "destroy", "shutdown", "reboot", "console", "domid",
+                                     "migrate"])
 def test_no_such_domain(host1, command):
     argument = " 10.0.0.2" if command == "migrate" else ""
     refused(host1, f"xm {command} NoSuchGuest{argument}", "NoSuchGuest")
@@ -132,7 +133,8 @@ def test_xend_not_running(lab, host1):
 
 def test_garbage_on_the_api_socket_and_the_relocation_port(lab, host1):
     socket = "/var/lib/xend/xend-socket"
-    for bytes_sent in (b"", b"GET", b"GET / HTTP/9.9\r\n\r\n", b"POST /domains HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+    for bytes_sent in (b"", b"GET", b"GET / HTTP/9.9\r\n\r\n",
+                       b"POST /domains HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
                        b"POST /domains HTTP/1.1\r\nContent-Length: 3\r\n\r\n{[}", os.urandom(5000)):
         host1.put(bytes_sent, "/tmp/garbage")
         host1.run(f"timeout 3 socat -t1 - UNIX-CONNECT:{socket} < /tmp/garbage > /dev/null", check=False)

@@ -2,7 +2,7 @@
 
 import os
 
-from conftest import check_unharmed, kernel_complaints, make_busy, shut_down_and_check_disk
+from conftest import check_unharmed, make_busy, shut_down_and_check_disk
 from ferrylab.observe import Download
 
 MOVES = int(os.environ.get("FERRY_TEST_MOVES", 50))  # an even number brings it home
@@ -19,5 +19,5 @@ def test_fifty_live_migrations(lab, host1, host2, running_guest):
     assert download.stop(300) >= 1
     assert guest.line() is line, "the connection to the agent broke"
     check_unharmed(guest)
-    assert kernel_complaints(guest) == []
+    assert guest.kernel_complaints() == []
     shut_down_and_check_disk(guest, host1)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from conftest import boot_id, domain, kernel_complaints, leftovers
+from conftest import boot_id, domain, leftovers
 from ferrylab.observe import Ping, wait_until
 
 
@@ -13,7 +13,7 @@ from ferrylab.observe import Ping, wait_until
 def test_stock_kernel_boots(lab, host1, running_guest, vcpus, kernel):
     guest = running_guest(host1, vcpus=vcpus, kernel=kernel, extra="console=ttyS0")
     assert guest.run("nproc").stdout == f"{vcpus}\n"
-    assert kernel_complaints(guest) == []
+    assert guest.kernel_complaints() == []
     assert guest.run("cat /proc/cmdline").stdout == "root=/dev/vda ro console=ttyS0\n"
     assert guest.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource").stdout == "kvm-clock\n"
     assert guest.run("head -c 64 /dev/hwrng | wc -c").stdout == "64\n"
