@@ -5,6 +5,7 @@ import concurrent.futures
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -131,8 +132,14 @@ class Host(Machine):
         self.relay.line = self.line
 
     def post_mortem(self):
-        """The end of what QEMU and the host's console said."""
+        """The end of what QEMU and the host's console said, and where its processors are: a host that hangs says no more."""
         texts = []
+        if self.qemu and self.qemu.poll() is None:
+            try:
+                registers = self._monitor("human-monitor-command", **{"command-line": "info registers -a"})
+                texts += [line for line in registers.splitlines() if re.match(r"CPU#|RIP=|RAX=|RSP|CS =|CR0=", line)]
+            except (LabError, OSError) as error:
+                texts.append(f"{self.name}: its QEMU does not answer either: {error}")
         for path in (self.lab.directory / f"{self.name}.qemu", self.console):
             if path.exists():
                 texts.append(path.read_text(errors="replace")[-3000:])
