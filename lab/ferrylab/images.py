@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from . import packages
@@ -113,8 +114,16 @@ def cached_image(name, key, make):
                 raise
             part.chmod(0o755)
             part.rename(target)
+            _remove_stale(target.parent)
         os.utime(target)
     return target
+
+
+def _remove_stale(directory):
+    """Drops images that no lab has used for a day."""
+    for image in directory.iterdir():
+        if image.stat().st_mtime < time.time() - 86400:
+            shutil.rmtree(image, ignore_errors=True)
 
 
 def host_image():

@@ -78,7 +78,7 @@ class Download:
         # Each line: exit status of wget, its bytes, their checksum.
         self.process = self.host.spawn(
             f"rm -rf {self.directory}; mkdir {self.directory}; cd {self.directory}; touch go; n=0; "
-            f"while [ -e go ]; do n=$((n+1)); timeout 300 busybox wget -q -O file.$n {url}; s=$?; "
+            f"while [ -e go ]; do n=$((n+1)); timeout 3600 busybox wget -q -O file.$n {url}; s=$?; "
             "[ -e file.$n ] || : > file.$n; echo $s $(stat -c %s file.$n) $(sha256sum < file.$n); rm -f file.$n; "
             "[ $s = 0 ] || break; done")
 
@@ -94,7 +94,7 @@ class Download:
         wait_until(lambda: self.progress() > 0, timeout, "the first bytes of the download")
         return self
 
-    def stop(self, timeout=120):
+    def stop(self, timeout=600):
         """Lets the present download end; raises when any one failed. Returns how many there were."""
         self.host.run(f"rm -f {self.directory}/go")
         result = self.process.wait(timeout)
