@@ -16,7 +16,7 @@
 
 struct error {
 	int code;        /* positive errno, 0 while nothing failed */
-	char text[1024]; /* the sentence, NUL-terminated, "" while nothing failed */
+	char text[4096]; /* the sentence, NUL-terminated, "" while nothing failed */
 };
 
 /* Sets code and sentence; returns -code (code may be given with either sign; 0 becomes EIO). */

@@ -73,59 +73,112 @@ int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
 	return 0;
 }
 
-static int admit_disks(struct xend *xend, const struct guest_config *config, struct error *error)
+static int admit_name(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
 {
-	for (size_t i = 0; i < config->disk_count; i++) {
-		const struct guest_disk *mine = &config->disks[i];
+	const struct domain *other = by_name(xend, config->name);
 
-		if (mine->mode == DISK_WRITE_SHARED)
-			continue;
-		for (struct domain *domain = xend->domains; domain; domain = domain->next)
-			for (size_t j = 0; j < domain->config.disk_count; j++) {
-				const struct guest_disk *theirs = &domain->config.disks[j];
+	(void)index;
+	if (!other)
+		return 0;
+	return error_set(error, EEXIST,
+		"Domain '%s' exists already with ID %u; destroy or rename that one first, or choose "
+		"another name.",
+		config->name, other->id);
+}
 
-				if (mine->mode == DISK_READ_ONLY && theirs->mode == DISK_READ_ONLY)
-					continue;
-				if (disk_same(mine->target, theirs->target))
-					return error_set(error, EBUSY,
-						"Disk %s (%s) of domain '%s' is in use by domain '%s' (ID "
-						"%u); end that "
-						"domain first, or give each its own disk.",
-						mine->target, mine->device, config->name, domain->config.name,
-						domain->id);
-			}
-	}
+static int admit_uuid(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+{
+	const struct domain *other = domain_by_uuid(xend, config->uuid);
+
+	(void)index;
+	if (!other)
+		return 0;
+	return error_set(error, EEXIST,
+		"The uuid %s of domain '%s' is in use by domain '%s' with ID %u: they are the same "
+		"guest. Destroy "
+		"that one first.",
+		config->uuid, config->name, other->config.name, other->id);
+}
+
+static int admit_memory(
+	struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+{
+	uint64_t needed = config->memory + GUEST_OVERHEAD_MIB, free_mib;
+	int r = domain_memory_free(xend, &free_mib, error);
+
+	(void)index;
+	if (r < 0 || needed <= free_mib)
+		return r;
+	return error_set(error, ENOMEM,
+		"Domain '%s' needs %" PRIu64 " MiB (memory=%" PRIu64
+		" and %d for running it), but this host has "
+		"%" PRIu64 " MiB left for guests; end another guest or lower memory=.",
+		config->name, needed, config->memory, GUEST_OVERHEAD_MIB, free_mib);
+}
+
+/* No guest here has this disk of the configuration, unless both only read it. */
+static int admit_disk(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+{
+	const struct guest_disk *mine = &config->disks[index];
+
+	if (mine->mode == DISK_WRITE_SHARED)
+		return 0;
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		for (size_t j = 0; j < domain->config.disk_count; j++) {
+			const struct guest_disk *theirs = &domain->config.disks[j];
+
+			if (mine->mode == DISK_READ_ONLY && theirs->mode == DISK_READ_ONLY)
+				continue;
+			if (disk_same(mine->target, theirs->target))
+				return error_set(error, EBUSY,
+					"Disk %s (%s) of domain '%s' is in use by domain '%s' (ID "
+					"%u); end that "
+					"domain first, or give each its own disk.",
+					mine->target, mine->device, config->name, domain->config.name,
+					domain->id);
+		}
 	return 0;
+}
+
+/* Calls `refused` for each objection until it returns something negative. */
+static int each_objection(struct xend *xend, const struct guest_config *config,
+	int (*refused)(void *context, const struct error *error), void *context, struct error *error)
+{
+	const struct {
+		int (*admit)(struct xend *xend, const struct guest_config *config, size_t index,
+			struct error *error);
+		size_t times;
+	} checks[] = {{admit_name, 1}, {admit_uuid, 1}, {admit_memory, 1}, {admit_disk, config->disk_count}};
+
+	for (size_t i = 0; i < ARRAY_SIZE(checks); i++)
+		for (size_t j = 0; j < checks[i].times; j++)
+			if (checks[i].admit(xend, config, j, error) < 0 && refused(context, error) < 0)
+				return -error->code;
+	return 0;
+}
+
+static int the_first_counts(void *context, const struct error *error)
+{
+	(void)context;
+	return -error->code;
 }
 
 int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error)
 {
-	struct domain *other = by_name(xend, config->name);
-	uint64_t needed = config->memory + GUEST_OVERHEAD_MIB, free_mib;
-	int r;
+	return each_objection(xend, config, the_first_counts, NULL, error);
+}
 
-	if (other)
-		return error_set(error, EEXIST,
-			"Domain '%s' exists already with ID %u; destroy or rename that one first, or choose "
-			"another name.",
-			config->name, other->id);
-	other = domain_by_uuid(xend, config->uuid);
-	if (other)
-		return error_set(error, EEXIST,
-			"The uuid %s of domain '%s' is in use by domain '%s' with ID %u: they are the same "
-			"guest. Destroy "
-			"that one first.",
-			config->uuid, config->name, other->config.name, other->id);
-	r = domain_memory_free(xend, &free_mib, error);
-	if (r < 0)
-		return r;
-	if (needed > free_mib)
-		return error_set(error, ENOMEM,
-			"Domain '%s' needs %" PRIu64 " MiB (memory=%" PRIu64
-			" and %d for running it), but this host has "
-			"%" PRIu64 " MiB left for guests; end another guest or lower memory=.",
-			config->name, needed, config->memory, GUEST_OVERHEAD_MIB, free_mib);
-	return admit_disks(xend, config, error);
+static int add_objection(void *context, const struct error *error)
+{
+	json_array_append_new(context, json_string(error->text));
+	return 0;
+}
+
+void domain_objections(struct xend *xend, const struct guest_config *config, json_t *objections)
+{
+	struct error error;
+
+	each_objection(xend, config, add_objection, objections, &error);
 }
 
 struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id)

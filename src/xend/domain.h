@@ -81,6 +81,8 @@ struct domain *domain_by_uuid(struct xend *xend, const char *uuid); /* borrowed,
  * suffices, no other guest here has its disks.
  */
 int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error);
+/* The same, with a sentence added to the array for everything that stands against it. */
+void domain_objections(struct xend *xend, const struct guest_config *config, json_t *objections);
 
 /*
  * Admits the configuration (which the domain then owns: *config is all zero

@@ -6,6 +6,7 @@
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/objections.h"
 #include "xend/uuid.h"
 
 #include <errno.h>
@@ -26,16 +27,19 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 	struct domain *domain = sending->domain;
 	_cleanup_message_ struct message event = {0};
 	_cleanup_close_ int guest = guest_connect(domain, error);
+	json_t *offer = domain_pack(domain);
 	int r;
 
-	if (guest < 0)
+	if (guest < 0) {
+		json_decref(offer);
 		return guest;
+	}
+	objections_prepare(domain, offer);
 	r = carrier_say(carrier,
 		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I}", "do", "send", "guest", "fd", 0,
-			"host", options->host, "port", (int)options->port, "domain", domain_pack(domain),
-			"ticket", sending->ticket, "live", options->live, "rate_mbit",
-			(json_int_t)options->rate_mbit, "max_downtime_ms",
-			(json_int_t)domain->xend->config.relocation_max_downtime),
+			"host", options->host, "port", (int)options->port, "domain", offer, "ticket",
+			sending->ticket, "live", options->live, "rate_mbit", (json_int_t)options->rate_mbit,
+			"max_downtime_ms", (json_int_t)domain->xend->config.relocation_max_downtime),
 		&guest, 1, error);
 	return r < 0 ? r : carrier_expect(carrier, "received", &event, error);
 }

@@ -5,6 +5,7 @@
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/objections.h"
 
 #include <errno.h>
 #include <string.h>
@@ -52,18 +53,27 @@ static int answer_question(struct receiving *receiving, const struct message *qu
 	return r;
 }
 
-/* Checks and reserves everything: after this the guest fits. */
-static int admit(struct receiving *receiving, const struct message *offer, struct error *error)
+/* Checks and reserves everything: after this the guest fits. What speaks against it is added to *objections.
+ */
+static int admit(
+	struct receiving *receiving, const struct message *offer, json_t *objections, struct error *error)
 {
+	const json_t *description = json_object_get(offer->body, "domain");
 	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_json_ json_t *found = NULL;
 	char uuid[37];
 	bool paused;
 	int r = take_text(offer->body, "ticket", receiving->ticket, sizeof(receiving->ticket), error);
 
 	if (r >= 0)
-		r = domain_unpack(json_object_get(offer->body, "domain"), &config, &paused, error);
+		r = domain_unpack(description, &config, &paused, error);
 	if (r < 0)
 		return r;
+	found = objections_to(receiving->xend, &config, description);
+	json_array_extend(objections, found);
+	if (json_array_size(found))
+		return error_set(error, EPERM, "%zu objections to domain '%s', the first: %s",
+			json_array_size(found), config.name, json_string_value(json_array_get(found, 0)));
 	snprintf(uuid, sizeof(uuid), "%s", config.uuid);
 	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, receiving->cancel,
 		&receiving->domain, error);
@@ -73,15 +83,18 @@ static int admit(struct receiving *receiving, const struct message *offer, struc
 static int accept_offer(struct receiving *receiving, const struct message *offer, struct error *error)
 {
 	_cleanup_close_ int guest = -1;
-	int r = admit(receiving, offer, error);
+	_cleanup_json_ json_t *objections = json_array();
+	int r = admit(receiving, offer, objections, error);
 
 	if (r >= 0)
 		r = guest = guest_connect(receiving->domain, error);
 	if (r < 0) {
 		struct message rest;
 
-		carrier_say(&receiving->carrier,
-			json_pack("{s:s, s:[s]}", "do", "refuse", "why", error->text), NULL, 0, NULL);
+		if (!json_array_size(objections))
+			json_array_append_new(objections, json_string(error->text));
+		carrier_say(&receiving->carrier, json_pack("{s:s, s:O}", "do", "refuse", "why", objections),
+			NULL, 0, NULL);
 		/* The carrier's `failed` says the same; waiting for it lets the refusal arrive. */
 		if (carrier_hear(&receiving->carrier, &rest, NULL) >= 0)
 			message_free(&rest);
