@@ -224,7 +224,8 @@ static void objections_reach_the_source(void **state)
 	pass(&move.dest, "failed");
 	failed = carrier_event(&move.source, "failed");
 	text = json_string_value(json_object_get(failed.body, "error"));
-	assert_non_null(strstr(text, "refuses the guest: No bridge xenbr7. Too little memory."));
+	assert_non_null(strstr(
+		text, "refuses the guest, for 2 reasons:\n  - No bridge xenbr7.\n  - Too little memory."));
 	message_free(&failed);
 	assert_int_equal(move.from.pauses, 0);
 	move_end(&move);
