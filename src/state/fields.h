@@ -77,6 +77,13 @@ struct field_table {
 			sizeof(FIELD_MEMBER_(type, member)) / FIELD_ELEMENT_(kind, type, member), FIELD_ALL, \
 			NULL                                                                                 \
 	}
+/* One that came with a later version, and that a reader which does not know it may do without. */
+#define FIELD_OPTIONAL(type, member, kind, version)                                                          \
+	{                                                                                                    \
+#member, kind, version, true, offsetof(type, member), FIELD_ELEMENT_(kind, type, member),    \
+			sizeof(FIELD_MEMBER_(type, member)) / FIELD_ELEMENT_(kind, type, member), FIELD_ALL, \
+			NULL                                                                                 \
+	}
 /* A struct or an array of structs. */
 #define FIELD_NESTED(type, member, elements, subtable)                                                       \
 	{                                                                                                    \

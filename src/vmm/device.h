@@ -16,6 +16,7 @@ struct device;
 
 struct device_class {
 	const struct field_table *state;
+	bool state_may_lack; /* checkpoints of before there was this device have none */
 	void (*before_save)(struct device *device); /* may be NULL: bring members up to date */
 	int (*after_load)(
 		struct device *device, struct error *error); /* may be NULL: check, re-route, re-arm */

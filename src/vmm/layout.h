@@ -13,8 +13,9 @@
 #define LAYOUT_COMMAND_LINE_MAX 0x1000u
 #define LAYOUT_LOW_END 0x9fc00ull /* conventional memory ends */
 #define LAYOUT_ACPI 0xe0000ull    /* RSDP and tables, found by scanning as well */
-#define LAYOUT_ACPI_SIZE 0x20000u
-#define LAYOUT_HIGH 0x100000ull /* kernel and all else from here */
+#define LAYOUT_ACPI_SIZE 0x1f000u
+#define LAYOUT_GENERATION 0xff000ull /* the VM generation ID, in a page of its own */
+#define LAYOUT_HIGH 0x100000ull      /* kernel and all else from here */
 
 #define LAYOUT_IOAPIC 0xfec00000u
 #define LAYOUT_LAPIC 0xfee00000u

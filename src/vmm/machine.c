@@ -9,6 +9,7 @@
 #include "vmm/dev/blk.h"
 #include "vmm/dev/console.h"
 #include "vmm/dev/crash.h"
+#include "vmm/dev/generation.h"
 #include "vmm/dev/net.h"
 #include "vmm/dev/power.h"
 #include "vmm/dev/rng.h"
@@ -131,7 +132,10 @@ static int add_devices(struct machine *machine, struct error *error)
 		return -ENOMEM;
 	machine->power = power_new(platform, error);
 	if (!machine->power || !serial_new(platform, machine->console, error) || !rtc_new(platform, error) ||
-		!crash_new(platform, error) || !pci_bus_new(platform, error) ||
+		!crash_new(platform, error) ||
+		!generation_new(platform, config->has_generation ? config->generation : NULL,
+			config->incoming, error) ||
+		!pci_bus_new(platform, error) ||
 		!virtio_console_new(platform, SLOT_CONSOLE, machine->console, error) ||
 		!virtio_rng_new(platform, SLOT_RNG, error))
 		return -EIO;
@@ -485,6 +489,8 @@ static int load_devices(struct machine *machine, const struct cursor *records, s
 	for (struct device *device = machine->platform.devices; device; device = device->next) {
 		int r = fields_load(records, device->class->state, device->instance, device, error);
 
+		if (r == -ENOENT && device->class->state_may_lack)
+			r = 0;
 		if (r == 0 && device->class->after_load)
 			r = device->class->after_load(device, error);
 		if (r < 0)

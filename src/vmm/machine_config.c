@@ -81,6 +81,27 @@ static bool parse_mac(const char *text, uint8_t mac[6])
 	return true;
 }
 
+/* Sixteen bytes, written as a uuid. */
+static int parse_generation(struct machine_config *config, const json_t *machine, struct error *error)
+{
+	const json_t *given = json_object_get(machine, "generation");
+	const char *text = json_string_value(given);
+	unsigned byte, bytes = 0;
+	int length;
+
+	if (!given || json_is_null(given))
+		return 0;
+	for (; text && *text && bytes < sizeof(config->generation); text += length + (text[length] == '-')) {
+		if (strspn(text, "0123456789abcdefABCDEF") < 2 || sscanf(text, "%2x%n", &byte, &length) != 1)
+			break;
+		config->generation[bytes++] = (uint8_t)byte;
+	}
+	if (!text || *text || bytes != sizeof(config->generation))
+		return wrong(error, "'generation' is no uuid");
+	config->has_generation = true;
+	return 0;
+}
+
 static int parse_net(
 	struct machine_config *config, struct message *message, json_t *object, struct error *error)
 {
@@ -210,6 +231,8 @@ static int parse(
 	r = take(message, machine, "kvm", &config->kvm, error);
 	if (r == 0)
 		r = take(message, machine, "ram", &config->ram, error);
+	if (r == 0)
+		r = parse_generation(config, machine, error);
 	if (r == 0)
 		r = parse_boot(config, message, machine, error);
 	if (r == 0)

@@ -32,6 +32,8 @@ struct machine_config {
 	uint64_t memory_size; /* bytes */
 	uint32_t vcpus;
 	bool incoming;
+	bool has_generation; /* a VM generation ID of its own, else the one that comes with the state */
+	uint8_t generation[16];
 	unsigned console_limit_kib;
 	int kvm, ram, kernel, ramdisk; /* owned; -1: none */
 	int faults;         /* /dev/userfaultfd: memory may come after the state; owned; -1: none */

@@ -251,7 +251,9 @@ static void restore(struct call *call)
 	struct restore_options options = {0};
 	int paused = false, eager = false;
 
-	if (!CALL_BODY(call, "{s:s, s?b, s?b}", "file", &options.file, "paused", &paused, "eager", &eager))
+	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?s, s?o, s?o}", "file", &options.file, "paused", &paused,
+		    "eager", &eager, "name", &options.clone.name, "disk", &options.clone.disk, "vif",
+		    &options.clone.vif))
 		return;
 	options.paused = paused;
 	options.eager = eager;

@@ -7,6 +7,7 @@
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/network.h"
+#include "xend/uuid.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -236,6 +237,11 @@ int guest_start(struct domain *domain, enum guest_beginning beginning, struct er
 	int r;
 
 	machine_files_init(&files);
+	/* Whether a state has been restored before, nobody knows: a guest that comes out of a file never
+	 * keeps its ID. */
+	r = beginning == GUEST_RECEIVE ? 0 : uuid_draw(files.generation, error);
+	if (r < 0)
+		return r;
 	xend_unlock(xend);
 	r = open_files(domain, beginning, &files, error);
 	xend_lock(xend);

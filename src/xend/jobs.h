@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "xend/clone.h"
 #include "xend/domain.h"
 #include "xend/reply.h"
 
@@ -21,7 +22,8 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 struct restore_options {
 	const char *file; /* absolute path */
 	bool paused;
-	bool eager; /* the guest runs once all of its memory is there and verified */
+	bool eager;                 /* the guest runs once all of its memory is there and verified */
+	struct clone_options clone; /* its name NULL: the guest itself */
 };
 
 void job_restore(struct xend *xend, const struct restore_options *options, struct reply *reply);

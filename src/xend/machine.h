@@ -15,7 +15,8 @@
 /* What the machine is handed; -1 where there is none. */
 struct machine_files {
 	int kvm, ram, kernel, ramdisk;
-	int faults; /* /dev/userfaultfd */
+	int faults;          /* /dev/userfaultfd */
+	char generation[37]; /* its VM generation ID, as a uuid; "": the one that comes with its state */
 	int disks[GUEST_DISKS_MAX];
 	int taps[GUEST_VIFS_MAX];
 };

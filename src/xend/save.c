@@ -137,6 +137,11 @@ static int run_restore(
 		r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
 	if (r < 0)
 		return about_file(restoring, r, error);
+	if (options->clone.name) {
+		r = clone_config(&config, &options->clone, error);
+		if (r < 0)
+			return r;
+	}
 	restoring->paused |= was_paused;
 	r = lifecycle_expect(restoring->xend, &config, restoring->paused,
 		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, reply_cancel_fd(reply),

@@ -1,5 +1,6 @@
 /* xm save, restore and migrate. */
 #include "base/cleanup.h"
+#include "config/guest_config.h"
 #include "xm/command.h"
 #include "xm/domain.h"
 #include "xm/job.h"
@@ -57,18 +58,51 @@ static int save(struct xm *xm, const struct arguments *arguments, struct error *
 	return job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
 }
 
+/* disk= and vif= of a clone, read as in a configuration file. */
+static int add_devices(json_t *body, const char *const *words, size_t count, struct error *error)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_json_ json_t *read = NULL;
+	int r;
+
+	for (size_t i = 0; i < count; i++)
+		if (strncmp(words[i], "disk=", 5) != 0 && strncmp(words[i], "vif=", 4) != 0)
+			return error_set(error, EINVAL,
+				"xm restore: expected disk=[…] or vif=[…] after the file, found %s.",
+				words[i]);
+	r = guest_config_from_text(&config, "command line", "", 0, words, count, error);
+	if (r < 0)
+		return r;
+	read = guest_config_to_json(&config);
+	if (json_object_get(read, "disk"))
+		json_object_set(body, "disk", json_object_get(read, "disk"));
+	if (json_object_get(read, "vif"))
+		json_object_set(body, "vif", json_object_get(read, "vif"));
+	return read ? 0 : error_set(error, ENOMEM, "Out of memory.");
+}
+
 static int restore(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
+	const char *name = option_value(arguments, "name");
 	_cleanup_free_ char *file = NULL, *doing = NULL;
 	_cleanup_json_ json_t *body = NULL, *done = NULL;
 	int r = absolute_path(&file, arguments->words[0], error);
 
-	if (r < 0)
+	if (r >= 0 && arguments->word_count > 1 && !name)
+		r = error_set(error, EINVAL,
+			"xm restore: %s needs --name: only a clone has devices of its own.",
+			arguments->words[1]);
+	if (r < 0) {
+		xm->wrong_arguments = r == -EINVAL;
 		return r;
-	body = json_pack("{s:s, s:b, s:b}", "file", file, "paused", option_given(arguments, "paused"),
-		"eager", option_given(arguments, "eager"));
+	}
+	body = json_pack("{s:s, s:b, s:b, s:s*}", "file", file, "paused", option_given(arguments, "paused"),
+		"eager", option_given(arguments, "eager"), "name", name);
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
+	r = add_devices(body, arguments->words + 1, arguments->word_count - 1, error);
+	if (r < 0)
+		return r;
 	if (asprintf(&doing, "Restoring %s", arguments->words[0]) < 0)
 		return error_set(error, ENOMEM, "Out of memory.");
 	return job_run(&xm->client, "/restore", body,
@@ -133,10 +167,12 @@ const struct command carry_commands[] = {
 			{"compress", 'z', NULL, "make the file smaller (zstd); takes more processor time"},
 			{"force", 'f', NULL, "overwrite the file if it exists"}},
 		2, 2, save},
-	{"restore", NULL, "<File>", "Restore a domain from a file that xm save wrote.",
+	{"restore", NULL, "<File> [vars]", "Restore a domain from a file that xm save wrote.",
 		{{"paused", 'p', NULL, "do not unpause the domain afterwards"},
-			{"eager", 0, NULL, "read and verify all of its memory before it runs"}},
-		1, 1, restore},
+			{"eager", 0, NULL, "read and verify all of its memory before it runs"},
+			{"name", 'n', "NEW",
+				"make a clone of this name: new uuid and MACs, disk=[…] of its own"}},
+		1, 3, restore},
 	{"migrate", NULL, "<Domain> <Host>", "Move a domain to another host.",
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},

@@ -1,12 +1,16 @@
-/* The devices that every PC has: serial port, clock, power controls, crash device; from the guest's side. */
+/* The devices that every PC has: serial port, clock, power controls, crash device, generation ID; from the
+ * guest's side. */
 #include "vmm/bus.h"
 #include "vmm/console_hub.h"
 #include "vmm/dev/crash.h"
+#include "vmm/dev/generation.h"
 #include "vmm/dev/power.h"
 #include "vmm/dev/rtc.h"
 #include "vmm/dev/serial.h"
 #include "vmm/interrupts.h"
+#include "vmm/layout.h"
 #include "vmm/loop.h"
+#include "vmm/memory.h"
 
 #include "base/cleanup.h"
 
@@ -35,10 +39,12 @@ struct pc {
 
 /* What interrupts.c would tell KVM. */
 static bool lines[24];
+static unsigned rises[24];
 
 void interrupts_line(struct interrupts *interrupts, unsigned gsi, bool high)
 {
 	(void)interrupts;
+	rises[gsi] += high && !lines[gsi];
 	lines[gsi] = high;
 }
 
@@ -58,6 +64,7 @@ static struct pc *new_pc(void)
 	int pair[2];
 
 	memset(lines, 0, sizeof(lines));
+	memset(rises, 0, sizeof(rises));
 	pc->platform = (struct platform){
 		.loop = loop_new(&error), .ports = &pc->ports, .stop = stopped, .machine = pc};
 	pc->hub = console_hub_new(&pc->platform, 64, &error);
@@ -220,6 +227,7 @@ static void the_serial_port_moves(void **state)
 	for (struct device *device = pc->platform.devices; device; device = device->next)
 		fields_save(&saved, device->class->state, device->instance, device);
 	memset(lines, 0, sizeof(lines));
+	memset(rises, 0, sizeof(rises));
 	records = cursor_over(saved.data, saved.size);
 	for (struct device *device = there->platform.devices; device; device = device->next) {
 		assert_int_equal(
@@ -431,6 +439,71 @@ static void a_panic_is_a_crash(void **state)
 	free_pc(pc);
 }
 
+static struct device *new_generation(struct platform *platform, const char *id, bool incoming)
+{
+	struct error error;
+	struct device *device = generation_new(platform, (const uint8_t *)id, incoming, &error);
+
+	assert_non_null(device);
+	return device;
+}
+
+static void a_guest_is_told_of_its_new_id(void **state)
+{
+	static const char first[17] = "first generation", second[17] = "other generation";
+	static uint8_t room[1 << 20];
+	struct memory memory = {.fd = -1,
+		.base = room,
+		.size = sizeof(room),
+		.regions = {{.size = sizeof(room)}},
+		.region_count = 1};
+	struct platform platform = {.memory = &memory};
+	_cleanup_buffer_ struct buffer saved = {0};
+	struct cursor records;
+	struct error error;
+	struct device *device;
+
+	(void)state;
+	memset(rises, 0, sizeof(rises));
+	device = new_generation(&platform, first, false);
+	device->class->resume(device);
+	assert_memory_equal(room + LAYOUT_GENERATION, first, 16);
+	fields_save(&saved, device->class->state, 0, device);
+	platform_free_devices(&platform);
+
+	platform.devices = NULL; /* moved: nothing is new */
+	device = new_generation(&platform, NULL, true);
+	records = cursor_over(saved.data, saved.size);
+	assert_int_equal(fields_load(&records, device->class->state, 0, device, &error), 0);
+	assert_int_equal(device->class->after_load(device, &error), 0);
+	device->class->resume(device);
+	assert_memory_equal(room + LAYOUT_GENERATION, first, 16);
+	assert_int_equal(rises[GENERATION_GSI], 0);
+	platform_free_devices(&platform);
+
+	platform.devices =
+		NULL; /* restored; saved again before it runs; restored by somebody who keeps the ID */
+	device = new_generation(&platform, second, true);
+	assert_memory_equal(room + LAYOUT_GENERATION, first, 16);
+	records = cursor_over(saved.data, saved.size);
+	assert_int_equal(fields_load(&records, device->class->state, 0, device, &error), 0);
+	assert_int_equal(device->class->after_load(device, &error), 0);
+	assert_memory_equal(room + LAYOUT_GENERATION, second, 16);
+	buffer_clear(&saved);
+	fields_save(&saved, device->class->state, 0, device);
+	platform_free_devices(&platform);
+	platform.devices = NULL;
+	device = new_generation(&platform, NULL, true);
+	records = cursor_over(saved.data, saved.size);
+	assert_int_equal(fields_load(&records, device->class->state, 0, device, &error), 0);
+	assert_int_equal(device->class->after_load(device, &error), 0);
+	for (unsigned i = 0; i < 2; i++)
+		device->class->resume(device);
+	assert_int_equal(rises[GENERATION_GSI], 1);
+	assert_false(lines[GENERATION_GSI]);
+	platform_free_devices(&platform);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -448,6 +521,7 @@ int main(void)
 		cmocka_unit_test(the_button_interrupts_until_it_is_seen),
 		cmocka_unit_test(resets_reboot),
 		cmocka_unit_test(a_panic_is_a_crash),
+		cmocka_unit_test(a_guest_is_told_of_its_new_id),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

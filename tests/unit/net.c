@@ -66,7 +66,7 @@ struct fixture {
 	uint64_t buffers, frame;
 };
 
-static void add_net(struct fixture *f, struct rig *rig)
+static void add_net(struct fixture *f, struct rig *rig, const uint8_t address[6])
 {
 	struct error error = {0};
 	const int size = 4 << 20;
@@ -76,14 +76,14 @@ static void add_net(struct fixture *f, struct rig *rig)
 	setsockopt(ends[1], SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	fcntl(ends[1], F_SETFL, O_NONBLOCK);
 	f->network = ends[1];
-	if (!virtio_net_new(&rig->platform, SLOT, ends[0], mac, &error))
+	if (!virtio_net_new(&rig->platform, SLOT, ends[0], address, &error))
 		fail_msg("%s", error.text);
 }
 
 static void set_up(struct fixture *f, uint64_t features)
 {
 	f->rig = rig_new();
-	add_net(f, f->rig);
+	add_net(f, f->rig, mac);
 	driver_probe(&f->driver, f->rig, SLOT);
 	driver_start(&f->driver, features, 64);
 	f->buffers = rig_allocate(f->rig, 64 * 4096);
@@ -417,6 +417,67 @@ static void no_frame_is_taken_while_paused(void **state)
 	tear_down(&f);
 }
 
+/* The machine goes on in `other`, its network device with an address of that machine's. */
+static void move_to(
+	struct fixture *f, struct rig *other, const struct buffer *saved, const uint8_t address[6])
+{
+	struct error error = {0};
+
+	other->free_memory = f->rig->free_memory;
+	memcpy(other->memory.base, f->rig->memory.base, RIG_MEMORY);
+	rig_free(f->rig);
+	close(f->network);
+	f->rig = f->driver.rig = other;
+	add_net(f, other, address);
+	assert_int_equal(rig_load(other, saved, &error), 0);
+	for (unsigned i = 0; i < 3; i++) {
+		struct ring *ring = &f->driver.rings[i];
+
+		ring->table = rig_at(other, ring->table_gpa);
+		ring->available = rig_at(other, ring->available_gpa);
+		ring->used = rig_at(other, ring->used_gpa);
+	}
+}
+
+/* Whether a frame of the guest's with this source address leaves. */
+static bool leaves(struct fixture *f, const uint8_t source[6])
+{
+	uint8_t frame[256];
+
+	memcpy((uint8_t *)rig_at(f->rig, f->frame) + HEADER + 6, source, 6);
+	driver_add(&f->driver, TRANSMIT, &(struct piece){f->frame, HEADER + 60, false}, 1, false);
+	driver_kick(&f->driver, TRANSMIT);
+	driver_wait(&f->driver, TRANSMIT);
+	return recv(f->network, frame, sizeof(frame), MSG_DONTWAIT) == (ssize_t)HEADER + 60;
+}
+
+/* A clone is silent until its guest has the address that is its own; a clone of that silent one, too. */
+static void a_clone_sends_as_itself(void **state)
+{
+	static const uint8_t second[6] = {0, 0x16, 0x3e, 0, 0, 2}, third[6] = {0, 0x16, 0x3e, 0, 0, 3};
+	static const uint8_t *const own[] = {second, third};
+	struct fixture f;
+	uint64_t config;
+
+	(void)state;
+	set_up(&f, ALL);
+	assert_true(leaves(&f, mac) && leaves(&f, second)); /* a bridge in the guest may */
+	for (unsigned i = 0; i < ARRAY_SIZE(own); i++) {
+		_cleanup_buffer_ struct buffer saved = {0};
+
+		rig_pause(f.rig);
+		saved = rig_save(f.rig);
+		move_to(&f, rig_new(), &saved, own[i]);
+		rig_resume(f.rig);
+		config = mmio_read(f.rig, f.driver.config, 8);
+		assert_memory_equal(&config, own[i], 6);
+		assert_false(leaves(&f, mac));
+		assert_false(leaves(&f, own[1 - i]));
+	}
+	assert_true(leaves(&f, third) && leaves(&f, mac));
+	tear_down(&f);
+}
+
 /* Saved with buffers popped ahead and frames on both sides: the restored device goes on with the next buffer.
  */
 static void a_busy_device_moves(void **state)
@@ -424,7 +485,6 @@ static void a_busy_device_moves(void **state)
 	struct fixture f;
 	struct rig *other;
 	_cleanup_buffer_ struct buffer saved = {0};
-	struct error error = {0};
 	uint8_t frame[256];
 
 	(void)state;
@@ -441,22 +501,9 @@ static void a_busy_device_moves(void **state)
 	driver_kick(&f.driver, TRANSMIT);
 	saved = rig_save(f.rig);
 	other = rig_new();
-	other->free_memory = f.rig->free_memory;
-	memcpy(other->memory.base, f.rig->memory.base, RIG_MEMORY);
-	rig_free(f.rig);
-	close(f.network);
-	f.rig = f.driver.rig = other;
-	add_net(&f, other);
 	tap_offload = 99;
-	assert_int_equal(rig_load(other, &saved, &error), 0);
+	move_to(&f, other, &saved, mac);
 	assert_int_equal(tap_offload, TUN_F_CSUM);
-	for (unsigned i = 0; i < 3; i++) {
-		struct ring *ring = &f.driver.rings[i];
-
-		ring->table = rig_at(other, ring->table_gpa);
-		ring->available = rig_at(other, ring->available_gpa);
-		ring->used = rig_at(other, ring->used_gpa);
-	}
 	assert_true(send_frame(&f, 500, 9));
 	rig_run(other, 3);
 	assert_false(driver_has_used(&f.driver, RECEIVE));
@@ -518,6 +565,7 @@ int main(void)
 		cmocka_unit_test(the_guest_is_announced),
 		cmocka_unit_test(no_frame_is_taken_while_paused),
 		cmocka_unit_test(a_busy_device_moves),
+		cmocka_unit_test(a_clone_sends_as_itself),
 		cmocka_unit_test(bad_receive_buffers_break),
 		cmocka_unit_test(no_tap_no_device),
 	};

@@ -63,6 +63,23 @@ class Moves(unittest.TestCase):
         self.one.job("/restore", {"file": self.checkpoint, "paused": True})
         self.assertEqual(self.one.get("/domains/3")["state"], "--p---")
 
+    def test_clones(self):
+        domain = self.one.create(disk=[f"file:{self.one.files}/disk,xvda,w"])
+        self.save(keep=True)
+        self.refused("give the clone copies of the disks".capitalize(), self.one.job, "/restore",
+                     {"file": self.checkpoint, "name": "Two"})
+        ours = [f"file:{self.one.files}/other-disk,xvda,w"]
+        for given, sentence in (([], "the checkpoint's guest has 1, and 0 are given"), (ours * 2, "and 2 are given"),
+                                ([ours[0][:-1] + "r"], "was writable (w) in the checkpoint"),
+                                ([f"file:{self.one.files}/disk,xvda,w"], "is in use by domain 'TestGuest'")):
+            self.refused(sentence, self.one.job, "/restore", {"file": self.checkpoint, "name": "Two", "disk": given})
+        self.refused("exists already", self.one.job, "/restore",
+                     {"file": self.checkpoint, "name": "TestGuest", "disk": ours})
+        two = self.one.job("/restore", {"file": self.checkpoint, "name": "Two", "disk": ours})["domain"]
+        self.assertEqual((two["name"], two["config"]["disk"]), ("Two", ours))
+        self.assertNotEqual(two["uuid"], domain["uuid"])
+        self.assertEqual(self.one.names(), ["TestGuest", "Two"])
+
     def test_save_keeps_the_guest_when_asked(self):
         self.one.create()
         self.save(keep=True)

@@ -222,6 +222,20 @@ def test_restore_prints_nothing(xend):
     assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": True}
 
 
+def test_restore_of_a_clone(xend):
+    xend.job("/restore", {"event": "done", "domain": GUEST})
+    assert xend.xm("restore", "--name", "Two", "/srv/x") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": False, "name": "Two"}
+    assert xend.xm("restore", "--name=Two", "/srv/x", "disk=['file:/srv/b,xvda,w']", "vif=['bridge=br1']") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": False, "name": "Two",
+                                 "disk": ["file:/srv/b,xvda,w"], "vif": ["bridge=br1"]}
+    asked = len(xend.asked)
+    assert "disk=[…] or vif=[…] after the file, found memory=4" in xend.xm("restore", "-n", "Two", "/srv/x", "memory=4")[2]
+    assert "only a clone has devices of its own" in xend.xm("restore", "/srv/x", "disk=[]")[2]
+    assert "command line" in xend.xm("restore", "-n", "Two", "/srv/x", "disk=[7]")[2]
+    assert len(xend.asked) == asked
+
+
 def test_migrate_prints_one_line(xend):
     xend.job("/domains/1/migrate", PROGRESS, {"event": "done", "milliseconds": 3100, "rounds": 4, "bytes": 71300000,
                                               "downtime_ms": 38})

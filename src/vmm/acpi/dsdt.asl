@@ -57,6 +57,37 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "FERRY ", "MACHINE ", 1)
                 IO (Decode16, 0x0505, 0x0505, 0x01, 0x01)
             })
         }
+
+        // The VM generation ID, at LAYOUT_GENERATION.
+        Device (VGEN)
+        {
+            Name (_HID, "FERY0001")
+            Name (_CID, "VM_Gen_Counter")
+            Name (_DDN, "VM_Gen_Counter")
+            Name (ADDR, Package (0x02)
+            {
+                0x000FF000,
+                Zero
+            })
+        }
+
+        // Generic event device: GENERATION_GSI says that the ID has changed.
+        Device (GED0)
+        {
+            Name (_HID, "ACPI0013")
+            Name (_UID, Zero)
+            Name (_CRS, ResourceTemplate ()
+            {
+                Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive) {5}
+            })
+            Method (_EVT, 1, Serialized)
+            {
+                If (LEqual (Arg0, 5))
+                {
+                    Notify (\_SB.VGEN, 0x80)
+                }
+            }
+        }
     }
 
     // SLP_TYP of soft off: POWER_SLEEP_TYPE_OFF.

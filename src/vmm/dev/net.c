@@ -47,8 +47,10 @@ static const unsigned announce_delays[] = {50, 100, 200, 400};
 struct virtio_net {
 	struct virtio_device virtio;
 	uint8_t mac[ETH_ALEN];
-	uint16_t status;  /* of the configuration (5.1.4) */
-	uint64_t offload; /* the offloads in use, as bits of features */
+	uint8_t known_mac[ETH_ALEN]; /* what the guest has for it: another one in a clone that has yet to
+					notice */
+	uint16_t status;             /* of the configuration (5.1.4) */
+	uint64_t offload;            /* the offloads in use, as bits of features */
 	struct watch tap;
 	uint32_t tap_events; /* that the loop waits for; 0: none */
 	bool tap_lost;
@@ -62,8 +64,9 @@ static const struct field net_fields[] = {
 	FIELD_NESTED(struct virtio_net, virtio, 1, &virtio_state),
 	FIELD(struct virtio_net, status, FIELD_U16),
 	FIELD(struct virtio_net, offload, FIELD_U64),
+	FIELD_OPTIONAL(struct virtio_net, known_mac, FIELD_BYTES, 2),
 };
-static const struct field_table net_state = FIELD_TABLE("virtio-net", 1, net_fields);
+static const struct field_table net_state = FIELD_TABLE("virtio-net", 2, net_fields);
 
 static void wait_for_tap(struct virtio_net *net, uint32_t events)
 {
@@ -103,6 +106,25 @@ static void receive(struct virtio_net *net)
 	}
 }
 
+/*
+ * A clone's guest goes on with the address of the guest that it is a clone of, until its driver is started
+ * anew or somebody tells it the address that is its own. What it sends before would have switches
+ * take one for the other: nothing of that leaves.
+ */
+static bool may_send(struct virtio_net *net, const struct iovec *iov, unsigned count)
+{
+	uint8_t source[ETH_ALEN];
+
+	if (memcmp(net->known_mac, net->mac, ETH_ALEN) == 0)
+		return true;
+	if (iov_read(iov, count, NET_HEADER_SIZE + offsetof(struct ether_header, ether_shost), source,
+		    ETH_ALEN) != ETH_ALEN ||
+		memcmp(source, net->mac, ETH_ALEN) != 0)
+		return false;
+	memcpy(net->known_mac, net->mac, ETH_ALEN);
+	return true;
+}
+
 static void transmit(struct virtio_net *net)
 {
 	struct virtqueue *queue = &net->virtio.queues[TRANSMIT];
@@ -111,7 +133,8 @@ static void transmit(struct virtio_net *net)
 
 	virtqueue_suppress(queue);
 	for (unsigned i = 0; i < BATCH && !net->transmit_full && virtqueue_pop(queue, &chain); i++) {
-		bool frame = chain.readable_bytes > NET_HEADER_SIZE && chain.readable_bytes <= NET_FRAME_MAX;
+		bool frame = chain.readable_bytes > NET_HEADER_SIZE &&
+			     chain.readable_bytes <= NET_FRAME_MAX && may_send(net, iov, chain.readable);
 
 		/* What else the tap refuses (a malformed header, an interface that is down) is lost, as on a
 		 * wire. */
@@ -320,6 +343,7 @@ static void reset(struct virtio_device *virtio)
 	wait_for_tap(net, 0);
 	set_offload(net, 0);
 	set_status(net, VIRTIO_NET_S_LINK_UP);
+	memcpy(net->known_mac, net->mac, ETH_ALEN); /* where its driver will read it */
 }
 
 /* Buffers popped ahead go back, so that the ring alone says where the device stands. */
@@ -447,6 +471,7 @@ struct device *virtio_net_new(
 	}
 	memcpy(config.mac, mac, ETH_ALEN);
 	memcpy(net->mac, mac, ETH_ALEN);
+	memcpy(net->known_mac, mac, ETH_ALEN);
 	net->status = config.status;
 	if (virtio_init(&net->virtio, &net_class, platform, slot, FEATURES | offloads_of(UINT64_MAX), &config,
 		    CONFIG_SIZE, error) < 0)
