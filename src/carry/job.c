@@ -8,15 +8,37 @@
 
 #define PROGRESS_EVERY_NS (100 * NS_PER_MS)
 
+/* `secure` comes as a memfd: a host may trust many others. */
+static int read_secure(struct job *job, struct error *error)
+{
+	_cleanup_close_ int fd = message_take_fd(&job->request, job->request.body, "secure", error);
+	_cleanup_free_ char *text = NULL;
+	off_t size;
+
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd;
+	size = lseek(fd, 0, SEEK_END);
+	text = size > 0 ? malloc((size_t)size) : NULL;
+	if (!text || pread(fd, text, (size_t)size, 0) != size ||
+		!(job->secure = json_loadb(text, (size_t)size, 0, NULL)))
+		return error_set(error, EINVAL, "The job for the carrier has no usable 'secure'.");
+	return 0;
+}
+
 int job_begin(struct job *job, int channel, struct error *error)
 {
+	int r;
+
 	*job = (struct job){.channel = channel};
-	return channel_receive(channel, &job->request, error);
+	r = channel_receive(channel, &job->request, error);
+	return r == 0 ? read_secure(job, error) : r;
 }
 
 void job_end(struct job *job)
 {
 	message_free(&job->request);
+	json_decref(job->secure);
+	job->secure = NULL;
 }
 
 const char *job_text(const struct job *job, const char *key)

@@ -15,7 +15,9 @@
 struct job {
 	int channel;            /* borrowed */
 	struct message request; /* the job as xend gave it */
-	int64_t next_progress;  /* monotonic ns */
+	json_t *secure; /* owned: who we are on a line to a peer, and whom we trust; NULL: clear text */
+	bool any_peer;  /* whoever answers is taken, to learn its key */
+	int64_t next_progress; /* monotonic ns */
 };
 
 struct progress {

@@ -9,6 +9,9 @@
 
 #define HELLO_DIGEST_AT 56
 #define CLOCK_EXCHANGES 3
+/* How a TLS record with a ClientHello begins (RFC 8446, section 5.1). */
+#define TLS_HANDSHAKE 22
+#define TLS_MAJOR 3
 #define PAGES_LENGTH_MAX                                                                                     \
 	(PEER_RUNS_MAX * sizeof(struct peer_run) + (uint64_t)PEER_PAGES_MAX * CHECKPOINT_PAGE)
 
@@ -64,6 +67,11 @@ int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct er
 {
 	struct cursor in = cursor_over(bytes, HELLO_SIZE), seal = cursor_over(bytes + HELLO_DIGEST_AT, 8);
 
+	if (bytes[0] == TLS_HANDSHAKE && bytes[1] == TLS_MAJOR)
+		return error_set(error, EPROTO,
+			"It speaks TLS, and this host clear text: (xend-relocation-clear-text …) must be the "
+			"same "
+			"on both.");
 	if (memcmp(cursor_take(&in, sizeof(hello_magic)), hello_magic, sizeof(hello_magic)) != 0 ||
 		cursor_u64(&seal) != digest_of(bytes, HELLO_DIGEST_AT))
 		return error_set(error, EPROTO, "It does not speak Ferry's relocation protocol.");
@@ -115,13 +123,19 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 	int r;
 
 	memcpy(ours.ticket, ticket, sizeof(ours.ticket));
-	r = send_hello(wire, &ours, error);
+	wire_limit(wire, PEER_HANDSHAKE_MS);
+	r = wire_handshake(wire, error);
 	if (r == 0)
+		r = send_hello(wire, &ours, error);
+	/* A peer that does not trust us may have closed before HELLO went out: why is still to be read. */
+	if (r == 0 || r == -EPIPE || r == -ECONNRESET)
 		r = receive_hello(wire, &theirs, error);
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r,
-			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow?",
-			wire->peer);
+			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow, "
+			"and is "
+			"its xend-relocation-clear-text the same as here (%s)?",
+			wire->peer, wire->tls ? "no" : "yes");
 	if (r < 0)
 		return r;
 	if (theirs.lowest != PEER_VERSION || theirs.highest != PEER_VERSION)
@@ -135,8 +149,14 @@ int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 {
 	struct hello ours;
 	bool common;
-	int r = receive_hello(wire, hello, error);
+	int r;
 
+	wire_limit(wire, PEER_HANDSHAKE_MS);
+	r = wire_handshake(wire, error);
+	if (r < 0 && wire->tls)
+		wire_finish(wire); /* so that the peer hears why */
+	if (r == 0)
+		r = receive_hello(wire, hello, error);
 	if (r < 0)
 		return r;
 	common = hello->lowest <= PEER_VERSION && hello->highest >= PEER_VERSION;

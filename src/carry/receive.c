@@ -372,10 +372,10 @@ static int receive_begin(struct receive *receive, confine_function *confine, str
 	if (socket < 0)
 		return socket;
 	r = allow_peer(socket, json_object_get(receive->job->request.body, "allow"), receive->peer, error);
-	if (r == 0 && confine)
-		r = confine(error);
 	if (r == 0)
 		r = wire_adopt(&receive->wire, receive->job, take_fd(&socket), receive->peer, error);
+	if (r == 0 && confine)
+		r = confine(error);
 	if (r == 0)
 		r = peer_welcome(&receive->wire, &receive->hello, error);
 	uuid_to_text(receive->hello.ticket, receive->ticket);

@@ -1,6 +1,7 @@
 #include "carry/wire.h"
 #include "base/cleanup.h"
 #include "carry/clock.h"
+#include "carry/tls.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -22,16 +23,26 @@ static int cut(const struct wire *wire, int code, struct error *error)
 
 int wire_wait(const struct wire *wire, int milliseconds, struct error *error)
 {
-	struct pollfd ready[2] = {
-		{.fd = wire->fd, .events = POLLIN}, {.fd = wire->job->channel, .events = POLLIN}};
-	int n;
+	int64_t end = monotonic_ns() + milliseconds * NS_PER_MS;
 
-	do
-		n = poll(ready, 2, milliseconds);
-	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return error_set(error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
-	return ready[1].revents ? 2 : ready[0].revents ? 1 : 0;
+	for (;;) {
+		struct pollfd ready[2] = {
+			{.fd = wire->fd, .events = POLLIN}, {.fd = wire->job->channel, .events = POLLIN}};
+		int64_t left = (end - monotonic_ns() + NS_PER_MS - 1) / NS_PER_MS;
+		/* What TLS has read already is no longer in the socket. */
+		bool heard = wire->tls && tls_heard(wire->tls);
+		int n = poll(ready, 2, heard || left < 0 ? 0 : (int)left);
+
+		if (n < 0 && errno != EINTR)
+			return error_set(
+				error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
+		if (n > 0 && ready[1].revents)
+			return 2;
+		if (heard || (n > 0 && ready[0].revents && !wire->tls))
+			return 1;
+		if (n == 0 && left <= 0)
+			return 0;
+	}
 }
 
 /* Waits until the socket is ready for `events`. */
@@ -74,8 +85,75 @@ static void advance(struct iovec **parts, unsigned *count, size_t done)
 	}
 }
 
+int wire_handshake(struct wire *wire, struct error *error)
+{
+	short events;
+	int r = wire->tls ? tls_handshake(wire->tls, &events, error) : 0;
+
+	while (r == -EAGAIN) {
+		r = wait_ready(wire, events, error);
+		if (r == 0)
+			r = tls_handshake(wire->tls, &events, error);
+	}
+	return r;
+}
+
+/* Encrypts and sends `size` bytes. */
+static int send_secured(struct wire *wire, const uint8_t *data, size_t size, struct error *error)
+{
+	while (size) {
+		short events;
+		ssize_t n = tls_send(wire->tls, data, size, &events, error);
+		int r = n > 0 ? 0 : n == -EAGAIN ? wait_ready(wire, events, error) : (int)n;
+
+		if (r < 0)
+			return r;
+		if (n > 0) {
+			wire->sent_bytes += (uint64_t)n;
+			data += n;
+			size -= (size_t)n;
+		}
+	}
+	return 0;
+}
+
+/* What is smaller than a TLS record is gathered to full ones; what is not goes from where it is. */
+static int send_gathered(struct wire *wire, const struct iovec *parts, unsigned count, struct error *error)
+{
+	uint8_t gathered[TLS_RECORD_MAX];
+	size_t filled = 0;
+	int r = 0;
+
+	for (unsigned i = 0; i < count && r == 0; i++) {
+		const uint8_t *data = parts[i].iov_base;
+		size_t left = parts[i].iov_len;
+
+		while (left && r == 0) {
+			size_t size = left;
+
+			if (filled || left < sizeof(gathered)) {
+				size = left < sizeof(gathered) - filled ? left : sizeof(gathered) - filled;
+				memcpy(gathered + filled, data, size);
+				filled += size;
+			} else {
+				size -= left % sizeof(gathered);
+				r = send_secured(wire, data, size, error);
+			}
+			data += size;
+			left -= size;
+			if (filled == sizeof(gathered)) {
+				r = send_secured(wire, gathered, filled, error);
+				filled = 0;
+			}
+		}
+	}
+	return r == 0 ? send_secured(wire, gathered, filled, error) : r;
+}
+
 int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
 {
+	if (wire->tls)
+		return send_gathered(wire, parts, count, error);
 	advance(&parts, &count, 0);
 	while (count) {
 		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
@@ -98,8 +176,26 @@ int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct err
 	return 0;
 }
 
+static int receive_secured(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
+	advance(&parts, &count, 0);
+	while (count) {
+		short events;
+		ssize_t n = tls_receive(wire->tls, parts->iov_base, parts->iov_len, &events, error);
+		int r = n > 0 ? 0 : n == -EAGAIN ? wait_ready(wire, events, error) : (int)n;
+
+		if (r < 0)
+			return r;
+		if (n > 0)
+			advance(&parts, &count, (size_t)n);
+	}
+	return 0;
+}
+
 int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
 {
+	if (wire->tls)
+		return receive_secured(wire, parts, count, error);
 	advance(&parts, &count, 0);
 	while (count) {
 		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
@@ -127,7 +223,7 @@ bool wire_heard(const struct wire *wire)
 {
 	struct pollfd ready = {.fd = wire->fd, .events = POLLIN};
 
-	return poll(&ready, 1, 0) > 0;
+	return wire->tls ? tls_heard(wire->tls) : poll(&ready, 1, 0) > 0;
 }
 
 void wire_limit(struct wire *wire, int milliseconds)
@@ -135,7 +231,8 @@ void wire_limit(struct wire *wire, int milliseconds)
 	wire->deadline = milliseconds ? monotonic_ns() + milliseconds * NS_PER_MS : 0;
 }
 
-int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error)
+static int prepare_socket(
+	struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error)
 {
 	int on = 1, silence = WIRE_SILENCE_MS, flags;
 
@@ -149,6 +246,13 @@ int wire_adopt(struct wire *wire, const struct job *job, int socket, const char 
 	setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &silence, sizeof(silence));
 	return 0;
+}
+
+int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error)
+{
+	int r = prepare_socket(wire, job, socket, peer, error);
+
+	return r == 0 && job->secure ? tls_prepare(&wire->tls, job->secure, socket, NULL, false, error) : r;
 }
 
 static int connect_one(struct wire *wire, const struct addrinfo *address, struct error *error)
@@ -190,7 +294,7 @@ int wire_connect(
 			r = error_set(error, errno, "Unable to make a connection: %s.", strerror(errno));
 			continue;
 		}
-		r = wire_adopt(wire, job, fd, host, error);
+		r = prepare_socket(wire, job, fd, host, error);
 		if (r == 0)
 			r = connect_one(wire, one, error);
 	}
@@ -201,11 +305,15 @@ int wire_connect(
 			"Unable to connect to %s port %s: %s. Does xend run there, with "
 			"(xend-relocation-server yes)?",
 			host, port, strerror(-r));
-	return r;
+	return r == 0 && job->secure
+		       ? tls_prepare(&wire->tls, job->secure, wire->fd, host, job->any_peer, error)
+		       : r;
 }
 
 void wire_close(struct wire *wire)
 {
+	tls_free(wire->tls);
+	wire->tls = NULL;
 	if (wire->fd >= 0)
 		close(wire->fd);
 	wire->fd = -1;
@@ -216,6 +324,8 @@ void wire_finish(struct wire *wire)
 	int64_t end = monotonic_ns() + FINISH_MS * NS_PER_MS;
 	char dropped[16384];
 
+	if (wire->fd >= 0 && wire->tls)
+		tls_finish(wire->tls);
 	if (wire->fd < 0 || shutdown(wire->fd, SHUT_WR) < 0)
 		return;
 	for (;;) {

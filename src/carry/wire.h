@@ -1,6 +1,6 @@
 /*
  * The line to the peer: all of it that the carrier sends and receives goes through
- * here. Today it is a stream socket as it is; encryption goes behind these functions.
+ * here. It is TLS where the job has `secure` (tls.h), and a stream socket as it is where it has not.
  *
  * Every call gives up when xend gives the job up (-ECANCELED), when the line is silent for
  * WIRE_SILENCE_MS (-ETIMEDOUT), or when the time for one message is over (wire_limit).
@@ -18,8 +18,11 @@
 #define WIRE_ALIVE_MS 5000
 #define WIRE_PARTS_MAX 512 /* pieces of one wire_send or wire_receive */
 
+struct tls;
+
 struct wire {
-	int fd; /* owned, non-blocking */
+	int fd;          /* owned, non-blocking */
+	struct tls *tls; /* owned; NULL: clear text */
 	const struct job *job;
 	char peer[128];   /* for sentences: name or address */
 	int64_t deadline; /* monotonic ns, 0: none */
@@ -33,6 +36,9 @@ int wire_connect(
 	struct wire *wire, const struct job *job, const char *host, const char *port, struct error *error);
 /* Takes over a connected stream socket (also when it fails). `peer` names it in sentences. */
 int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error);
+/* The TLS handshake, where there is to be one; within the time that is set. Both of the above have read
+ * before whatever it needs from files: this is for the sandbox. */
+int wire_handshake(struct wire *wire, struct error *error);
 void wire_close(struct wire *wire);
 /* Ends a conversation so that the peer gets everything that was sent: no more is sent, what still comes is
  * dropped. */
