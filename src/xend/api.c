@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/guest.h"
+#include "xend/handover.h"
 #include "xend/jobs.h"
 #include "xend/lifecycle.h"
 
@@ -285,6 +286,36 @@ static void migrate(struct call *call)
 		job_migrate(domain, &options, call->reply);
 }
 
+static void explain_handover(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, "handed over");
+
+	if (domain)
+		reply_json(call->reply, 200, json_pack("{s:o}", "explanation", handover_explain(domain)));
+}
+
+static void settle_handover(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = NULL;
+	const char *settle;
+	struct error error;
+	bool keep;
+	int r;
+
+	if (!CALL_BODY(call, "{s:s}", "settle", &settle))
+		return;
+	keep = strcmp(settle, "keep") == 0;
+	domain = call_domain(call, "handed over");
+	if (!domain)
+		return;
+	if (!keep && strcmp(settle, "forget") != 0)
+		r = error_set(
+			&error, EINVAL, "A hand-over is settled by keep or forget, found '%.32s'.", settle);
+	else
+		r = handover_force(domain, keep, &error);
+	answer(call, r, &error);
+}
+
 static void gone(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = call_domain(call, "waited for");
@@ -337,6 +368,8 @@ static const struct route {
 	{EVHTTP_REQ_POST, "/domains/*/rename", rename_domain},
 	{EVHTTP_REQ_POST, "/domains/*/save", save},
 	{EVHTTP_REQ_POST, "/domains/*/migrate", migrate},
+	{EVHTTP_REQ_GET, "/domains/*/handover", explain_handover},
+	{EVHTTP_REQ_POST, "/domains/*/handover", settle_handover},
 	{EVHTTP_REQ_GET, "/domains/*/console", console_stream},
 	{EVHTTP_REQ_POST, "/domains/*/console", console_input},
 	{EVHTTP_REQ_GET, "/domains/*/gone", gone},

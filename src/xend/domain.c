@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/disks.h"
+#include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/store.h"
@@ -350,14 +351,20 @@ static void state_letters(const struct domain *domain, char letters[7])
 
 json_t *domain_describe(const struct domain *domain)
 {
-	char letters[7];
+	char letters[7], doubt[512];
+	json_t *described;
 
 	state_letters(domain, letters);
-	return json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:f, s:I, s:o}", "name", domain->config.name, "id",
-		(json_int_t)domain->id, "uuid", domain->config.uuid, "memory_mib",
+	described = json_pack("{s:s, s:I, s:s, s:I, s:I, s:s, s:f, s:I, s:o}", "name", domain->config.name,
+		"id", (json_int_t)domain->id, "uuid", domain->config.uuid, "memory_mib",
 		(json_int_t)domain->config.memory, "vcpus", (json_int_t)domain->config.vcpus, "state",
 		letters, "cpu_time_s", (double)domain->cpu_time_ns / 1e9, "started_at",
 		(json_int_t)domain->started_at, "config", guest_config_to_json(&domain->config));
+	if (domain->doubt) {
+		handover_doubt_sentence(domain, doubt, sizeof(doubt));
+		json_object_set_new(described, "doubt", json_string(doubt));
+	}
+	return described;
 }
 
 /* Time the host's CPUs have worked, guests not counted: the first line of /proc/stat (proc(5)), in seconds.

@@ -33,6 +33,7 @@ struct domain {
 	bool preserved;      /* has ended and is kept (on_crash='preserve') */
 	bool arrived;        /* restored or received, not booted here */
 	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	struct doubt *doubt; /* the peer has not said so far (handover.h); NULL: no doubt */
 	int64_t started_at;  /* seconds since 1970 */
 
 	const char *busy; /* "being saved", NULL: no job */

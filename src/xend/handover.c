@@ -7,11 +7,14 @@
 #include "xend/store.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #define ASK_FIRST_MS 500
 #define ASK_LATEST_MS 15000
+#define ASK_AGAIN_MS 12000
 
 int handover_commit(
 	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error)
@@ -78,31 +81,188 @@ static int ask(struct xend *xend, const char *ticket, const char *host, unsigned
 	return 0;
 }
 
-bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
+/* Waits for the next time to ask, unless somebody wants it now or has decided. Lets go of the lock. */
+static void pause_asking(struct xend *xend, const struct doubt *doubt, int pause_ms)
+{
+	long long until = monotonic_ms() + pause_ms, left;
+
+	while (!xend->stopping && !doubt->ask_now && doubt->decision == DOUBT_ASK &&
+		(left = until - monotonic_ms()) > 0)
+		xend_wait(xend, (int)left);
+}
+
+/* 0: it is settled, *owned says how. -EAGAIN: xend is stopping. */
+static int find_out(
+	struct domain *domain, const char *ticket, unsigned port, struct doubt *doubt, bool *owned)
 {
 	struct xend *xend = domain->xend;
 	int pause_ms = ASK_FIRST_MS;
-	bool owned = false;
 	struct error error;
 
-	while (ask(xend, ticket, host, port, &owned, &error) < 0) {
-		long long until = monotonic_ms() + pause_ms, left;
-
+	while (ask(xend, ticket, doubt->host, port, owned, &error) < 0) {
 		log_warning("Whether domain '%s' now runs on %s is open until that host answers: %s",
-			domain->config.name, host, error.text);
-		while (!xend->stopping && (left = until - monotonic_ms()) > 0)
-			xend_wait(xend, (int)left);
+			domain->config.name, doubt->host, error.text);
+		snprintf(doubt->answer, sizeof(doubt->answer), "%.*s", (int)sizeof(doubt->answer) - 1,
+			error.text);
+		doubt->asked_at = time(NULL);
+		doubt->asked++;
+		doubt->ask_now = false;
+		xend_changed(xend);
+		if (doubt->decision != DOUBT_ASK) {
+			*owned = doubt->decision == DOUBT_FORGET;
+			log_warning("Domain '%s': it was decided by hand, without an answer from %s, that "
+				    "the guest %s.",
+				domain->config.name, doubt->host, *owned ? "is gone" : "goes on here");
+			return 0;
+		}
+		pause_asking(xend, doubt, pause_ms);
 		if (xend->stopping)
-			return false;
+			return -EAGAIN;
 		pause_ms = pause_ms * 2 > ASK_LATEST_MS ? ASK_LATEST_MS : pause_ms * 2;
 	}
-	log_info("Domain '%s': %s has answered, the guest %s.", domain->config.name, host,
-		owned ? "runs there" : "goes on here");
+	log_info("Domain '%s': %s has answered, the guest %s.", domain->config.name, doubt->host,
+		*owned ? "runs there" : "goes on here");
+	doubt->decision = DOUBT_ASK;
+	return 0;
+}
+
+bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
+{
+	struct doubt doubt = {.host = host, .since = time(NULL)};
+	bool owned = false;
+	int r;
+
+	domain->doubt = &doubt;
+	r = find_out(domain, ticket, port, &doubt, &owned);
+	domain->doubt = NULL;
+	xend_changed(domain->xend);
+	if (r < 0)
+		return false;
 	if (owned)
 		handover_gone(domain, ticket);
 	else
 		handover_back(domain, ticket);
 	return owned;
+}
+
+static void clock_text(int64_t at, char text[16])
+{
+	time_t seconds = (time_t)at;
+	struct tm local;
+
+	localtime_r(&seconds, &local);
+	strftime(text, 16, "%H:%M:%S", &local);
+}
+
+void handover_doubt_sentence(const struct domain *domain, char *text, size_t size)
+{
+	char since[16];
+
+	clock_text(domain->doubt->since, since);
+	snprintf(text, size,
+		"Domain '%s' stands still: since %s it is open whether it runs on %s, which does not answer "
+		"(xm migrate --resolve %s tells more).",
+		domain->config.name, since, domain->doubt->host, domain->config.name);
+}
+
+/* Has the destination asked once more and waits for what comes of it. Lets go of the lock. */
+static void ask_once_more(struct domain *domain)
+{
+	long long until = monotonic_ms() + ASK_AGAIN_MS, left;
+	unsigned before;
+
+	if (!domain->doubt)
+		return;
+	before = domain->doubt->asked;
+	domain->doubt->ask_now = true;
+	xend_changed(domain->xend);
+	while (domain->doubt && domain->doubt->asked == before && !domain->xend->stopping &&
+		(left = until - monotonic_ms()) > 0)
+		xend_wait(domain->xend, (int)left);
+}
+
+static void say(json_t *lines, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void say(json_t *lines, const char *format, ...)
+{
+	char text[1024];
+	va_list values;
+
+	va_start(values, format);
+	vsnprintf(text, sizeof(text), format, values);
+	va_end(values);
+	json_array_append_new(lines, json_string(text));
+}
+
+static void explain_doubt(const struct domain *domain, json_t *lines)
+{
+	const struct doubt *doubt = domain->doubt;
+	const char *name = domain->config.name;
+	char since[16], asked[16];
+
+	clock_text(doubt->since, since);
+	clock_text(doubt->asked_at, asked);
+	say(lines,
+		"Here: everything of domain '%s' was sent to %s and the decision to hand it over is "
+		"recorded; "
+		"whether %s heard of it is not known since %s. The guest stands still.",
+		name, doubt->host, doubt->host, since);
+	if (doubt->asked)
+		say(lines, "There: asked %u times, the last time at %s: %s", doubt->asked, asked,
+			doubt->answer);
+	else
+		say(lines, "There: no answer yet.");
+	say(lines, "As soon as %s answers, this settles itself: it is asked every few seconds.", doubt->host);
+	say(lines,
+		"Only if %s will never answer: 'xm migrate --resolve --keep %s' lets the guest go on here, "
+		"and "
+		"'xm migrate --resolve --forget %s' ends it here. If the guest runs on %s all the same, "
+		"--keep makes "
+		"two of it, and their common disk is lost.",
+		doubt->host, name, name, doubt->host);
+}
+
+json_t *handover_explain(struct domain *domain)
+{
+	json_t *lines = json_array();
+	bool was_open = domain->doubt != NULL;
+
+	ask_once_more(domain);
+	if (domain->doubt)
+		explain_doubt(domain, lines);
+	else if (domain->phase == DOMAIN_GONE || domain->phase == DOMAIN_ENDING)
+		say(lines, "Domain '%s' is gone from here%s.", domain->config.name,
+			was_open ? ": the other host has answered that it runs there" : "");
+	else if (was_open)
+		say(lines, "Domain '%s' goes on here: the other host has answered that it will never run it.",
+			domain->config.name);
+	else if (domain->phase == DOMAIN_STARTING && domain->arrived)
+		say(lines,
+			"Domain '%s' is still on its way to this host. Until the host that it comes from "
+			"decides, it "
+			"is that host's.",
+			domain->config.name);
+	else
+		say(lines, "Domain '%s' is this host's: no hand-over of it is open.", domain->config.name);
+	return lines;
+}
+
+int handover_force(struct domain *domain, bool keep, struct error *error)
+{
+	const char *name = domain->config.name;
+
+	if (!domain->doubt)
+		return error_set(error, EINVAL,
+			"No hand-over of domain '%s' is in doubt: there is nothing to decide.", name);
+	domain->doubt->decision = keep ? DOUBT_KEEP : DOUBT_FORGET;
+	xend_changed(domain->xend);
+	while (domain->handed_over && domain->phase == DOMAIN_LIVE && !domain->xend->stopping)
+		xend_wait(domain->xend, -1);
+	while (domain->phase == DOMAIN_ENDING)
+		xend_wait(domain->xend, -1);
+	if ((domain->phase == DOMAIN_GONE) == !keep)
+		return 0;
+	return error_set(error, EALREADY, "The other host has answered meanwhile: domain '%s' %s.", name,
+		keep ? "runs there and is gone from here" : "will never run there and goes on here");
 }
 
 struct open_ticket {

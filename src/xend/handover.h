@@ -24,12 +24,36 @@ void handover_gone(struct domain *domain, const char *ticket);
 /* The destination will never run it: it is ours again, and runs. Lets go of the lock. */
 void handover_back(struct domain *domain, const char *ticket);
 
+/* What is known of a hand-over that only the destination can settle, while it does not answer. */
+struct doubt {
+	const char *host;
+	int64_t since, asked_at; /* seconds since 1970 */
+	unsigned asked;          /* how often, in vain */
+	char answer[512];        /* what came of it the last time */
+	bool ask_now;            /* somebody wants to know: do not wait for the next turn */
+	enum { DOUBT_ASK, DOUBT_KEEP, DOUBT_FORGET } decision; /* a person's, for when no answer will come */
+};
+
 /*
  * Asks the destination until it answers, then does one of the two above. Returns
  * true when the guest is gone, false when it is ours (or xend is stopping, and
  * the next xend will ask). Lets go of the lock.
  */
 bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port);
+
+/*
+ * One sentence for `xm list`, or several for `xm migrate --resolve`, after asking
+ * once more (lets go of the lock then).
+ */
+void handover_doubt_sentence(const struct domain *domain, char *text, size_t size);
+json_t *handover_explain(struct domain *domain);
+
+/*
+ * A person decides that no answer will come: keep the guest here, or forget it. The
+ * destination is asked a last time, and its answer, if it gives one, counts more
+ * (-EALREADY). -EINVAL where nothing is in doubt. Lets go of the lock.
+ */
+int handover_force(struct domain *domain, bool keep, struct error *error);
 
 /* At xend's start: settles what an earlier xend has left open, each in a worker. */
 void handover_resume(struct xend *xend);

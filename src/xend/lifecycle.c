@@ -177,8 +177,8 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 			return error_set(error, EBUSY,
 				"Domain '%s' has been handed over to another host that has not yet confirmed "
 				"it; this is settled as "
-				"soon as that host answers.",
-				domain->config.name);
+				"soon as that host answers (xm migrate --resolve %s tells more).",
+				domain->config.name, domain->config.name);
 		if (domain->cancel >= 0)
 			eventfd_write(domain->cancel, 1);
 		else if (domain->phase == DOMAIN_STARTING && domain->process >= 0)

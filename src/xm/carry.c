@@ -3,6 +3,7 @@
 #include "config/guest_config.h"
 #include "xm/command.h"
 #include "xm/domain.h"
+#include "xm/handover.h"
 #include "xm/job.h"
 
 #include <errno.h>
@@ -126,7 +127,7 @@ static void print_migration(const char *domain, const char *host, const json_t *
 		(long long)json_number_value(json_object_get(done, "downtime_ms")));
 }
 
-static int migrate(struct xm *xm, const struct arguments *arguments, struct error *error)
+static int migrate_to(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	const char *domain = arguments->words[0], *host = arguments->words[1];
 	_cleanup_free_ char *doing = NULL, *cancelled = NULL;
@@ -160,6 +161,18 @@ static int migrate(struct xm *xm, const struct arguments *arguments, struct erro
 	return r;
 }
 
+static int migrate(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	if (option_given(arguments, "resolve") || option_given(arguments, "keep") ||
+		option_given(arguments, "forget"))
+		return handover_resolve(xm, arguments, error);
+	if (arguments->word_count == 2)
+		return migrate_to(xm, arguments, error);
+	xm->wrong_arguments = true;
+	return error_set(error, EINVAL, "xm migrate: expected <Domain> <Host>, found %zu word.",
+		arguments->word_count);
+}
+
 const struct command carry_commands[] = {
 	{"save", NULL, "<Domain> <File>", "Save a domain's whole state to a file and end it here.",
 		{{"checkpoint", 'c', NULL, "let the domain run on after it was saved"},
@@ -173,10 +186,18 @@ const struct command carry_commands[] = {
 			{"name", 'n', "NEW",
 				"make a clone of this name: new uuid and MACs, disk=[…] of its own"}},
 		1, 3, restore},
-	{"migrate", NULL, "<Domain> <Host>", "Move a domain to another host.",
+	{"migrate", NULL, "<Domain> <Host> | --resolve <Domain>", "Move a domain to another host.",
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
-			{"resource", 'r', "MBIT", "copy at most this many megabits per second"}},
-		2, 2, migrate},
+			{"resource", 'r', "MBIT", "copy at most this many megabits per second"},
+			{"resolve", 0, NULL,
+				"tell what each side knows of a hand-over that the other host has not "
+				"confirmed"},
+			{"keep", 0, NULL,
+				"with --resolve: the other host is gone for ever and the domain goes on "
+				"here"},
+			{"forget", 0, NULL,
+				"with --resolve: the domain runs there, or nowhere, and is ended here"}},
+		1, 2, migrate},
 	{0},
 };

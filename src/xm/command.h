@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define OPTIONS_MAX 12
+#define OPTIONS_MAX 20
 
 struct command_option {
 	const char *name;     /* long, without dashes */

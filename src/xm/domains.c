@@ -62,6 +62,18 @@ static int gather(struct xm *xm, const struct arguments *arguments, json_t **dom
 	return 0;
 }
 
+/* Beside the table, so that whatever reads it finds domains only. */
+static void warn_of_doubts(const json_t *domains)
+{
+	fflush(stdout);
+	for (size_t i = 0; i < json_array_size(domains); i++) {
+		const char *doubt = json_string_value(json_object_get(json_array_get(domains, i), "doubt"));
+
+		if (doubt)
+			fprintf(stderr, "Warning: %s\n", doubt);
+	}
+}
+
 static int list(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	_cleanup_json_ json_t *domains = NULL;
@@ -84,6 +96,8 @@ static int list(struct xm *xm, const struct arguments *arguments, struct error *
 		else
 			domain_print_row(stdout, &domain);
 	}
+	if (r >= 0)
+		warn_of_doubts(domains);
 	return r;
 }
 

@@ -1,9 +1,12 @@
 #!/usr/bin/python3
 """One owner: what is found out before a guest moves, a guest wanted on two hosts, a hand-over in doubt."""
+import sqlite3
+import threading
+import time
 import unittest
 
 import rig
-from rig import Refused, Xend
+from rig import Refused, Xend, wait_until
 
 
 class Objections(unittest.TestCase):
@@ -53,6 +56,85 @@ class Objections(unittest.TestCase):
         self.one.create(disk=[f"file:{self.one.files}/disk,xvda,r"])
         self.one.job("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003})
         self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+
+
+class Doubt(unittest.TestCase):
+    """The source has recorded COMMIT, and the destination is not there to say whether it has the guest."""
+
+    def setUp(self):
+        self.one, self.two = Xend(port=18002), Xend(port=18003)
+        self.addCleanup(self.one.close)
+        self.domain = self.one.create()
+        self.one.kill()
+        self.two.kill()
+        self.ticket = "00000000-0000-4000-8000-000000000009"
+        self.record(self.one, 1, "10.0.0.1", 18003)
+        self.one.start()
+
+    def record(self, xend, state, host="", port=0):
+        with sqlite3.connect(xend.root / "state/xend.db") as store:
+            store.execute("REPLACE INTO tickets VALUES (?, ?, ?, ?, ?, ?)",
+                          (self.ticket, self.domain["uuid"], state, host, port, int(time.time())))
+
+    def close_two(self):
+        self.two.start()
+        self.two.close()
+
+    def explanation(self):
+        return "\n".join(self.one.get("/domains/TestGuest/handover")["explanation"])
+
+    def settle(self, how):
+        self.one.post("/domains/TestGuest/handover", {"settle": how})
+
+    def refused(self, sentence, call, *arguments):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments)
+        self.assertIn(sentence, refused.exception.sentence)
+
+    def test_it_is_shown_and_explained(self):
+        self.addCleanup(self.close_two)
+        listed = self.one.domains()[1]
+        self.assertIn("open whether it runs on 10.0.0.1", listed["doubt"])
+        self.refused("--resolve TestGuest", self.one.post, "/domains/TestGuest/destroy")
+        text = self.explanation()
+        for part in ("The guest stands still.", "There: asked", "Unable to connect to 10.0.0.1 port 18003", "--keep"):
+            self.assertIn(part, text)
+        self.refused("keep or forget", self.settle, "both")
+        self.settle("keep")
+
+    def test_kept(self):
+        self.addCleanup(self.close_two)
+        self.settle("keep")
+        wait_until(lambda: self.one.get("/domains/TestGuest")["state"] == "-b----", "its going on")
+        self.assertNotIn("doubt", self.one.domains()[1])
+        self.assertIn("no hand-over of it is open", self.explanation())
+        self.refused("nothing to decide", self.settle, "keep")
+        self.one.kill()
+        self.one.start()
+        self.assertEqual(self.one.get("/domains/TestGuest")["state"], "-b----")
+
+    def test_forgotten(self):
+        self.addCleanup(self.close_two)
+        self.settle("forget")
+        self.assertEqual((self.one.names(), self.one.guests()), ([], []))
+
+    def test_an_answer_counts_more(self):
+        self.addCleanup(self.two.close)
+        self.record(self.two, 6)  # refused
+        answered = threading.Thread(target=self.two.start)
+        answered.start()
+        try:
+            self.settle("forget")  # before the answer ...
+        except Refused as late:  # ... or after it
+            self.assertRegex(late.sentence, "has answered meanwhile|nothing to decide")
+            self.assertEqual(self.one.get("/domains/TestGuest")["state"], "-b----")
+        answered.join()
+
+    def test_the_answer_comes_while_one_looks(self):
+        self.addCleanup(self.two.close)
+        self.record(self.two, 6)  # refused
+        self.two.start()
+        wait_until(lambda: "goes on here" in self.explanation() or "no hand-over" in self.explanation(), "the answer")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from conftest import GUEST, XM
+from conftest import GUEST, HOST, XM
 
 LIST = """\
 Name                               ID Mem(MiB) VCPUs State   Time(s)
@@ -250,6 +250,23 @@ def test_migrate_over_a_line_that_broke_at_the_end(xend):
     xend.job("/domains/1/migrate", {"event": "progress", "phase": "uncertain", "error": "The line broke; asking."},
              {"event": "done"})
     assert xend.xm("migrate", "1", "h") == (0, "Migrated 1 to h.\n", "Warning: The line broke; asking.\n")
+
+
+def test_a_hand_over_in_doubt(xend):
+    doubtful = dict(GUEST, state="--p---", doubt="Domain 'TestGuest' stands still.")
+    xend.routes["GET", "/domains"] = 200, {"domains": [HOST, doubtful]}
+    code, out, err = xend.xm("list")
+    assert (code, len(out.splitlines()), err) == (0, 3, "Warning: Domain 'TestGuest' stands still.\n")
+    xend.routes["GET", "/domains/TestGuest/handover"] = 200, {"explanation": ["Here: this.", "There: that."]}
+    assert xend.xm("migrate", "--resolve", "TestGuest") == (0, "Here: this.\nThere: that.\n", "")
+    xend.routes["POST", "/domains/TestGuest/handover"] = 200, {}
+    for how in ("keep", "forget"):
+        assert xend.xm("migrate", "--resolve", "--" + how, "TestGuest") == (0, "", "")
+        assert xend.asked[-1][2] == {"settle": how}
+    for words in (["--resolve", "--keep", "--forget", "x"], ["--resolve", "x", "h"], ["--keep", "x"]):
+        code, out, err = xend.xm("migrate", *words)
+        assert (code, out) == (1, "") and err.startswith("Error: xm migrate --resolve takes a <Domain>, and --keep")
+    assert xend.xm("migrate", "x")[2].startswith("Error: xm migrate: expected <Domain> <Host>, found 1 word.\nUsage:")
 
 
 @pytest.mark.parametrize("words,path", [(["save", "1", "f"], "/domains/1/save"), (["restore", "f"], "/restore"),
