@@ -1,6 +1,7 @@
 #include "carry/copy.h"
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "carry/clock.h"
 #include "carry/pages.h"
 #include "carry/rounds.h"
@@ -10,31 +11,53 @@
 #include <sys/mman.h>
 
 #define POPULATE_PAGES 16u /* shorter runs fault in by themselves */
+#define LOOK_EVERY_NS (200 * NS_PER_MS)
 
 /* What one copy_guest works with. */
 struct work {
 	struct copy *copy;
 	uint64_t *todo;     /* pages of this round */
+	uint64_t *next;     /* pages that are known to come in the next one */
 	uint64_t *given;    /* pages of which the sink has contents */
 	uint64_t left;      /* pages of this round not yet looked at */
 	uint64_t total;     /* pages of all rounds so far */
 	unsigned unchecked; /* pages since xend was last listened to */
 	struct rounds rounds;
 	int64_t began;
+	int64_t round_began, next_look; /* monotonic ns */
+	uint64_t round_sent;            /* copy->sent_pages when the round began */
+	bool late; /* the round has ended early: only what stands still now arrives by the deadline */
 };
+
+/* The rounds, with what this one tells so far of the bandwidth. */
+static struct rounds rounds_now(const struct work *work)
+{
+	struct rounds rounds = work->rounds;
+
+	rounds_measure(&rounds, (work->copy->sent_pages - work->round_sent) * PAGE_SIZE,
+		monotonic_ns() - work->round_began);
+	return rounds;
+}
 
 static void tell_progress(struct work *work, bool now)
 {
 	struct copy *copy = work->copy;
+	struct rounds rounds = rounds_now(work);
 	int64_t ns = monotonic_ns() - work->began;
 	uint64_t bytes = copy->sent_pages * PAGE_SIZE;
+	bool known = copy->live && copy->rounds > 0 && !copy->sink->last;
+	uint64_t dirty = known ? rounds.last_pages : 0;
 
 	job_progress(copy->job,
 		&(struct progress){.round = copy->rounds + 1,
 			.sent_bytes = bytes,
 			.total_bytes = bytes + work->left * PAGE_SIZE,
 			.remaining_pages = work->left,
-			.bytes_per_second = ns > 0 ? (uint64_t)((double)bytes * NS_PER_S / (double)ns) : 0},
+			.bytes_per_second = ns > 0 ? (uint64_t)((double)bytes * NS_PER_S / (double)ns) : 0,
+			.dirty_pages = dirty,
+			.slowed = copy->slowed,
+			.downtime_ns = known ? rounds_downtime_ns(&rounds, dirty) : 0,
+			.left_ns = rounds_downtime_ns(&rounds, work->left + dirty)},
 		now);
 }
 
@@ -91,31 +114,92 @@ static int listen_to_xend(struct work *work, uint64_t pages, struct error *error
 	return job_cancelled(work->copy->job, error);
 }
 
+static int overdue(const struct copy *copy, struct error *error)
+{
+	return error_set(error, ETIMEDOUT,
+		"The guest's memory does not arrive in the time that --timeout gives, and --on-stall cancel "
+		"was "
+		"asked for: given up in round %u, the guest runs on. Give more time, or use --on-stall stop.",
+		copy->rounds + 1);
+}
+
+/* The log in the middle of a round: of the pages before `at`, which this round has sent, those that come
+ * again. */
+static int take_log(struct work *work, uint64_t at, struct error *error)
+{
+	struct guest *guest = work->copy->guest;
+	uint64_t ignored;
+	int r = guest_dirty(guest, &ignored, error);
+
+	for (uint64_t i = 0; r == 0 && i * 64 < at; i++)
+		work->next[i] |= guest->dirty[i] & (at - i * 64 < 64 ? (1ull << at % 64) - 1 : ~0ull);
+	return r;
+}
+
+/* What is left of this round comes in the next one. */
+static void end_early(struct work *work, uint64_t at)
+{
+	for (uint64_t i = at / 64; i < bitmap_words(work->copy->guest->pages); i++)
+		work->next[i] |= work->todo[i] & (i * 64 < at ? ~0ull << at % 64 : ~0ull);
+	work->late = true;
+}
+
+/*
+ * With a deadline: is there time to let the guest run on? The log, which costs the guest something, is only
+ * taken when there would not be if it had written everything again.
+ */
+static int look_at_clock(struct work *work, uint64_t at, struct error *error)
+{
+	struct copy *copy = work->copy;
+	struct rounds rounds;
+	int64_t now;
+	int r;
+
+	if (!copy->deadline)
+		return 0;
+	now = monotonic_ns();
+	if (copy->may_not_stall && now >= copy->deadline)
+		return overdue(copy, error);
+	if (!copy->live || copy->sink->last || now < work->next_look)
+		return 0;
+	work->next_look = now + LOOK_EVERY_NS;
+	rounds = rounds_now(work);
+	if (!rounds_late(&rounds, work->left + copy->sent_pages - work->round_sent, now))
+		return 0;
+	r = take_log(work, at, error);
+	if (r == 0 && rounds_late(&rounds, work->left + bitmap_count(work->next, copy->guest->pages), now))
+		end_early(work, at);
+	return r;
+}
+
 static int copy_round(struct work *work, struct error *error)
 {
 	struct copy *copy = work->copy;
 	struct sink *sink = copy->sink;
-	uint64_t sent = copy->sent_pages, first, count;
-	int64_t began = monotonic_ns();
+	uint64_t first, count;
 	int r = 0;
 
+	work->round_sent = copy->sent_pages;
+	work->round_began = monotonic_ns();
 	work->left = bitmap_count(work->todo, copy->guest->pages);
-	for (uint64_t at = 0;
-		r == 0 && (count = bitmap_run(work->todo, copy->guest->pages, at, &first)) > 0;) {
+	for (uint64_t at = 0; r == 0 && !work->late &&
+			      (count = bitmap_run(work->todo, copy->guest->pages, at, &first)) > 0;) {
 		if (count > COPY_CHUNK_PAGES)
 			count = COPY_CHUNK_PAGES;
 		r = copy_chunk(work, first, count, error);
 		if (r == 0)
 			r = listen_to_xend(work, count, error);
 		at = first + count;
+		if (r == 0)
+			r = look_at_clock(work, at, error);
 	}
 	if (r == 0)
 		r = sink->round(sink, copy->rounds + 1, error);
 	if (r < 0)
 		return r;
 	copy->rounds++;
-	copy->last_pages = copy->sent_pages - sent;
-	rounds_measure(&work->rounds, copy->last_pages * PAGE_SIZE, monotonic_ns() - began);
+	copy->last_pages = copy->sent_pages - work->round_sent;
+	rounds_measure(&work->rounds, copy->last_pages * PAGE_SIZE, monotonic_ns() - work->round_began);
 	return 0;
 }
 
@@ -130,31 +214,84 @@ static int pause_guest(struct copy *copy, struct error *error)
 	return r;
 }
 
+/* The log at a round's end completes what the next round is to copy. Returns how much in *pages. */
+static int begin_next(struct work *work, uint64_t *pages, struct error *error)
+{
+	struct guest *guest = work->copy->guest;
+	size_t words = bitmap_words(guest->pages);
+	int r = guest_dirty(guest, pages, error);
+
+	for (size_t i = 0; r == 0 && i < words; i++) {
+		work->todo[i] = work->next[i] | guest->dirty[i];
+		work->next[i] = 0;
+	}
+	*pages = r == 0 ? bitmap_count(work->todo, guest->pages) : 0;
+	return r;
+}
+
+/* A guest that cannot be slowed (its process is of an earlier Ferry) is not slowed. */
+static void slow_guest(struct work *work)
+{
+	struct copy *copy = work->copy;
+	struct error error = {0};
+
+	if (guest_throttle(copy->guest, work->rounds.slowed, &error) == 0) {
+		copy->slowed = work->rounds.slowed;
+		return;
+	}
+	log_warning("%s", error.text);
+	work->rounds.may_slow = false;
+}
+
+/* At the limit of what rounds can do: whether the guest may be stopped all the same. */
+static int at_limit(const struct work *work, enum rounds_verdict verdict, uint64_t pages, struct error *error)
+{
+	const struct copy *copy = work->copy;
+
+	if (verdict == ROUNDS_FITS || !copy->may_not_stall)
+		return 0;
+	if (verdict == ROUNDS_LATE)
+		return overdue(copy, error);
+	return error_set(error, ETIMEDOUT,
+		"The guest writes its memory faster than it can be copied, even slowed by %u %%, and "
+		"--on-stall "
+		"cancel was asked for: given up after %u rounds with %llu pages left, which would have "
+		"stopped it "
+		"for %lld ms; the guest runs on. Allow more with --max-downtime, or use --on-stall stop.",
+		copy->slowed, copy->rounds, (unsigned long long)pages,
+		(long long)(rounds_downtime_ns(&work->rounds, pages) / NS_PER_MS));
+}
+
 /* Rounds while the guest runs; leaves it paused, with what is still to be copied in work->todo. */
 static int copy_live(struct work *work, struct error *error)
 {
 	struct copy *copy = work->copy;
-	size_t words = bitmap_words(copy->guest->pages);
-	uint64_t dirty;
+	enum rounds_verdict verdict = ROUNDS_GO_ON;
+	uint64_t pages;
 	int r;
 
-	do {
+	while (verdict == ROUNDS_GO_ON || verdict == ROUNDS_SLOW) {
 		r = copy_round(work, error);
 		if (r == 0)
-			r = guest_dirty(copy->guest, &dirty, error);
+			r = begin_next(work, &pages, error);
 		if (r < 0)
 			return r;
-		memcpy(work->todo, copy->guest->dirty, words * sizeof(*work->todo));
-	} while (rounds_next(&work->rounds, dirty) == ROUNDS_GO_ON);
-	r = pause_guest(copy, error);
+		verdict = rounds_next(&work->rounds, pages, monotonic_ns());
+		if (work->late && verdict != ROUNDS_FITS)
+			verdict = ROUNDS_LATE;
+		if (verdict == ROUNDS_SLOW)
+			slow_guest(work);
+	}
+	r = at_limit(work, verdict, pages, error);
 	if (r == 0)
-		r = guest_dirty(copy->guest, &dirty, error);
+		r = pause_guest(copy, error);
 	if (r < 0)
 		return r;
-	for (size_t i = 0; i < words; i++)
-		work->todo[i] |= copy->guest->dirty[i];
+	memcpy(work->next, work->todo, bitmap_bytes(copy->guest->pages));
+	r = begin_next(work, &pages, error);
+	work->late = false;
 	copy->sink->hurry = true;
-	return 0;
+	return r;
 }
 
 int copy_guest(struct copy *copy, struct error *error)
@@ -162,12 +299,17 @@ int copy_guest(struct copy *copy, struct error *error)
 	struct guest *guest = copy->guest;
 	_cleanup_free_ uint64_t *todo = calloc(bitmap_words(guest->pages), sizeof(*todo));
 	_cleanup_free_ uint64_t *given = calloc(bitmap_words(guest->pages), sizeof(*given));
-	struct work work = {.copy = copy, .todo = todo, .given = given, .began = monotonic_ns()};
+	_cleanup_free_ uint64_t *next = calloc(bitmap_words(guest->pages), sizeof(*next));
+	struct work work = {
+		.copy = copy, .todo = todo, .next = next, .given = given, .began = monotonic_ns()};
 	int r;
 
-	if (!todo || !given)
+	if (!todo || !next || !given)
 		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
 	rounds_begin(&work.rounds, copy->max_downtime_ms);
+	work.rounds.may_slow = copy->may_slow;
+	work.rounds.deadline = copy->deadline;
+	work.next_look = work.began + LOOK_EVERY_NS;
 	/* Tracking starts before the first look: whatever is touched later shows in the log. */
 	r = copy->live ? guest_track(guest, true, error) : pause_guest(copy, error);
 	if (r == 0)

@@ -37,6 +37,9 @@ struct copy {
 	struct sink *sink;
 	bool live;
 	int64_t max_downtime_ms; /* 0: the default */
+	bool may_slow;           /* a guest that writes faster than the sink takes is slowed */
+	int64_t deadline;        /* monotonic ns by which all should be there, 0: none */
+	bool may_not_stall;      /* at the limit give up, rather than stop the guest for longer than wanted */
 
 	/* results */
 	unsigned rounds;
@@ -45,6 +48,7 @@ struct copy {
 	int64_t paused_realtime_ns;
 	int64_t stopped_at;  /* monotonic ns: when it had stopped */
 	uint64_t last_pages; /* of sent_pages: those of the last round */
+	unsigned slowed;     /* percent by which the guest was slowed in the end */
 };
 
 int copy_guest(struct copy *copy, struct error *error);

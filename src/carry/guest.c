@@ -73,6 +73,8 @@ static void unmap_dirty(struct guest *guest)
 
 void guest_close(struct guest *guest)
 {
+	if (guest->slowed)
+		guest_throttle(guest, 0, NULL);
 	if (guest->dirty)
 		guest_track(guest, false, NULL);
 	if (guest->ram)
@@ -107,6 +109,16 @@ int guest_dirty(struct guest *guest, uint64_t *pages, struct error *error)
 
 	if (r == 0)
 		*pages = bitmap_count(guest->dirty, guest->pages);
+	return r;
+}
+
+int guest_throttle(struct guest *guest, unsigned percent, struct error *error)
+{
+	int r = call(
+		guest, json_pack("{s:s, s:i}", "do", "throttle", "percent", (int)percent), NULL, NULL, error);
+
+	if (r == 0)
+		guest->slowed = percent > 0;
 	return r;
 }
 

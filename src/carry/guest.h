@@ -20,6 +20,7 @@ struct guest {
 	json_t *regions;       /* owned, as ferry-guest gave them */
 	const uint64_t *dirty; /* its bitmap while tracking, else NULL */
 	bool paused;           /* by us */
+	bool slowed;           /* by us */
 };
 
 #define _cleanup_guest_ __attribute__((cleanup(guest_close)))
@@ -27,12 +28,15 @@ struct guest {
 /* Takes over the channel (also when it fails) and maps the RAM; for writing where the guest is to be filled.
  */
 int guest_open(struct guest *guest, int channel, bool writable, struct error *error);
-/* Stops tracking, unmaps, closes. Leaves the guest paused or running as it is. */
+/* Stops tracking and slowing, unmaps, closes. Leaves the guest paused or running as it is. */
 void guest_close(struct guest *guest);
 
 int guest_track(struct guest *guest, bool on, struct error *error);
 /* Fills guest->dirty with what was written since the last call; returns how many pages in *pages. */
 int guest_dirty(struct guest *guest, uint64_t *pages, struct error *error);
+/* Keeps its processors out of the guest for this part of their time (0: none), until guest_close at the
+ * latest. */
+int guest_throttle(struct guest *guest, unsigned percent, struct error *error);
 int guest_pause(struct guest *guest, struct error *error);
 int guest_save_state(struct guest *guest, struct buffer *state, struct error *error);
 /*

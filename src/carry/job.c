@@ -82,11 +82,14 @@ void job_progress(struct job *job, const struct progress *progress, bool now)
 		return;
 	job->next_progress = time + PROGRESS_EVERY_NS;
 	job_event(job, "progress",
-		json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "phase", "memory", "round",
+		json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "phase", "memory", "round",
 			(json_int_t)progress->round, "sent_bytes", (json_int_t)progress->sent_bytes,
 			"total_bytes", (json_int_t)progress->total_bytes, "remaining_pages",
 			(json_int_t)progress->remaining_pages, "bytes_per_second",
-			(json_int_t)progress->bytes_per_second),
+			(json_int_t)progress->bytes_per_second, "dirty_pages",
+			(json_int_t)progress->dirty_pages, "slowed_percent", (json_int_t)progress->slowed,
+			"expected_downtime_ms", (json_int_t)(progress->downtime_ns / NS_PER_MS),
+			"expected_left_ms", (json_int_t)(progress->left_ns / NS_PER_MS)),
 		NULL);
 }
 

@@ -23,6 +23,9 @@ struct job {
 struct progress {
 	unsigned round;
 	uint64_t sent_bytes, total_bytes, remaining_pages, bytes_per_second;
+	uint64_t dirty_pages;         /* what the guest had written when the last round ended */
+	unsigned slowed;              /* percent by which the guest is slowed */
+	int64_t downtime_ns, left_ns; /* as expected now; 0: not known */
 };
 
 /* Reads the job. */

@@ -9,8 +9,12 @@
 /* Below this a measurement says more of latency than of bandwidth. */
 #define MEASURABLE_BYTES (4u << 20)
 #define STALLED_ROUNDS 3
+/* Before the guest is slowed; it is slowed more with every further one. */
+#define STALLED_BEFORE_SLOWED 2
 /* Before anything was measured: 1 Gbit/s. */
 #define ASSUMED_BYTES_PER_NS 0.125
+/* What the kernel may hold of what was sent when the guest stops to meet its deadline. */
+#define ON_ITS_WAY_BYTES (4u << 20)
 
 void rounds_begin(struct rounds *rounds, int64_t budget_ms)
 {
@@ -23,29 +27,70 @@ void rounds_measure(struct rounds *rounds, uint64_t bytes, int64_t ns)
 {
 	double measured = ns > 0 ? (double)bytes / (double)ns : 0;
 
+	rounds->moved_pages = bytes / PAGE_SIZE;
 	if (measured <= 0 || (rounds->bytes_per_ns > 0 && bytes < MEASURABLE_BYTES))
 		return;
 	/* The newest counts half: what the line does now matters most. */
 	rounds->bytes_per_ns = rounds->bytes_per_ns > 0 ? (rounds->bytes_per_ns + measured) / 2 : measured;
 }
 
-enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages)
+static double time_ns(const struct rounds *rounds, uint64_t bytes)
 {
-	double rate = rounds->bytes_per_ns > 0 ? rounds->bytes_per_ns : ASSUMED_BYTES_PER_NS;
-	double rest_ns = (double)(pages * PAGE_SIZE) / rate;
-	bool fits = rest_ns + FIXED_NS <= (double)rounds->budget_ns || pages == 0;
+	return (double)bytes / (rounds->bytes_per_ns > 0 ? rounds->bytes_per_ns : ASSUMED_BYTES_PER_NS);
+}
+
+int64_t rounds_downtime_ns(const struct rounds *rounds, uint64_t pages)
+{
+	return (int64_t)time_ns(rounds, pages * PAGE_SIZE) + FIXED_NS;
+}
+
+bool rounds_late(const struct rounds *rounds, uint64_t pages, int64_t now_ns)
+{
+	/* A tenth more, for a line that is not always as fast. */
+	double needed = 1.1 * time_ns(rounds, pages * PAGE_SIZE + ON_ITS_WAY_BYTES) + (double)(2 * FIXED_NS);
+
+	return rounds->deadline && (double)now_ns + needed >= (double)rounds->deadline;
+}
+
+/*
+ * What the guest writes while a round lasts is to be half of what the round moves. One that writes
+ * the same pages over and over may do with less, so the next round tells.
+ */
+static void slow(struct rounds *rounds, uint64_t pages)
+{
+	double part = pages ? 0.5 * (double)rounds->moved_pages / (double)pages : 1;
+	unsigned runs = 100 - rounds->slowed;
+
+	part = part < 0.25 ? 0.25 : part > 0.8 ? 0.8 : part;
+	runs = (unsigned)(runs * part);
+	rounds->slowed = runs > 100 - SLOWED_MOST ? 100 - runs : SLOWED_MOST;
+	rounds->stalled = STALLED_BEFORE_SLOWED - 1;
+}
+
+enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t now_ns)
+{
+	int64_t rest_ns = (int64_t)time_ns(rounds, pages * PAGE_SIZE);
+	bool fits = rest_ns + FIXED_NS <= rounds->budget_ns || pages == 0;
 	/* One more round costs less than the budget, while the guest runs, and makes its downtime shorter. */
 	bool halves = pages < rounds->last_pages / 2 && rest_ns > NEGLIGIBLE_NS;
 	/* A round that leaves less than two thirds of the least rest so far is worth its time. */
 	bool shrinks = pages < rounds->least_pages - rounds->least_pages / 3;
+	bool slower = rounds->may_slow && rounds->slowed < SLOWED_MOST;
+	bool many;
 
 	rounds->done++;
 	rounds->stalled = shrinks ? 0 : rounds->stalled + 1;
 	rounds->last_pages = pages;
 	if (pages < rounds->least_pages)
 		rounds->least_pages = pages;
+	many = rounds->done >= ROUNDS_MAX;
 	if (fits && !halves)
 		return ROUNDS_FITS;
-	return rounds->stalled >= STALLED_ROUNDS || rounds->done >= ROUNDS_MAX ? ROUNDS_STALLED
-									       : ROUNDS_GO_ON;
+	if (rounds_late(rounds, pages, now_ns))
+		return fits ? ROUNDS_FITS : ROUNDS_LATE;
+	if (slower && (many || rounds->stalled >= STALLED_BEFORE_SLOWED)) {
+		slow(rounds, pages);
+		return ROUNDS_SLOW;
+	}
+	return many || rounds->stalled >= STALLED_ROUNDS ? ROUNDS_STALLED : ROUNDS_GO_ON;
 }

@@ -287,11 +287,11 @@ static int commit(struct send *send, struct error *error)
 	now = monotonic_ns();
 	log_downtime(send, now);
 	return job_event(send->job, "done",
-		json_pack("{s:I, s:i, s:I, s:I, s:I}", "milliseconds",
+		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I}", "milliseconds",
 			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
 			"bytes", (json_int_t)send->wire.sent_bytes, "downtime_ms",
-			(json_int_t)((now - send->copy.paused_at) / NS_PER_MS), "remote_id",
-			(json_int_t)running.argument),
+			(json_int_t)((now - send->copy.paused_at) / NS_PER_MS), "slowed_percent",
+			(int)send->copy.slowed, "remote_id", (json_int_t)running.argument),
 		error);
 }
 
@@ -325,6 +325,8 @@ static int send_prepare(struct send *send, struct error *error)
 {
 	struct job *job = send->job;
 	int channel = send->guest.channel;
+	int64_t timeout_s = job_number(job, "timeout_s");
+	const char *on_stall = job_text(job, "on_stall");
 	int r = guest_open(&send->guest, channel, false, error);
 
 	if (r < 0)
@@ -339,7 +341,10 @@ static int send_prepare(struct send *send, struct error *error)
 		.guest = &send->guest,
 		.sink = &send->sink.sink,
 		.live = job_flag(job, "live"),
-		.max_downtime_ms = job_number(job, "max_downtime_ms")};
+		.max_downtime_ms = job_number(job, "max_downtime_ms"),
+		.may_slow = true,
+		.deadline = timeout_s > 0 ? send->began + timeout_s * NS_PER_S : 0,
+		.may_not_stall = on_stall && strcmp(on_stall, "cancel") == 0};
 	return 0;
 }
 

@@ -18,6 +18,7 @@ struct connection {
 	struct control *control;
 	bool subscribed;
 	bool waiting; /* for the pause it asked for; its next request waits too */
+	bool slows;   /* the guest is slowed for its sake */
 	struct connection *next;
 };
 
@@ -49,6 +50,8 @@ static void connection_close(struct connection *connection)
 			break;
 		}
 	control->count--;
+	if (connection->slows)
+		throttle_end(&control->machine->throttle);
 	loop_remove(control->machine->loop, &connection->watch);
 	close(connection->watch.fd);
 	free(connection);
@@ -127,6 +130,7 @@ static int do_status(
 	}
 	set_new(reply->body, "cpu_time_ns", json_integer((json_int_t)total));
 	set_new(reply->body, "vcpus", vcpus);
+	set_new(reply->body, "throttle", json_integer((json_int_t)machine->throttle.percent));
 	if (machine->config.described)
 		json_object_set(reply->body, "machine", machine->config.described);
 	return 0;
@@ -212,6 +216,26 @@ static int do_track(
 	r = machine_track(machine, json_is_true(on), error);
 	if (r == 0 && json_is_true(on))
 		reply_fd(reply, "bitmap", machine->bitmap_fd);
+	return r;
+}
+
+/* For as long as this connection lasts: whoever slows the guest may die at any moment. */
+static int do_throttle(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	struct machine *machine = connection->control->machine;
+	const json_t *percent = json_object_get(request->body, "percent");
+	json_int_t value = json_integer_value(percent);
+	int r;
+
+	(void)reply;
+	if (!json_is_integer(percent) || value < 0 || value > (json_int_t)THROTTLE_MOST)
+		return error_set(
+			error, EINVAL, "'throttle' needs 'percent': a number from 0 to %u.", THROTTLE_MOST);
+	r = throttle_set(&machine->throttle, machine->loop, &machine->vcpus, (unsigned)value, error);
+	for (struct connection *other = connection->control->connections; other && r == 0;
+		other = other->next)
+		other->slows = other == connection && value > 0;
 	return r;
 }
 
@@ -352,6 +376,7 @@ static const struct verb {
 	{"filled", do_filled, true, false},
 	{"track", do_track, true, false},
 	{"dirty", do_dirty, true, false},
+	{"throttle", do_throttle, true, false},
 	{"save-state", do_save, true, true},
 	{"load-state", do_load, true, false},
 	{"console", do_console, true, false},

@@ -197,6 +197,13 @@ void loop_wait(struct loop *loop, pthread_cond_t *condition)
 	pthread_cond_wait(condition, &loop->lock);
 }
 
+void loop_wait_until(struct loop *loop, pthread_cond_t *condition, int64_t until)
+{
+	const struct timespec when = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+
+	pthread_cond_clockwait(condition, &loop->lock, CLOCK_MONOTONIC, &when);
+}
+
 void loop_defer(struct loop *loop, void (*handler)(void *context), void *context)
 {
 	struct deferred *last = malloc(sizeof(*last));

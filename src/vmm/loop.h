@@ -43,6 +43,8 @@ void loop_unlock(struct loop *loop);
 /* Waits for a condition that is signalled under the machine lock; the lock is free meanwhile. For vCPU
  * threads. */
 void loop_wait(struct loop *loop, pthread_cond_t *condition);
+/* The same, at most until then (monotonic ns). */
+void loop_wait_until(struct loop *loop, pthread_cond_t *condition, int64_t until);
 
 /*
  * Calls handler once on the main thread, soon, with the lock held. For vCPU threads that must

@@ -69,6 +69,7 @@ void machine_free(struct machine *machine)
 		.changed = machine->changed, .paused = machine->paused, .context = machine->context};
 	struct loop *loop = machine->loop;
 
+	throttle_end(&machine->throttle);
 	vcpus_close(&machine->vcpus);
 	platform_free_devices(&machine->platform);
 	interrupts_free(machine->platform.interrupts);

@@ -12,6 +12,7 @@
 #include "vmm/console_hub.h"
 #include "vmm/device.h"
 #include "vmm/machine_config.h"
+#include "vmm/throttle.h"
 #include "vmm/vcpu.h"
 
 enum machine_state { MACHINE_EMPTY, MACHINE_INCOMING, MACHINE_PAUSED, MACHINE_RUNNING, MACHINE_SHUTDOWN };
@@ -25,6 +26,7 @@ struct machine {
 	struct bus ports, mmio;
 	struct platform platform;
 	struct vcpus vcpus;
+	struct throttle throttle;
 	struct console_hub *console;
 	struct device *power;
 

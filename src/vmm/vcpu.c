@@ -14,7 +14,9 @@
 #include <time.h>
 
 #define STACK_SIZE (128u << 10)
-#define KICK_SIGNAL SIGUSR1 /* main has an empty handler for it */
+#define NS_PER_S 1000000000ll
+#define REST_MAX_NS (NS_PER_S / 5) /* at a stretch, also after a long run */
+#define KICK_SIGNAL SIGUSR1        /* main has an empty handler for it */
 
 static void exit_ports(struct platform *platform, struct kvm_run *run)
 {
@@ -141,6 +143,8 @@ static void enter(struct vcpu *vcpu)
 	struct loop *loop = vcpu->all->platform->loop;
 	int r;
 
+	/* Whoever kicks holds the lock: a kick from before was for what run_thread has just looked at. */
+	vcpu->run->immediate_exit = 0;
 	loop_unlock(loop);
 	r = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 	loop_lock(loop);
@@ -179,7 +183,40 @@ static void park(struct vcpu *vcpu)
 		loop_wait(all->platform->loop, &all->changed);
 	vcpu->parked = false;
 	all->parked_count--;
-	vcpu->run->immediate_exit = 0;
+}
+
+static int64_t clock_ns(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+/* What it has run since it was last asked, it rests for in proportion. */
+static void charge(struct vcpu *vcpu)
+{
+	int64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID), ran = spent - vcpu->charged;
+	int64_t rest = ran * vcpu->all->slowed / (100 - vcpu->all->slowed);
+
+	vcpu->due = false;
+	vcpu->charged = spent;
+	vcpu->rest_until = clock_ns(CLOCK_MONOTONIC) + (rest < REST_MAX_NS ? rest : REST_MAX_NS);
+}
+
+/* Stays outside for a while where it shall be slowed, unless something else is wanted meanwhile. */
+static bool rests(struct vcpu *vcpu)
+{
+	struct vcpus *all = vcpu->all;
+
+	if (!all->slowed)
+		return false;
+	if (vcpu->due)
+		charge(vcpu);
+	if (clock_ns(CLOCK_MONOTONIC) >= vcpu->rest_until)
+		return false;
+	loop_wait_until(all->platform->loop, &all->changed, vcpu->rest_until);
+	return true;
 }
 
 static void *run_thread(void *context)
@@ -192,10 +229,10 @@ static void *run_thread(void *context)
 	pthread_setname_np(pthread_self(), name);
 	loop_lock(all->platform->loop);
 	while (!all->ending)
-		if (all->wanted)
-			enter(vcpu);
-		else
+		if (!all->wanted)
 			park(vcpu);
+		else if (!rests(vcpu))
+			enter(vcpu);
 	loop_unlock(all->platform->loop);
 	return NULL;
 }
@@ -330,6 +367,22 @@ void vcpus_run(struct vcpus *vcpus)
 void vcpus_pause(struct vcpus *vcpus)
 {
 	vcpus->wanted = false;
+	kick(vcpus);
+	pthread_cond_broadcast(&vcpus->changed); /* those that rest */
+}
+
+void vcpus_slow(struct vcpus *vcpus, unsigned percent)
+{
+	for (uint32_t i = 0; i < vcpus->count && !vcpus->slowed; i++)
+		vcpus->vcpu[i].charged = (int64_t)vcpu_cpu_time(&vcpus->vcpu[i]);
+	vcpus->slowed = (uint8_t)percent;
+	pthread_cond_broadcast(&vcpus->changed);
+}
+
+void vcpus_charge(struct vcpus *vcpus)
+{
+	for (uint32_t i = 0; i < vcpus->count; i++)
+		vcpus->vcpu[i].due = true;
 	kick(vcpus);
 }
 

@@ -25,6 +25,8 @@ struct vcpu {
 	pthread_t thread;
 	bool started;
 	bool parked; /* outside KVM_RUN, and stays there while all->wanted is false */
+	bool due;    /* the time that it has run is to be set against its rest (vcpus_charge) */
+	int64_t charged, rest_until; /* ns of its thread's time that have been; monotonic ns */
 };
 
 struct vcpus {
@@ -35,8 +37,9 @@ struct vcpus {
 	int fds[VCPUS_MAX]; /* borrowed from vcpu[]: for clock.h */
 	bool wanted;        /* they shall run */
 	bool ending;
+	uint8_t slowed; /* percent of its time that each is to be kept out of the guest */
 	uint32_t parked_count;
-	pthread_cond_t changed;            /* wanted or ending changed */
+	pthread_cond_t changed;            /* wanted, ending or slowed changed */
 	void (*all_parked)(void *context); /* on a vCPU's thread, when the last one has left the guest */
 	void *context;
 };
@@ -53,6 +56,11 @@ void vcpus_run(struct vcpus *vcpus);
 /* Asks all to leave the guest; all_parked is called when they have. */
 void vcpus_pause(struct vcpus *vcpus);
 bool vcpus_parked(const struct vcpus *vcpus);
+
+/* From now on a vCPU that runs is kept out of the guest for `percent` (below 100) of its time: in
+ * vcpus_charge, which takes all out, each rests for as long as what it has run since then calls for. */
+void vcpus_slow(struct vcpus *vcpus, unsigned percent);
+void vcpus_charge(struct vcpus *vcpus);
 
 /* Time that the vCPU's thread has run, in ns; and whether it waits in a HLT (false where this KVM cannot
  * tell). */

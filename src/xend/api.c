@@ -18,6 +18,7 @@
 
 #define BODY_MAX 1048576
 #define LOG_TAIL 1048576
+#define MIGRATE_MS_MAX 86400000 /* a day: of a limit on a migration */
 
 /* The request's <D>, or an answer that says why not. `what` completes "cannot be …" for Domain-0. */
 static struct domain *call_domain(struct call *call, const char *what)
@@ -264,23 +265,28 @@ static void restore(struct call *call)
 static void migrate(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
-	json_int_t port = 0, rate = 0;
+	json_int_t port = 0, rate = 0, max_downtime = 0, timeout = 0;
 	int live = false;
-	struct migrate_options options = {0};
+	struct migrate_options options = {.on_stall = "stop"};
 	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I}", "host", &options.host, "port", &port, "live", &live,
-		    "rate_mbit", &rate))
+	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I, s?I, s?I, s?s}", "host", &options.host, "port", &port,
+		    "live", &live, "rate_mbit", &rate, "max_downtime_ms", &max_downtime, "timeout_s",
+		    &timeout, "on_stall", &options.on_stall))
 		return;
 	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
-		strlen(options.host) > 253) {
-		error_set(&error, EINVAL, "The migration's host, port or rate is not one.");
+		strlen(options.host) > 253 || max_downtime < 0 || max_downtime > MIGRATE_MS_MAX ||
+		timeout < 0 || timeout > MIGRATE_MS_MAX / 1000 ||
+		(strcmp(options.on_stall, "stop") != 0 && strcmp(options.on_stall, "cancel") != 0)) {
+		error_set(&error, EINVAL, "The migration's host, port, rate or limits are none.");
 		reply_error(call->reply, &error);
 		return;
 	}
 	options.port = port ? (unsigned)port : (unsigned)call->xend->config.relocation_port;
 	options.live = live;
 	options.rate_mbit = (unsigned)rate;
+	options.max_downtime_ms = (unsigned)max_downtime;
+	options.timeout_s = (unsigned)timeout;
 	domain = call_domain(call, "migrated");
 	if (domain)
 		job_migrate(domain, &options, call->reply);

@@ -32,7 +32,10 @@ struct migrate_options {
 	const char *host;
 	unsigned port;
 	bool live;
-	unsigned rate_mbit; /* 0: no limit */
+	unsigned rate_mbit;       /* 0: no limit */
+	unsigned max_downtime_ms; /* 0: as configured */
+	unsigned timeout_s;       /* from when the copying begins, 0: none */
+	const char *on_stall;     /* "stop" or "cancel" */
 };
 
 void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply);

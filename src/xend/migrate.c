@@ -25,6 +25,8 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 {
 	const struct migrate_options *options = sending->options;
 	struct domain *domain = sending->domain;
+	uint64_t max_downtime_ms = options->max_downtime_ms ? options->max_downtime_ms
+							    : domain->xend->config.relocation_max_downtime;
 	_cleanup_message_ struct message event = {0};
 	_cleanup_close_ int guest = guest_connect(domain, error);
 	json_t *offer = domain_pack(domain);
@@ -36,10 +38,11 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 	}
 	objections_prepare(domain, offer);
 	r = carrier_say(carrier,
-		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I}", "do", "send", "guest", "fd", 0,
-			"host", options->host, "port", (int)options->port, "domain", offer, "ticket",
-			sending->ticket, "live", options->live, "rate_mbit", (json_int_t)options->rate_mbit,
-			"max_downtime_ms", (json_int_t)domain->xend->config.relocation_max_downtime),
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s}", "do", "send",
+			"guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain", offer,
+			"ticket", sending->ticket, "live", options->live, "rate_mbit",
+			(json_int_t)options->rate_mbit, "max_downtime_ms", (json_int_t)max_downtime_ms,
+			"timeout_s", (int)options->timeout_s, "on_stall", options->on_stall),
 		&guest, 1, error);
 	return r < 0 ? r : carrier_expect(carrier, "received", &event, error);
 }

@@ -116,15 +116,54 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 static void print_migration(const char *domain, const char *host, const json_t *done)
 {
 	long long rounds = json_integer_value(json_object_get(done, "rounds"));
+	long long slowed = json_integer_value(json_object_get(done, "slowed_percent"));
 
 	if (!rounds) { /* the line broke at the end: the peer said only that it runs the domain */
 		printf("Migrated %s to %s.\n", domain, host);
 		return;
 	}
-	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms.\n", domain, host,
+	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
 		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
 		rounds == 1 ? "" : "s", json_number_value(json_object_get(done, "bytes")) / 1e6,
 		(long long)json_number_value(json_object_get(done, "downtime_ms")));
+	if (slowed)
+		printf(", slowed by up to %lld %%", slowed);
+	printf(".\n");
+}
+
+/* A migration's options as xend takes them; those that were not given are left to it. */
+static int migration_body(const struct arguments *arguments, json_t **body, struct error *error)
+{
+	static const struct {
+		const char *option, *member;
+		unsigned long least, most;
+	} numbers[] = {
+		{"port", "port", 1, 65535},
+		{"resource", "rate_mbit", 0, 1000000},
+		{"max-downtime", "max_downtime_ms", 1, 86400000},
+		{"timeout", "timeout_s", 1, 86400},
+	};
+	const char *host = arguments->words[1], *on_stall = option_value(arguments, "on-stall");
+
+	*body = json_pack("{s:s, s:b}", "host", host, "live", option_given(arguments, "live"));
+	if (!*body || !*host)
+		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
+	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
+		unsigned long number;
+		int r = option_number(
+			arguments, numbers[i].option, numbers[i].least, numbers[i].most, 0, &number, error);
+
+		if (r < 0)
+			return r;
+		if (option_given(arguments, numbers[i].option))
+			json_object_set_new(*body, numbers[i].member, json_integer((json_int_t)number));
+	}
+	if (on_stall && strcmp(on_stall, "stop") != 0 && strcmp(on_stall, "cancel") != 0)
+		return error_set(
+			error, EINVAL, "xm migrate: --on-stall takes stop or cancel, found '%s'.", on_stall);
+	if (on_stall)
+		json_object_set_new(*body, "on_stall", json_string(on_stall));
+	return 0;
 }
 
 static int migrate_to(struct xm *xm, const struct arguments *arguments, struct error *error)
@@ -132,22 +171,15 @@ static int migrate_to(struct xm *xm, const struct arguments *arguments, struct e
 	const char *domain = arguments->words[0], *host = arguments->words[1];
 	_cleanup_free_ char *doing = NULL, *cancelled = NULL;
 	_cleanup_json_ json_t *body = NULL, *done = NULL;
-	unsigned long port, rate;
 	char path[256];
 	int r = domain_is_guest(domain, "migrated", error);
 
 	if (r >= 0)
-		r = option_number(arguments, "port", 1, 65535, 0, &port, error);
-	if (r >= 0)
-		r = option_number(arguments, "resource", 0, 1000000, 0, &rate, error);
+		r = migration_body(arguments, &body, error);
 	if (r >= 0)
 		r = domain_path(path, domain, "/migrate", error);
 	if (r < 0)
 		return r;
-	body = json_pack("{s:s, s:I, s:b, s:I}", "host", host, "port", (json_int_t)port, "live",
-		option_given(arguments, "live"), "rate_mbit", (json_int_t)rate);
-	if (!body || !*host)
-		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
 	if (asprintf(&doing, "Migrating %s to %s", domain, host) < 0 ||
 		asprintf(&cancelled,
 			"Interrupted: the migration is cancelled and %s runs on here, unless it had just "
@@ -190,6 +222,14 @@ const struct command carry_commands[] = {
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
 			{"resource", 'r', "MBIT", "copy at most this many megabits per second"},
+			{"max-downtime", 0, "MS",
+				"let a live domain stand still for at most this long "
+				"(xend-relocation-max-downtime)"},
+			{"timeout", 0, "S", "be there in this time, see --on-stall"},
+			{"on-stall", 0, "stop|cancel",
+				"what to do with a domain that writes faster than can be copied, or when "
+				"time is up: stop "
+				"it for as long as it takes, or let it stay"},
 			{"resolve", 0, NULL,
 				"tell what each side knows of a hand-over that the other host has not "
 				"confirmed"},

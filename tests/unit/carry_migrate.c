@@ -88,17 +88,20 @@ struct move {
 	uint64_t allocated; /* pages of `to`, before the comparison touched them all */
 };
 
-static void begin_source(struct move *move, bool live, int rate_mbit)
+/* `more`: members of the job beside the usual ones; used up. */
+static void begin_source(struct move *move, bool live, int rate_mbit, json_t *more)
 {
 	int fds[2] = {move->from.carrier_end};
+	json_t *job = json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i}", "do",
+		"send", "guest", "fd", 0, "host", "127.0.0.1", "port", move->line.port, "domain", "name",
+		"TestGuest", "uuid", UUID, "memory_mib", (json_int_t)(move->from.pages / MIB_PAGES), "ticket",
+		TICKET, "live", live, "rate_mbit", rate_mbit, "max_downtime_ms", 50);
 
+	if (more)
+		json_object_update(job, more);
+	json_decref(more);
 	carrier_thread_begin(&move->source, send_job);
-	say_job(&move->source,
-		json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i}", "do", "send",
-			"guest", "fd", 0, "host", "127.0.0.1", "port", move->line.port, "domain", "name",
-			"TestGuest", "uuid", UUID, "memory_mib", (json_int_t)(move->from.pages / MIB_PAGES),
-			"ticket", TICKET, "live", live, "rate_mbit", rate_mbit, "max_downtime_ms", 50),
-		fds, 1, true);
+	say_job(&move->source, job, fds, 1, true);
 }
 
 static void begin_dest(struct move *move)
@@ -113,7 +116,7 @@ static void begin_dest(struct move *move)
 	close(fds[0]);
 }
 
-static void move_begin(struct move *move, uint64_t pages, bool live, int rate_mbit)
+static void move_begin_with(struct move *move, uint64_t pages, bool live, int rate_mbit, json_t *more)
 {
 	line_begin(&move->line);
 	fake_guest_begin(&move->from, pages);
@@ -122,8 +125,13 @@ static void move_begin(struct move *move, uint64_t pages, bool live, int rate_mb
 	fake_guest_fill(&move->from, pages - 2, 2, 2);
 	if (live)
 		fake_guest_run(&move->from, pages / 4);
-	begin_source(move, live, rate_mbit);
+	begin_source(move, live, rate_mbit, more);
 	begin_dest(move);
+}
+
+static void move_begin(struct move *move, uint64_t pages, bool live, int rate_mbit)
+{
+	move_begin_with(move, pages, live, rate_mbit, NULL);
 }
 
 static void move_end(struct move *move)
@@ -242,6 +250,69 @@ static void the_rate_is_kept(void **state)
 	assert_true(milliseconds >= bytes * 8 / 100000 * 8 / 10);
 	message_free(&done);
 	move_end(&move);
+}
+
+/* The writer writes 16 MiB over and over; the line takes 40 MB a second. */
+static void a_guest_that_writes_too_fast_is_slowed(void **state)
+{
+	struct move move;
+	struct message done;
+
+	(void)state;
+	move_begin(&move, 64 * MIB_PAGES, true, 320);
+	copy_all(&move);
+	done = finish(&move);
+	assert_true(json_integer_value(json_object_get(done.body, "slowed_percent")) >= 50);
+	assert_true(move.from.slowed_most >= 50);
+	message_free(&done);
+	move_end(&move);
+	assert_int_equal(move.from.slowed, 0);
+}
+
+static void a_guest_arrives_in_time(void **state)
+{
+	struct move move;
+	struct message done;
+
+	(void)state;
+	/* 26 MB at 8 MB a second, and no end of writing. What comes after the stop is not limited by the
+	 * rate. */
+	move_begin_with(
+		&move, 64 * MIB_PAGES, true, 64, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "stop"));
+	copy_all(&move);
+	done = finish(&move);
+	assert_true(json_integer_value(json_object_get(done.body, "milliseconds")) < 2000);
+	message_free(&done);
+	move_end(&move);
+}
+
+static void a_guest_stays(uint64_t pages, int rate_mbit, json_t *more, const char *why)
+{
+	struct move move;
+	struct message failed;
+
+	move_begin_with(&move, pages, true, rate_mbit, more);
+	accept_offer(&move);
+	failed = carrier_event(&move.source, "failed");
+	if (!strstr(json_string_value(json_object_get(failed.body, "error")), why))
+		fail_msg("%s", json_string_value(json_object_get(failed.body, "error")));
+	message_free(&failed);
+	pass(&move.dest, "failed");
+	assert_int_equal(move.from.pauses, 0);
+	assert_true(move.from.running);
+	move_end(&move);
+	assert_int_equal(move.from.slowed, 0);
+	assert_false(move.from.tracking);
+}
+
+static void a_guest_that_cannot_go_in_time_stays(void **state)
+{
+	(void)state;
+	a_guest_stays(64 * MIB_PAGES, 64, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "cancel"),
+		"does not arrive in the time that --timeout gives");
+	/* Slowed to 1 % it still writes all of its 1 MiB while 4 MB a second are sent. */
+	a_guest_stays(4 * MIB_PAGES, 32, json_pack("{s:s}", "on_stall", "cancel"),
+		"writes its memory faster than it can be copied");
 }
 
 static void objections_reach_the_source(void **state)
@@ -397,7 +468,7 @@ static void nobody_listens(void **state)
 	line_begin(&move.line);
 	close(move.line.listener);
 	fake_guest_begin(&move.from, MIB_PAGES);
-	begin_source(&move, true, 0);
+	begin_source(&move, true, 0, NULL);
 	failed = carrier_event(&move.source, "failed");
 	assert_non_null(strstr(
 		json_string_value(json_object_get(failed.body, "error")), "Unable to connect to 127.0.0.1"));
@@ -464,7 +535,7 @@ static void record_hand_over(struct recording *recording)
 	fake_guest_begin(&move.from, MIB_PAGES);
 	fake_guest_begin(&move.to, MIB_PAGES);
 	fill_small(&move.from);
-	begin_source(&move, false, 0);
+	begin_source(&move, false, 0, NULL);
 	middle.source = line_accept(&move.line);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
 	middle.dest = pair[0];
@@ -584,6 +655,9 @@ int main(void)
 		BOTH_WAYS(a_guest_moves),
 		BOTH_WAYS(a_running_guest_moves),
 		BOTH_WAYS(the_rate_is_kept),
+		cmocka_unit_test(a_guest_that_writes_too_fast_is_slowed),
+		cmocka_unit_test(a_guest_arrives_in_time),
+		cmocka_unit_test(a_guest_that_cannot_go_in_time_stays),
 		BOTH_WAYS(objections_reach_the_source),
 		BOTH_WAYS(a_guest_that_does_not_load_stays),
 		BOTH_WAYS(whoever_leaves_before_commit_the_other_learns_it),

@@ -85,14 +85,14 @@ static void rounds_end_when_the_rest_fits(void **state)
 	(void)state;
 	rounds_begin(&rounds, 50);
 	rounds_measure(&rounds, 1 << 30, NS_PER_S); /* 1 GiB/s: 40 ms carry 10485 pages */
-	assert_int_equal(rounds_next(&rounds, 40000), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 20000), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 10000), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 40000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 20000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 10000, 0), ROUNDS_FITS);
 	/* It fits, but rounds still halve it: a round more, until nothing is to be gained. */
-	assert_int_equal(rounds_next(&rounds, 4000), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 1000), ROUNDS_GO_ON);
-	assert_int_equal(rounds_next(&rounds, 200), ROUNDS_FITS);
-	assert_int_equal(rounds_next(&rounds, 0), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 4000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 1000, 0), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 200, 0), ROUNDS_FITS);
+	assert_int_equal(rounds_next(&rounds, 0, 0), ROUNDS_FITS);
 }
 
 static void rounds_that_do_not_shrink_end(void **state)
@@ -103,14 +103,63 @@ static void rounds_that_do_not_shrink_end(void **state)
 	(void)state;
 	rounds_begin(&rounds, 50);
 	rounds_measure(&rounds, 125000000, NS_PER_S);
-	while (rounds_next(&rounds, 50000) == ROUNDS_GO_ON)
+	while (rounds_next(&rounds, 50000, 0) == ROUNDS_GO_ON)
 		went_on++;
 	assert_true(went_on > 0 && went_on < 5);
 	/* Even rounds that shrink come to an end. */
 	rounds_begin(&rounds, 1);
-	for (went_on = 0; rounds_next(&rounds, (1u << 31) >> went_on) == ROUNDS_GO_ON;)
+	for (went_on = 0; rounds_next(&rounds, (1u << 31) >> went_on, 0) == ROUNDS_GO_ON;)
 		went_on++;
 	assert_true(went_on < ROUNDS_MAX);
+}
+
+static void a_guest_that_writes_too_fast_is_slowed(void **state)
+{
+	struct rounds rounds;
+	uint64_t pages = 50000;
+	unsigned steps = 0, before = 0;
+	enum rounds_verdict verdict;
+
+	(void)state;
+	rounds_begin(&rounds, 50);
+	rounds.may_slow = true;
+	do {
+		/* What it writes anew follows from how much of the time it runs, once that is little. */
+		pages = rounds.slowed < 90 ? 50000 : 50000 * (100 - rounds.slowed) / 100;
+		rounds_measure(&rounds, 50000 * PAGE, NS_PER_S);
+		verdict = rounds_next(&rounds, pages, 0);
+		if (verdict == ROUNDS_SLOW) {
+			assert_true(rounds.slowed > before && rounds.slowed <= SLOWED_MOST);
+			before = rounds.slowed;
+			steps++;
+		}
+	} while (verdict == ROUNDS_GO_ON || verdict == ROUNDS_SLOW);
+	assert_int_equal(verdict, ROUNDS_FITS);
+	assert_true(steps >= 4 && rounds.done < 20);
+	/* Where nothing helps it is slowed to the end, then that is said. */
+	rounds_begin(&rounds, 50);
+	rounds.may_slow = true;
+	rounds_measure(&rounds, 50000 * PAGE, NS_PER_S);
+	while ((verdict = rounds_next(&rounds, 50000, 0)) == ROUNDS_GO_ON || verdict == ROUNDS_SLOW)
+		continue;
+	assert_int_equal(verdict, ROUNDS_STALLED);
+	assert_int_equal(rounds.slowed, SLOWED_MOST);
+}
+
+static void rounds_end_in_time(void **state)
+{
+	struct rounds rounds;
+
+	(void)state;
+	rounds_begin(&rounds, 50);
+	assert_false(rounds_late(&rounds, 1u << 31, INT64_MAX)); /* no deadline */
+	rounds.deadline = 10 * NS_PER_S;
+	rounds_measure(&rounds, 50000 * PAGE, NS_PER_S);
+	assert_false(rounds_late(&rounds, 100000, 7 * NS_PER_S));
+	assert_true(rounds_late(&rounds, 100000, 8 * NS_PER_S));
+	assert_int_equal(rounds_next(&rounds, 100000, 7 * NS_PER_S), ROUNDS_GO_ON);
+	assert_int_equal(rounds_next(&rounds, 100000, 8 * NS_PER_S), ROUNDS_LATE);
+	assert_int_equal(rounds_next(&rounds, 0, 10 * NS_PER_S), ROUNDS_FITS);
 }
 
 static void the_ram_digest_is_of_what_is_there_last(void **state)
@@ -191,6 +240,8 @@ int main(void)
 		cmocka_unit_test(a_pause_does_not_save_up_more_than_a_burst),
 		cmocka_unit_test(rounds_end_when_the_rest_fits),
 		cmocka_unit_test(rounds_that_do_not_shrink_end),
+		cmocka_unit_test(a_guest_that_writes_too_fast_is_slowed),
+		cmocka_unit_test(rounds_end_in_time),
 		cmocka_unit_test(the_ram_digest_is_of_what_is_there_last),
 		cmocka_unit_test(every_bit_of_a_record_head_counts),
 		cmocka_unit_test(records_out_of_bounds_are_refused),

@@ -61,7 +61,7 @@ static void *write_memory(void *context)
 			bitmap_set(guest->dirty, page);
 		}
 		pthread_mutex_unlock(&guest->lock);
-		usleep(50);
+		usleep(50 * 100 / (100 - guest->slowed));
 	}
 	return NULL;
 }
@@ -122,6 +122,12 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		memset(guest->dirty, 0, words * 8);
 		return json_pack("{s:b, s:I}", "ok", 1, "pages",
 			(json_int_t)bitmap_count(guest->bitmap, guest->pages));
+	}
+	if (strcmp(verb, "throttle") == 0) {
+		guest->slowed = (unsigned)json_integer_value(json_object_get(request->body, "percent"));
+		if (guest->slowed > guest->slowed_most)
+			guest->slowed_most = guest->slowed;
+		return json_pack("{s:b}", "ok", 1);
 	}
 	if (strcmp(verb, "faults") == 0 && guest->faults >= 0) {
 		*fd = dup(guest->faults);

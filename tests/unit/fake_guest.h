@@ -26,6 +26,7 @@ struct fake_guest {
 	size_t state_size;
 	bool tracking, refuses_state;
 	atomic_bool running, ended, loaded;
+	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
 	unsigned pauses;
 	pthread_mutex_t lock;
 	pthread_t server, writer;

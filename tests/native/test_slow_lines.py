@@ -1,0 +1,71 @@
+"""A guest that writes faster than the line carries: it is slowed, arrives or stays as told, and is itself again."""
+
+import re
+import time
+
+import pytest
+
+from test_native import arrived, names, start
+
+# 32 MiB, rewritten as fast as the processor can, over a line of 40 MB/s: 0.8 s for each round.
+FAST = "tsc_khz=2000000 touch=32 dirty=32 rate=0"
+LINE = ("-r", "320")
+
+
+def processor_share(control, seconds=0.5):
+    """How much of a processor the guest gets."""
+    before, begin = control.call({"do": "status"})["cpu_time_ns"], time.monotonic()
+    time.sleep(seconds)
+    return (control.call({"do": "status"})["cpu_time_ns"] - before) / 1e9 / (time.monotonic() - begin)
+
+
+def test_throttle(hosts, heartbeat, kernel):
+    """The guest gets no more than the part that is left, and all of it when who slowed it is gone."""
+    control = start(hosts[0], heartbeat, kernel, line=FAST)
+    other = hosts[0].wait_guest()
+    for percent in (50, 90, 99):
+        other.call({"do": "throttle", "percent": percent})
+        assert control.call({"do": "status"})["throttle"] == percent
+        assert processor_share(control) < (100 - percent) / 100 + 0.1
+    other.close()
+    slow = processor_share(control, 1)
+    for percent in (-1, 100, "1", None):
+        with pytest.raises(RuntimeError):
+            control.call({"do": "throttle", "percent": percent})
+    assert control.call({"do": "status"})["throttle"] == 0
+    assert slow > 0.12
+    assert heartbeat.whole()
+
+
+def migrate(hosts, *options):
+    begin = time.monotonic()
+    said = hosts[0].xm("migrate", "--live", "-p", str(hosts[1].port), *LINE, *options, "Native", "127.0.0.1")
+    return said, time.monotonic() - begin
+
+
+def test_a_guest_that_writes_too_fast_is_slowed_and_arrives(hosts, heartbeat, kernel):
+    start(hosts[0], heartbeat, kernel, line=FAST)
+    said, _ = migrate(hosts)
+    assert int(re.search(r"slowed by up to ([0-9]+) %", said).group(1)) >= 50
+    arrived(hosts[1], heartbeat)
+    assert processor_share(hosts[1].wait_guest()) > 0.12  # it is as fast as ever
+
+
+def test_a_guest_arrives_in_time(hosts, heartbeat, kernel):
+    start(hosts[0], heartbeat, kernel, line=FAST)
+    _, took = migrate(hosts, "--max-downtime", "1", "--timeout", "2", "--on-stall", "stop")
+    assert took < 4
+    arrived(hosts[1], heartbeat)
+
+
+def test_a_guest_stays_unharmed(hosts, heartbeat, kernel):
+    control = start(hosts[0], heartbeat, kernel, line=FAST)
+    with pytest.raises(RuntimeError, match="--on-stall cancel was asked for"):
+        migrate(hosts, "--on-stall", "cancel", "--timeout", "2")
+    status = control.call({"do": "status"})
+    assert (status["state"], status["throttle"]) == ("running", 0)
+    heartbeat.wait_after(time.monotonic(), count=200)
+    assert heartbeat.whole()
+    assert names(hosts[0]) == ["Domain-0", "Native"]
+    assert names(hosts[1]) == ["Domain-0"]
+    assert processor_share(control) > 0.12
