@@ -4,6 +4,7 @@
 #include "xend/carrier.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
+#include "xend/guest_disks.h"
 #include "xend/guest_watch.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
@@ -132,6 +133,12 @@ static void for_each(
 	}
 }
 
+static void lock_disks(struct domain *domain)
+{
+	if (!domain->busy && !domain->dead)
+		guest_relock_disks(domain);
+}
+
 static void end_unless_live(struct domain *domain)
 {
 	if (domain->phase != DOMAIN_LIVE)
@@ -155,6 +162,7 @@ int adopt_all(struct xend *xend, struct error *error)
 	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);
 	handover_resume(xend);
 	for_each(xend, let_run, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, lock_disks, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, supervise, DOMAIN_LIVE, DOMAIN_LIVE);
 	return 0;
 }

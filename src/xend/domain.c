@@ -236,6 +236,8 @@ static int enlist(struct xend *xend, struct guest_config *config, struct domain 
 	int r = store_begin(xend->store, error);
 
 	if (r >= 0)
+		r = store_drop_departures(xend->store, config->uuid, error);
+	if (r >= 0)
 		r = store_next_id(xend->store, &id, error);
 	if (r < 0)
 		return r;

@@ -20,13 +20,23 @@ int handover_commit(
 	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error)
 {
 	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, host, port};
-	int r = store_put_ticket(domain->xend->store, &stored, error);
+	struct store *store = domain->xend->store;
+	int r = store_begin(store, error);
 
-	if (r >= 0) {
-		domain->handed_over = true;
-		domain->cancel = -1;
+	/* Of one guest one ticket is open: an answer about an earlier one must not count for this. */
+	if (r >= 0)
+		r = store_drop_departures(store, domain->config.uuid, error);
+	if (r >= 0)
+		r = store_put_ticket(store, &stored, error);
+	if (r >= 0)
+		r = store_commit(store, error);
+	if (r < 0) {
+		store_rollback(store);
+		return r;
 	}
-	return r;
+	domain->handed_over = true;
+	domain->cancel = -1;
+	return 0;
 }
 
 void handover_gone(struct domain *domain, const char *ticket)
@@ -126,7 +136,7 @@ static int find_out(
 	return 0;
 }
 
-bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
+enum handover_end handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
 {
 	struct doubt doubt = {.host = host, .since = time(NULL)};
 	bool owned = false;
@@ -137,12 +147,12 @@ bool handover_settle(struct domain *domain, const char *ticket, const char *host
 	domain->doubt = NULL;
 	xend_changed(domain->xend);
 	if (r < 0)
-		return false;
+		return HANDOVER_OPEN;
 	if (owned)
 		handover_gone(domain, ticket);
 	else
 		handover_back(domain, ticket);
-	return owned;
+	return owned ? HANDOVER_GONE : HANDOVER_BACK;
 }
 
 static void clock_text(int64_t at, char text[16])
@@ -316,7 +326,8 @@ void handover_resume(struct xend *xend)
 	struct collection collection = {.xend = xend};
 	struct error error;
 
-	if (store_each_ticket(xend->store, collect, &collection, &error) < 0)
+	if (store_drop_departed(xend->store, &error) < 0 ||
+		store_each_ticket(xend->store, collect, &collection, &error) < 0)
 		log_error("%s", error.text);
 	while (collection.first) {
 		struct open_ticket *open = collection.first;

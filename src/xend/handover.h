@@ -35,11 +35,11 @@ struct doubt {
 };
 
 /*
- * Asks the destination until it answers, then does one of the two above. Returns
- * true when the guest is gone, false when it is ours (or xend is stopping, and
- * the next xend will ask). Lets go of the lock.
+ * Asks the destination until it answers, then does one of the two above.
+ * HANDOVER_OPEN: xend is stopping, and the next xend will ask. Lets go of the lock.
  */
-bool handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port);
+enum handover_end { HANDOVER_GONE, HANDOVER_BACK, HANDOVER_OPEN };
+enum handover_end handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port);
 
 /*
  * One sentence for `xm list`, or several for `xm migrate --resolve`, after asking

@@ -100,16 +100,26 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 {
 	const struct migrate_options *options = sending->options;
 	struct domain *domain = sending->domain;
+	enum handover_end end;
 	struct error error;
 
 	log_warning("Domain '%s': the line to %s broke while control passed: %s", domain->config.name,
 		options->host, why->text);
 	reply_line(reply,
 		json_pack("{s:s, s:s, s:s}", "event", "progress", "phase", "uncertain", "error", why->text));
-	if (handover_settle(domain, sending->ticket, options->host, options->port)) {
+	end = handover_settle(domain, sending->ticket, options->host, options->port);
+	if (end == HANDOVER_GONE) {
 		struct message nothing = {0};
 
 		succeed(sending, &nothing, reply);
+		return;
+	}
+	if (end == HANDOVER_OPEN) {
+		error_set(&error, ECANCELED,
+			"xend is being stopped while it is open whether domain '%s' runs on %s (%s); once "
+			"xend is started again it asks that host and settles it.",
+			domain->config.name, options->host, why->text);
+		reply_error(reply, &error);
 		return;
 	}
 	error_set(&error, EIO,

@@ -132,7 +132,7 @@ static int take_over(struct receiving *receiving, struct guest_resume *how, stru
 	return 0;
 }
 
-/* Tells the peer, which then ends its guest; then the disks' locks are free to be ours. */
+/* Tells the peer, which then ends its guest. */
 static void finish(struct receiving *receiving)
 {
 	_cleanup_message_ struct message done = {0};
@@ -147,7 +147,6 @@ static void finish(struct receiving *receiving)
 	if (r < 0) /* the guest is ours all the same; the peer will ask */
 		log_warning("Domain '%s': %s was not told that it runs here: %s",
 			receiving->domain->config.name, receiving->peer, error.text);
-	guest_lock_disks(receiving->domain);
 }
 
 static int receive(struct receiving *receiving, int socket, struct error *error)
@@ -189,6 +188,9 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 		domain_end_job(
 			receiving->domain); /* it is ours, and stands still until the user does something */
 	}
+	/* The peer ends its guest, or asks first; then the disks' locks are free to be ours. */
+	carrier_end(&receiving->carrier);
+	guest_lock_disks(receiving->domain);
 	return r;
 }
 

@@ -252,6 +252,24 @@ int store_drop_ticket(struct store *store, const char *ticket, struct error *err
 	return run(store, error, "DELETE FROM tickets WHERE ticket = ?", "s", ticket);
 }
 
+/* As text, for use in SQL. */
+#define SOURCE_STATES "(1, 2)"
+_Static_assert(TICKET_COMMITTED == 1 && TICKET_GONE == 2, "as in SOURCE_STATES");
+
+int store_drop_departed(struct store *store, struct error *error)
+{
+	return run(store, error,
+		"DELETE FROM tickets WHERE state IN " SOURCE_STATES
+		" AND uuid NOT IN (SELECT uuid FROM domains)",
+		"");
+}
+
+int store_drop_departures(struct store *store, const char *uuid, struct error *error)
+{
+	return run(
+		store, error, "DELETE FROM tickets WHERE state IN " SOURCE_STATES " AND uuid = ?", "s", uuid);
+}
+
 int store_each_ticket(struct store *store, int (*visit)(void *context, const struct stored_ticket *ticket),
 	void *context, struct error *error)
 {

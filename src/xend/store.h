@@ -73,6 +73,13 @@ int store_put_ticket(struct store *store, const struct stored_ticket *ticket, st
 int store_drop_ticket(struct store *store, const char *ticket, struct error *error);
 int store_each_ticket(struct store *store, int (*visit)(void *context, const struct stored_ticket *ticket),
 	void *context, struct error *error);
+/*
+ * Drops what is left of tickets whose guest is no longer here: it has gone for good. A guest of that uuid
+ * that comes here afterwards must not be taken for it.
+ */
+int store_drop_departed(struct store *store, struct error *error);
+/* Drops all that a guest has left from here by, or was to. */
+int store_drop_departures(struct store *store, const char *uuid, struct error *error);
 /* TICKET_NONE where there is none of that name. */
 int store_ticket_state(
 	struct store *store, const char *ticket, enum ticket_state *state, struct error *error);

@@ -101,6 +101,43 @@ static void the_store_forgets_guests_but_no_tickets_with_the_boot(void **state)
 	store_close(store);
 }
 
+static enum ticket_state state_in(struct store *store, const char *ticket)
+{
+	enum ticket_state found;
+
+	assert_int_equal(store_ticket_state(store, ticket, &found, NULL), 0);
+	return found;
+}
+
+/* Otherwise a guest that comes back would be taken for one that is to be ended. */
+static void tickets_of_guests_that_have_left_are_dropped(void **state)
+{
+	struct store *store = reopen(NULL, "boot-6");
+	_cleanup_json_ json_t *config = json_pack("{s:i}", "memory", 64);
+	struct stored_domain here = {"u-3", "Here", 7, STORED_LIVE, false, false, 1000, config};
+
+	(void)state;
+	assert_int_equal(store_put_domain(store, &here, NULL), 0);
+	for (enum ticket_state made = TICKET_COMMITTED; made <= TICKET_REFUSED; made++) {
+		struct stored_ticket left = {(char[]){'l', (char)('0' + made), 0}, "u-4", made, "", 0};
+		struct stored_ticket open = {(char[]){'o', (char)('0' + made), 0}, "u-3", made, "", 0};
+
+		assert_int_equal(store_put_ticket(store, &left, NULL), 0);
+		assert_int_equal(store_put_ticket(store, &open, NULL), 0);
+	}
+	assert_int_equal(store_drop_departed(store, NULL), 0);
+	for (enum ticket_state made = TICKET_COMMITTED; made <= TICKET_REFUSED; made++) {
+		assert_int_equal(state_in(store, (char[]){'o', (char)('0' + made), 0}), made);
+		assert_int_equal(state_in(store, (char[]){'l', (char)('0' + made), 0}),
+			made <= TICKET_GONE ? TICKET_NONE : made);
+	}
+	assert_int_equal(store_drop_departures(store, "u-3", NULL), 0);
+	assert_int_equal(state_in(store, "o1"), TICKET_NONE);
+	assert_int_equal(state_in(store, "o2"), TICKET_NONE);
+	assert_int_equal(state_in(store, "o5"), TICKET_OWNED);
+	store_close(store);
+}
+
 static void leftovers_are_removed_at_the_next_start(void **state)
 {
 	struct store *store = reopen(NULL, "boot-3");
@@ -134,10 +171,7 @@ static struct domain *any_domain(struct xend *xend, const char *uuid)
 
 static enum ticket_state state_of(struct xend *xend, const char *ticket)
 {
-	enum ticket_state found;
-
-	assert_int_equal(store_ticket_state(xend->store, ticket, &found, NULL), 0);
-	return found;
+	return state_in(xend->store, ticket);
 }
 
 #define U1 "00000000-0000-4000-8000-000000000001"
@@ -387,6 +421,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_store_forgets_guests_but_no_tickets_with_the_boot),
+		cmocka_unit_test(tickets_of_guests_that_have_left_are_dropped),
 		cmocka_unit_test(leftovers_are_removed_at_the_next_start),
 		cmocka_unit_test(a_ticket_is_owned_only_after_it_was_received),
 		cmocka_unit_test(who_is_asked_refuses_for_ever),

@@ -1,0 +1,137 @@
+"""kill -9 at an enumerated system call: strace first writes down which calls there are, then kills.
+
+The thread that first enters the N-th call of some name takes its process with it.
+"""
+
+import collections
+import os
+import re
+import signal
+import subprocess
+import time
+
+from conftest import BUILD
+
+EXHAUSTIVE = os.environ.get("FERRY_EXHAUSTIVE") == "1"
+# What a thread does while nothing changes for anybody else; how often it comes differs from run to run.
+WAITING = "futex,epoll_wait,epoll_ctl,poll,clock_nanosleep,madvise,munmap,mprotect,brk,rt_sigprocmask,rt_sigaction"
+XEND_CALLS = f"!{WAITING}"
+GUEST_CALLS = "!ioctl,write,futex,epoll_wait"
+
+
+def read(path):
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def wait_for(condition, what, timeout=15, log=""):
+    """True once it holds; where there is something to say about it (`what`), it must in time."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            if what:
+                raise AssertionError(f"{what} is still awaited; {read(log)[-3000:]}")
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def ended_soon(process, seconds=0.1):
+    try:
+        process.wait(seconds)
+        return True
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def processes(host, name):
+    """Those of this host: their standard error goes where its xend's goes."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            said_to = os.readlink(f"/proc/{pid}/fd/2")
+            if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == name and said_to.startswith(f"{host.root}/"):
+                found.append(int(pid))
+        except OSError:
+            continue
+    return found
+
+
+def orders(calls, point):
+    """strace's: look at these calls, and kill at a point (name, number) unless it is None."""
+    return ["-e", f"trace={calls}", *(["-e", f"inject={point[0]}:signal=KILL:when={point[1]}"] if point else [])]
+
+
+class Wrapped:
+    """A program that a host's xend starts: where there is an order, the next process of it is killed."""
+
+    def __init__(self, host, name, trace=None):
+        self.link = f"{host.root}/libexec/{name}"
+        self.trace = trace or f"{self.link}.trace"
+        program = f"{BUILD}/src/{'vmm' if name == 'ferry-guest' else 'carry'}/{name}"
+        os.unlink(self.link)
+        with open(self.link, "w", encoding="ascii") as script:
+            script.write(f'#!/bin/sh\nif mv {self.link}.order {self.link}.given 2>/dev/null; then\n'
+                         f'  read -r how <{self.link}.given\n'
+                         f'  exec strace -D -I 2 -f -q -o {self.trace} $how {program} "$@"\nfi\nexec {program} "$@"\n')
+        os.chmod(self.link, 0o755)
+
+    def order(self, calls, point):
+        with open(f"{self.link}.order", "w", encoding="ascii") as order:
+            order.write(" ".join(orders(calls, point)) + "\n")
+
+    def withdraw(self):
+        """Whether the kill that was ordered came to pass."""
+        if os.path.exists(f"{self.link}.order"):
+            os.unlink(f"{self.link}.order")
+            return False
+        wait_for(lambda: "+++" in read(self.trace), None, 2)
+        return "killed by SIGKILL" in read(self.trace)
+
+
+class Attached:
+    """The same for a process that runs already, from now on."""
+
+    def __init__(self, pid, trace, calls, point):
+        self.trace = subprocess.Popen(
+            ["strace", "-f", "-b", "execve", "-p", str(pid), "-o", trace, *orders(calls, point)],
+            stderr=subprocess.PIPE, text=True)
+        assert "attached" in self.trace.stderr.readline()
+
+    def detach(self):
+        if self.trace.poll() is None:
+            self.trace.send_signal(signal.SIGINT)
+        try:
+            self.trace.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.trace.kill()
+            self.trace.communicate()
+            raise
+
+
+def points_in(trace):
+    """Each (name, number) in the order in which they came: strace counts each name for each thread."""
+    seen, points = collections.Counter(), {}
+    for thread, name in re.findall(r"^(\d+) +(\w+)\(", read(trace), re.M):
+        seen[thread, name] += 1
+        points[name, seen[thread, name]] = True
+    return list(points)
+
+
+def enumerate_kills(attempt, trace, most):
+    """attempt(point) kills there and says whether it came to that; attempt(None) leaves `trace` with all the points.
+    Of them `most` are taken, or all."""
+    attempt(None)
+    points = points_in(trace)
+    chosen = points if EXHAUSTIVE else points[::max(1, len(points) // most)]
+    killed = 0
+    for point in chosen:
+        try:
+            killed += bool(attempt(point))
+        except Exception as failure:
+            raise AssertionError(f"killed at call {point}: {failure!r}") from failure
+    print(f"{killed} kills at {len(chosen)} of {len(points)} calls")
+    assert killed > len(chosen) // 2 and len(points) > 10

@@ -1,0 +1,121 @@
+"""A line between two hosts that can be cut, or held up, before or within any record that goes over it."""
+
+import os
+import select
+import socket
+import struct
+import threading
+
+HELLO_SIZE, RECORD_HEAD, TLS_HEAD = 64, 24, 5
+NAMES = ["", "CLOCK", "TIME", "OFFER", "ACCEPT", "REFUSED", "PAGES", "ROUND", "STATE", "END", "RECEIVED", "COMMIT", "RUNNING",
+         "ABORT", "ALIVE", "ASK", "ANSWER"]  # docs/relocation-protocol.md
+
+
+class Parser:
+    """One direction of one connection: where its records begin and end. TLS records have no other names."""
+
+    def __init__(self):
+        self.data, self.began, self.tls, self.counts = b"", False, False, {}
+
+    def next(self):
+        """(name, number of it, bytes) of the next whole record, or None."""
+        if not self.began and len(self.data) >= 8:
+            self.tls, self.began = self.data[:8] != b"FERRYREL", True
+            if not self.tls:
+                return self.take("HELLO", HELLO_SIZE) if len(self.data) >= HELLO_SIZE else self.wait()
+        if not self.began:
+            return None
+        head = TLS_HEAD if self.tls else RECORD_HEAD
+        if len(self.data) < head:
+            return None
+        if self.tls:
+            name, length = "TLS", struct.unpack(">H", self.data[3:5])[0]
+        else:
+            number, _, _, length = struct.unpack("<IIQQ", self.data[:RECORD_HEAD])
+            name = NAMES[number]
+        return self.take(name, head + length) if len(self.data) >= head + length else None
+
+    def wait(self):
+        self.began = False
+
+    def take(self, name, size):
+        record, self.data = self.data[:size], self.data[size:]
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return name, self.counts[name], record
+
+
+class Line:
+    """Listens on a port of its own and passes on to `port`. `at` is (direction, name, number), `how` what happens there:
+    "before", "within", "held" (until release()), "swallowed" (nothing more comes through, and nobody is told)."""
+
+    def __init__(self, port):
+        self.target = port
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.seen, self.at, self.how, self.connections = [], None, None, 0
+        self.reached, self.released = threading.Event(), threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def arm(self, at, how, port):
+        self.target, self.at, self.how, self.connections, self.seen = port, at, how, 0, []
+        self.reached.clear()
+        self.released.clear()
+
+    def release(self):
+        self.released.set()
+
+    def close(self):
+        self.release()
+        self.listener.close()
+
+    def _accept(self):
+        while True:
+            try:
+                source, _ = self.listener.accept()
+            except OSError:
+                return
+            try:
+                destination = socket.create_connection(("127.0.0.1", self.target))
+            except OSError:
+                source.close()
+                continue
+            self.connections += 1
+            # Questions come by later connections, which nobody disturbs.
+            threading.Thread(target=self._pass, args=(source, destination, self.connections == 1), daemon=True).start()
+
+    def _pass(self, source, destination, first):
+        parsers = {source: ("→", Parser(), destination), destination: ("←", Parser(), source)}
+        try:
+            while parsers:
+                for end in select.select(list(parsers), [], [])[0]:
+                    direction, parser, other = parsers[end]
+                    data = end.recv(1 << 20)
+                    if not data:
+                        other.shutdown(socket.SHUT_WR)
+                        del parsers[end]
+                    elif not first:
+                        other.sendall(data)
+                    else:
+                        parser.data += data
+                        self._records(direction, parser, other)
+        except OSError:  # also where it was to be cut
+            pass
+        for end in (source, destination):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.close()
+
+    def _records(self, direction, parser, other):
+        while found := parser.next():
+            name, number, record = found
+            self.seen.append((direction, name, number))
+            if self.at != (direction, name, number):
+                other.sendall(record)
+                continue
+            self.reached.set()
+            if self.how in ("held", "swallowed"):
+                self.released.wait()
+            if self.how == "within":
+                other.sendall(record[: len(record) // 2])
+            if self.how != "held":
+                raise ConnectionAbortedError(os.strerror(0))
+            other.sendall(record)

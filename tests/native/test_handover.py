@@ -1,0 +1,478 @@
+"""One owner, always: processes killed, lines cut and people interrupting at every step of a migration between two hosts.
+
+Whatever died is started again. Then exactly one guest runs, the same one and not one that was booted anew, every page of it right; its
+disk is locked; on the other host nothing is left of it: no process, run directory or ticket. At no time did both run.
+FERRY_EXHAUSTIVE=1 takes every step, otherwise some.
+"""
+
+import collections
+import fcntl
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import threading
+import time
+
+import pytest
+from conftest import BUILD, free_port
+from ferry import Control, Host
+from heartbeat import Heartbeat
+from kills import EXHAUSTIVE, GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, wait_for
+from line import Line
+from processes import threads_seconds
+
+POINTS = 14  # of each process, unless all are taken
+LINE = "tsc_khz=2000000 touch=8 dirty=1 rate=5000"
+OPEN_TICKETS = {1: "COMMITTED", 2: "GONE", 3: "RECEIVING", 4: "RECEIVED"}  # src/xend/store.h
+SIDES = ("source", "destination")
+
+pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+
+
+class Watch(threading.Thread):
+    """Whether two guests' processors ever worked at the same time."""
+
+    PAUSE_S = 0.005
+    ALLOWED = 3  # samples in a row: the one stops and the other begins within one
+
+    def __init__(self, hosts):
+        super().__init__(daemon=True)
+        self.hosts, self.together, self.over = hosts, 0, threading.Event()
+        self.start()
+
+    def worked(self, host):
+        seconds = 0
+        for control in host.guests().values():
+            try:
+                with open(os.path.join(os.path.dirname(control), "process"), encoding="ascii") as record:
+                    seconds += threads_seconds(int(record.read().split()[0]), "vcpu")
+            except (OSError, ValueError, IndexError):
+                continue
+        return seconds
+
+    def run(self):
+        before, row = [self.worked(host) for host in self.hosts], 0
+        while not self.over.wait(self.PAUSE_S):
+            now = [self.worked(host) for host in self.hosts]
+            row = row + 1 if all(b - a > 0.001 for a, b in zip(before, now)) else 0
+            self.together = max(self.together, row)
+            before = now
+
+    def end(self):
+        self.over.set()
+        self.join()
+        assert self.together <= self.ALLOWED, f"two guests ran at the same time, for {self.together} samples"
+
+
+class Pair:
+    """Two hosts, one guest, which is `here` and goes to `there`."""
+
+    def __init__(self, hosts, kernel, directory):
+        self.hosts, self.here, self.there, self.kernel, self.directory = list(hosts), hosts[0], hosts[1], kernel, directory
+        self.trace, self.disk = f"{directory}/trace", f"{directory}/disk"
+        self.carriers, self.guests = {}, {}
+        for host in hosts:
+            self.wrap(host)
+        with open(self.disk, "wb") as disk:
+            disk.truncate(1 << 20)
+        self.create()
+
+    def create(self):
+        config = self.here.write_config("Native", self.kernel, 64, 1, LINE)
+        with open(config, "a", encoding="utf-8") as file:
+            file.write(f"disk = ['file:{self.disk},xvda,w']\n")
+        self.here.xm("create", "-q", config)
+        self.history = 0
+        self.guest_is_right()
+
+    def wrap(self, host):
+        self.carriers[host] = Wrapped(host, "ferry-carrier", self.trace)
+        self.guests[host] = Wrapped(host, "ferry-guest", self.trace)
+
+    def add(self, host):
+        self.hosts.append(host)
+
+    def turn(self):
+        self.here, self.there = self.there, self.here
+
+    def logs(self):
+        return "\n".join(f"--- {side}\n{tail(host)}" for side, host in zip(SIDES, (self.here, self.there)))
+
+    def revive(self):
+        for host in self.hosts:
+            if host.process.poll() is not None:
+                host.start()
+
+    def start_xm(self, *words):
+        return subprocess.Popen([f"{BUILD}/src/xm/xm", *words], env=self.here.environment, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)
+
+    def migrate(self, arm=None, live=True, port=None, meanwhile=None, patience=60):
+        """One migration; arm() gives what says afterwards whether it came to the kill; meanwhile(xm) runs beside it.
+        Exit status, what was said, where the guest is, killed."""
+        watch = Watch(self.hosts)
+        killed = arm() if arm else None
+        mover = self.start_xm("migrate", *(["--live"] if live else []), "-p", str(port or self.there.port), "Native", "127.0.0.1")
+        end = time.monotonic() + patience
+        if meanwhile:
+            meanwhile(mover)
+        while not ended_soon(mover, 0.02):
+            self.revive()
+            assert time.monotonic() < end, f"xm migrate does not end\n{self.logs()}"
+        said = mover.communicate()[1]
+        assert mover.returncode in (0, 1), (mover.returncode, said)
+        killed = killed and killed()
+        self.revive()
+        where = self.settle()
+        watch.end()
+        return mover.returncode, said, where, killed
+
+    def settle(self):
+        """Until one host has the guest and nothing is in doubt: "source", "destination" or "nowhere"."""
+        found = {}
+
+        def settled():
+            for host in self.hosts:
+                found[host] = names(host)
+            return not any(self.remains(host, len(found[host])) for host in self.hosts)
+
+        try:
+            wait_for(settled, "a settled hand-over", timeout=40)
+        except AssertionError as failure:
+            remains = [f"{side}: {found[host]} {self.remains(host, len(found[host]))}" for side, host in
+                       zip(SIDES, (self.here, self.there))]
+            raise AssertionError(f"{failure} {remains}\n{self.logs()}") from failure
+        count = sum(map(len, found.values()))
+        assert count <= 1, f"two guests\n{self.logs()}"
+        return "nowhere" if count == 0 else "source" if found[self.here] else "destination"
+
+    def remains(self, host, guests):
+        """What is on this host beside that many guests."""
+        database = sqlite3.connect(f"file:{host.root}/state/xend.db?mode=ro", uri=True)
+        tickets = [OPEN_TICKETS[state] for state, in database.execute("SELECT state FROM tickets") if state in OPEN_TICKETS]
+        database.close()
+        running = len(processes(host, "ferry-guest"))
+        return [*tickets, *os.listdir(f"{host.root}/run/carriers"),
+                *(f"carrier {pid}" for pid in processes(host, "ferry-carrier")),
+                *([f"{running} processes"] if running != guests else []),
+                *([f"{len(host.guests())} directories"] if len(host.guests()) != guests else [])]
+
+    def guest_is_right(self, same=True):
+        """It beats, every page is right, it is the one that there was, and nobody else could write to its disk."""
+        beats = Heartbeat()
+        try:
+            beats.add(self.here.wait_guest(10).console())
+            beats.wait_ready() if self.history == 0 else beats.wait_after(time.monotonic(), count=20, timeout=10)
+            assert beats.whole(), "a page is wrong"
+            assert not same or len(beats.beats) >= self.history, "it was booted anew"
+            self.history = len(beats.beats)
+        finally:
+            beats.close()
+        assert wait_for(self.disk_is_locked, f"the lock of the disk\n{self.logs()}", 5)
+
+    def disk_is_locked(self):
+        with open(self.disk, "rb+") as disk:
+            lock = fcntl.fcntl(disk, 36, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))  # F_OFD_GETLK, fcntl(2)
+        return struct.unpack_from("h", lock)[0] != fcntl.F_UNLCK
+
+
+def names(host):
+    return [line.split()[0] for line in host.xm("list").splitlines()[2:]]
+
+
+def tail(host):
+    with open(f"{host.root}/xend.stderr", encoding="utf-8", errors="replace") as log:
+        return log.read()[-2500:]
+
+
+# Processes that can be killed: each gives, for a point, a function that says afterwards whether it came to that.
+
+
+def carrier(side):
+    def arm(pair, point):
+        wrapped = pair.carriers[(pair.here, pair.there)[side]]
+        wrapped.order("all", point)
+        return wrapped.withdraw
+
+    return arm
+
+
+def xend(side):
+    def arm(pair, point):
+        host = (pair.here, pair.there)[side]
+        process = host.process
+        trace = Attached(process.pid, pair.trace, XEND_CALLS, point)
+
+        def killed():
+            ended = ended_soon(process)
+            trace.detach()
+            return ended
+
+        return killed
+
+    return arm
+
+
+def guest_that_goes(pair, point):
+    pid, = processes(pair.here, "ferry-guest")
+    trace = Attached(pid, pair.trace, GUEST_CALLS, point)
+
+    def killed():
+        trace.detach()
+        return not os.path.exists(f"/proc/{pid}/exe") and "killed by SIGKILL" in open(pair.trace, encoding="utf-8").read()
+
+    return killed
+
+
+def tracer_of(pid):
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return int(re.search(r"TracerPid:\s+(\d+)", status.read()).group(1))
+
+
+def guest_that_comes(pair, point):
+    wrapped, host = pair.guests[pair.there], pair.there
+    wrapped.order(GUEST_CALLS, point)
+
+    def killed():
+        came_to_it = wrapped.withdraw()
+        for pid in processes(host, "ferry-guest"):  # it goes on without being traced
+            if tracer_of(pid):
+                os.kill(tracer_of(pid), signal.SIGINT)
+                wait_for(lambda: not tracer_of(pid), "the end of the tracing")
+        return came_to_it
+
+    return killed
+
+
+VICTIMS = {
+    "source's xend": xend(0),
+    "source's carrier": carrier(0),
+    "source's guest": guest_that_goes,
+    "destination's xend": xend(1),
+    "destination's carrier": carrier(1),
+    "destination's guest": guest_that_comes,
+}
+
+
+@pytest.fixture
+def pair(hosts, kernel, tmp_path):
+    return Pair(hosts, kernel, str(tmp_path))
+
+
+class Table:
+    """Cases and what came of them; those in a row with the same outcome become one line."""
+
+    def __init__(self):
+        self.lines = []
+
+    def add(self, step, killed, status, where):
+        outcome = ("" if killed else "not reached, ") + f"xm {'succeeds' if status == 0 else 'fails'}, guest: {where}"
+        if self.lines and self.lines[-1][2] == outcome:
+            self.lines[-1][1:2] = [step]
+            self.lines[-1][3] += 1
+        else:
+            self.lines.append([step, step, outcome, 1])
+
+    def print(self, title, capsys):
+        with capsys.disabled():
+            print(f"\n{title}")
+            for first, last, outcome, count in self.lines:
+                print(f"  {first + ('' if first == last else ' … ' + last):58} {count:4} × {outcome}")
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_kills(pair, victim, capsys):
+    table = Table()
+    is_guest = victim.endswith("guest")
+
+    def attempt(point):
+        status, said, where, killed = pair.migrate(lambda: VICTIMS[victim](pair, point))
+        table.add(f"{point[0]} {point[1]}" if point else "-", killed or not point, status, where)
+        if status == 0 and not is_guest:
+            assert where == "destination"
+        elif status and victim != "source's xend":
+            assert where == "source" or is_guest, said
+        if where == "destination":
+            pair.turn()
+        if where == "nowhere":
+            assert is_guest and killed, f"no guest is left: {said}\n{pair.logs()}"
+            pair.create()
+        else:
+            pair.guest_is_right(same=not (is_guest and killed))
+        return killed
+
+    try:
+        enumerate_kills(attempt, pair.trace, POINTS)
+    finally:
+        table.print(f"kill -9 of the {victim}, at system call", capsys)
+
+
+# The line between the hosts
+
+
+@pytest.fixture
+def line():
+    made = Line(0)
+    yield made
+    made.close()
+
+
+def records_of(pair, line, live):
+    """Those of one undisturbed migration, in their order; of many PAGES the first and the last."""
+    line.arm(None, None, pair.there.port)
+    assert pair.migrate(live=live, port=line.port)[::2] == (0, "destination")
+    pair.turn()
+    last = max(number for direction, name, number in line.seen if name == "PAGES")
+    return [record for record in line.seen if EXHAUSTIVE or record[1] != "PAGES" or record[2] in (1, last)]
+
+
+def step_of(record):
+    return f"{record[0]} {record[1]} {record[2]}"
+
+
+@pytest.mark.parametrize("how", ["before", "within"])
+def test_cuts(pair, line, how, capsys):
+    table = Table()
+    for record in records_of(pair, line, live=True):
+        line.arm(record, how, pair.there.port)
+        status, said, where, _ = pair.migrate(port=line.port)
+        table.add(step_of(record), line.reached.is_set(), status, where)
+        assert where == ("destination" if status == 0 else "source"), said
+        if where == "destination":
+            pair.turn()
+        pair.guest_is_right()
+    table.print(f"the line is cut {how} a record", capsys)
+
+
+def test_interrupts(pair, line, capsys):
+    """^C while a record is on its way. Once COMMIT is, it is too late, and the migration goes on to its end."""
+    table = Table()
+    for record in records_of(pair, line, live=False):
+        line.arm(record, "held", pair.there.port)
+        status, said, where, _ = pair.migrate(port=line.port, live=False, meanwhile=lambda mover: interrupt(mover, line))
+        table.add(step_of(record), line.reached.is_set(), status, where)
+        assert where == ("destination" if record[1] in ("COMMIT", "RUNNING") else "source") or not line.reached.is_set(), said
+        if where == "destination":
+            pair.turn()
+        pair.guest_is_right()
+    table.print("^C while a record is on its way", capsys)
+
+
+def interrupt(mover, line):
+    if line.reached.wait(10):
+        mover.send_signal(signal.SIGINT)
+        assert ended_soon(mover, 5), "xm does not end"
+        time.sleep(0.1)
+    line.release()
+
+
+@pytest.mark.skipif(not EXHAUSTIVE, reason="takes minutes: FERRY_EXHAUSTIVE=1")
+@pytest.mark.parametrize("record", [("→", "PAGES", 1), ("←", "RECEIVED", 1), ("→", "COMMIT", 1), ("←", "RUNNING", 1)], ids=str)
+def test_a_line_that_falls_silent(pair, line, record):
+    line.arm(record, "swallowed", pair.there.port)
+    status, said, where, _ = pair.migrate(port=line.port, patience=150)
+    assert line.reached.is_set()
+    assert where == ("destination" if status == 0 else "source"), said
+    assert (where == "destination") == (record[1] == "RUNNING")
+    if where == "destination":
+        pair.turn()
+    pair.guest_is_right()
+
+
+# Hosts in trouble, and several people at once
+
+
+@pytest.fixture
+def little_memory():
+    """A cgroup with a limit (cgroups.rst of version 1): for processes, by pid."""
+    group = f"/sys/fs/cgroup/memory/ferry-{os.getpid()}"
+    try:
+        os.mkdir(group)
+    except OSError as failure:
+        pytest.skip(f"no memory cgroup can be made here: {failure}")
+
+    def confine(pid, limit):
+        for file, value in (("memory.limit_in_bytes", limit), ("cgroup.procs", pid)):
+            with open(f"{group}/{file}", "w", encoding="ascii") as control:
+                control.write(str(value))
+
+    yield confine
+    with open(f"{group}/cgroup.procs", encoding="ascii") as inside:
+        for pid in inside.read().split():
+            with open(f"{os.path.dirname(group)}/cgroup.procs", "w", encoding="ascii") as outside:
+                outside.write(pid)
+    os.rmdir(group)
+
+
+def test_a_destination_that_runs_out_of_memory(pair, little_memory, capsys):
+    table = Table()
+    for mib in (4, 6, 8, 10, 14, 16):
+        little_memory(pair.there.process.pid, mib << 20)
+        status, said, where, _ = pair.migrate()
+        table.add(f"of {mib} MiB", True, status, where)
+        assert (status == 0) == (where == "destination"), said
+        if where == "destination":
+            pair.turn()
+            break
+        pair.guest_is_right()
+        pair.there.process.kill()  # out of the cgroup
+        pair.there.process.wait()
+        pair.revive()
+    pair.guest_is_right()
+    table.print("the destination runs out of memory", capsys)
+
+
+@pytest.fixture
+def third_host(hosts):
+    host = Host(f"{os.path.dirname(hosts[0].root)}/3", BUILD, free_port())
+    yield host
+    host.close()
+
+
+def test_two_administrators(pair, third_host, capsys):
+    """Both migrate the guest, to different hosts, the one a moment after the other."""
+    pair.add(third_host)
+    outcomes = collections.Counter()
+    for moment in range(0, 100, 4 if EXHAUSTIVE else 12):
+        targets = [host for host in pair.hosts if host is not pair.here]
+        movers = []
+        for target in targets:
+            movers.append(pair.start_xm("migrate", "--live", "-p", str(target.port), "Native", "127.0.0.1"))
+            time.sleep(moment / 1000)
+        said = [mover.communicate(timeout=60)[1] for mover in movers]
+        winners = [target for target, mover in zip(targets, movers) if mover.returncode == 0]
+        assert len(winners) == 1, said
+        loser, = (words for words, mover in zip(said, movers) if mover.returncode)
+        assert "is being migrated" in loser or "does not exist" in loser or "is being ended" in loser, loser
+        outcomes[re.sub(r"Error: Domain 'Native' ", "", loser).strip()] += 1
+        pair.settle()
+        pair.here = winners[0]
+        pair.guest_is_right()
+    with capsys.disabled():
+        print("\ntwo administrators at once: one succeeds, the other hears")
+        for words, count in outcomes.items():
+            print(f"  {count:3} × {words}")
+
+
+def test_eight_each_way_at_once(hosts, kernel):
+    running = []
+    for number in range(16):
+        host, name = hosts[number % 2], f"Guest{number}"
+        host.xm("create", "-q", host.write_config(name, kernel, 32, 1, "tsc_khz=2000000 touch=2"))
+        running.append((name, host, hosts[1 - number % 2]))
+    movers = [here.start_xm("migrate", "--live", "-p", str(there.port), name, "127.0.0.1") for name, here, there in running]
+    for mover in movers:
+        mover.finish()
+    for name, here, there in running:
+        assert name in names(there) and name not in names(here)
+    for host in hosts:
+        for path in host.guests().values():
+            beats = Heartbeat()
+            beats.add(Control(path).console())
+            beats.wait_after(time.monotonic(), count=20)
+            assert beats.whole()
+            beats.close()
