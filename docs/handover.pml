@@ -6,7 +6,9 @@
  * may crash between any two steps and is started again; any message may be
  * lost, and either side may give the connection up while the other still reads
  * what was sent on it. Crashes and losses are bounded in number, so that "in
- * the end" means: once both sides stay up and the line holds.
+ * the end" means: once both sides stay up and the line holds. Afterwards the
+ * guest may come back to the source, by a hand-over of its own, which must not
+ * meet what is left of this one.
  *
  * scripts/check-model asks spin for:
  *   one_owner    never do both hosts run the guest
@@ -26,6 +28,10 @@ mtype dest_record = NONE;
 /* Real: whether the guest's vCPUs run there. Guest processes survive a crash of the daemon. */
 bool source_runs = true;
 bool dest_runs = false;
+
+/* Durable: whether the guest is in the list of domains there. */
+bool source_has = true;
+bool dest_has = false;
 
 byte crashes = CRASHES;
 byte losses = LOSSES;
@@ -48,12 +54,15 @@ active proctype Source()
 {
 	mtype reply;
 	bool tried = false;	/* one attempt a ticket */
+	bool returned = false;
 
 start:	/* the daemon comes up and does what its record says */
 	if
 	:: source_record == OWNER -> source_runs = true
 	:: source_record == COMMITTED -> goto in_doubt
-	:: source_record == GONE -> goto done
+	:: source_record == GONE && source_has -> goto gone
+	:: source_record == GONE && !source_has -> source_record = NONE; goto done	/* dropped: it may come back */
+	:: source_record == NONE -> goto done
 	fi;
 
 	if
@@ -98,8 +107,25 @@ in_doubt:
 gone:
 	source_record = GONE;
 	assert(dest_record == OWNED);	/* no_loss */
+	if
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: source_runs = false; source_has = false
+	fi;
+	if
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: source_record = NONE
+	:: skip	/* the store failed to drop it */
+	fi;
 done:
-	skip
+end:	do
+	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic {	/* a hand-over back; whoever is put on the list here, his earlier departures are dropped */
+		!source_has && dest_has && dest_runs && !returned ->
+		dest_runs = false; dest_has = false;
+		source_record = NONE; source_has = true; source_runs = true;
+		returned = true
+	   }
+	od
 }
 
 active proctype Dest()
@@ -109,7 +135,7 @@ active proctype Dest()
 start:	/* the daemon comes up: an incoming guest without a record is ended, an owned one runs */
 	knows = NONE;
 	if
-	:: dest_record == OWNED -> dest_runs = true
+	:: atomic { dest_has -> dest_runs = true }
 	:: else
 	fi;
 end:	do
@@ -126,7 +152,7 @@ end:	do
 		fi
 	:: knows == RECEIVED && nempty(forth) ->
 		forth?COMMIT;
-		dest_record = OWNED;
+		atomic { dest_record = OWNED; dest_has = true };
 		if
 		:: atomic { crashes > 0 -> crashes-- }; goto start
 		:: dest_runs = true
@@ -146,6 +172,18 @@ end:	do
 	:: atomic { crashes > 0 -> crashes-- }; goto start
 	od
 }
+
+#ifdef ENDLESS
+/* Time goes on when nobody has anything to do: spin's fairness looks at runs without end only. */
+active proctype Time()
+{
+	bool tick;
+
+end:	do
+	:: tick = !tick
+	od
+}
+#endif
 
 ltl one_owner { [] !(source_runs && dest_runs) }
 ltl never_none { <> [] (source_runs || dest_runs) }
