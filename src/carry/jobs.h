@@ -17,4 +17,5 @@ int fill_job(struct job *job, confine_function *confine, struct error *error);
 int send_job(struct job *job, confine_function *confine, struct error *error);
 int receive_job(struct job *job, confine_function *confine, struct error *error);
 int ask_job(struct job *job, confine_function *confine, struct error *error);
+int query_job(struct job *job, confine_function *confine, struct error *error);
 int identify_job(struct job *job, confine_function *confine, struct error *error);

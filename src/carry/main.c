@@ -24,6 +24,7 @@ static const struct {
 	{"send", send_job},
 	{"receive", receive_job},
 	{"ask", ask_job},
+	{"query", query_job},
 	{"identify", identify_job},
 };
 

@@ -43,6 +43,9 @@ static const struct record_rule record_rules[RECORD_TYPES] = {
 	[RECORD_ALIVE] = {"ALIVE", 0, 0, 0},
 	[RECORD_ASK] = {"ASK", 0, 0, 0},
 	[RECORD_ANSWER] = {"ANSWER", 0, ANSWER_OWNED, ANSWER_UNKNOWN},
+	[RECORD_QUERY] = {"QUERY", PEER_OBJECT_MAX, 0, UINT64_MAX},
+	[RECORD_REPLY] = {"REPLY", PEER_OBJECT_MAX, 0, UINT64_MAX},
+	[RECORD_PROBE] = {"PROBE", PEER_PROBE_SIZE, 1, UINT32_MAX},
 };
 
 /* ---- HELLO ---- */
@@ -166,7 +169,7 @@ int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 	r = send_hello(wire, &ours, error);
 	if (r == 0 && !common)
 		return no_common_version(wire, hello, error);
-	if (r == 0 && hello->purpose != PURPOSE_RELOCATE && hello->purpose != PURPOSE_ASK)
+	if (r == 0 && (hello->purpose < PURPOSE_RELOCATE || hello->purpose > PURPOSE_QUERY))
 		return error_set(error, EPROTO,
 			"%s wants something that this Ferry does not know (purpose %u).", wire->peer,
 			hello->purpose);

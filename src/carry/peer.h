@@ -14,9 +14,11 @@
 #define PEER_VERSION 1
 #define PEER_HANDSHAKE_MS 10000
 #define PEER_RUNS_MAX 256u
-#define PEER_PAGES_MAX 1024u /* with contents, of one PAGES record */
+#define PEER_PAGES_MAX 1024u        /* with contents, of one PAGES record */
+#define PEER_OBJECT_MAX (56u << 10) /* a question or its answer */
+#define PEER_PROBE_SIZE (256u << 10)
 
-enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2 };
+enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2, PURPOSE_QUERY = 3 };
 
 enum record_type {
 	RECORD_CLOCK = 1,
@@ -35,6 +37,9 @@ enum record_type {
 	RECORD_ALIVE,
 	RECORD_ASK,
 	RECORD_ANSWER,
+	RECORD_QUERY,
+	RECORD_REPLY,
+	RECORD_PROBE,
 	RECORD_TYPES
 };
 

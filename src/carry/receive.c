@@ -4,6 +4,7 @@
 #include "carry/clock.h"
 #include "carry/guest.h"
 #include "carry/jobs.h"
+#include "carry/query.h"
 #include "carry/receive.h"
 #include "state/description.h"
 #include "state/digest.h"
@@ -392,6 +393,8 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 
 	if (r == 0 && receive.hello.purpose == PURPOSE_ASK) {
 		r = answer_question(&receive, error);
+	} else if (r == 0 && receive.hello.purpose == PURPOSE_QUERY) {
+		r = query_serve(job, &receive.wire, receive.peer, error);
 	} else if (r == 0) {
 		r = peer_measure_clock(&receive.wire, &receive.clock_offset_ns, error);
 		if (r == 0)

@@ -105,7 +105,7 @@ static void create(struct call *call)
 		return;
 	}
 	if (r >= 0)
-		r = lifecycle_create(call->xend, &config, paused, &domain, &error);
+		r = lifecycle_create(call->xend, &config, paused, false, &domain, &error);
 	if (r < 0) {
 		log_warning("A guest was not created: %s", error.text);
 		reply_error(call->reply, &error);

@@ -250,8 +250,8 @@ static void compare_block(int fd, uint64_t size, const json_t *block, struct dis
 		likeness->unequal++;
 }
 
-int disk_compare(const struct guest_disk *disk, const json_t *portrait, struct disk_likeness *likeness,
-	struct error *error)
+int disk_compare(const struct guest_disk *disk, const json_t *portrait, bool content,
+	struct disk_likeness *likeness, struct error *error)
 {
 	const char *kind = json_string_value(json_object_get(portrait, "kind")),
 		   *text = json_string_value(json_object_get(portrait, "identity"));
@@ -267,6 +267,8 @@ int disk_compare(const struct guest_disk *disk, const json_t *portrait, struct d
 		return fd;
 	likeness->other_size = (uint64_t)json_integer_value(size);
 	likeness->identity = compare_identity(&identity, kind, text);
+	if (!content || likeness->identity == IDENTITY_SAME || likeness->size != likeness->other_size)
+		return 0;
 	for (size_t i = 0; i < json_array_size(blocks); i++)
 		compare_block(fd, likeness->size, json_array_get(blocks, i), likeness);
 	return 0;

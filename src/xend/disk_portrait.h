@@ -34,10 +34,11 @@ struct disk_likeness {
 	unsigned equal, unequal; /* blocks; such as are zero on both sides do not count */
 };
 
-/* Compares a disk of this host with another host's portrait, which may come from anybody. An error: the disk
- * cannot be read, or the portrait is none. */
-int disk_compare(const struct guest_disk *disk, const json_t *portrait, struct disk_likeness *likeness,
-	struct error *error);
+/* Compares a disk of this host with another host's portrait, which may come from anybody; what is on it only
+ * with `content`, and where it is not known to be the same. An error: the disk cannot be read, or the
+ * portrait is none. */
+int disk_compare(const struct guest_disk *disk, const json_t *portrait, bool content,
+	struct disk_likeness *likeness, struct error *error);
 
 /* Whether two guests would have one disk here: certain where it has an identity; elsewhere the path, the size
  * and what is on it have to agree, and the more the less else the guests have in common. */

@@ -143,6 +143,7 @@ enum handover_end handover_settle(struct domain *domain, const char *ticket, con
 	int r;
 
 	domain->doubt = &doubt;
+	xend_changed(domain->xend);
 	r = find_out(domain, ticket, port, &doubt, &owned);
 	domain->doubt = NULL;
 	xend_changed(domain->xend);
@@ -175,12 +176,21 @@ void handover_doubt_sentence(const struct domain *domain, char *text, size_t siz
 		domain->config.name, since, domain->doubt->host, domain->config.name);
 }
 
+/* Between COMMIT and the destination's answer, or the doubt about it. Lets go of the lock. */
+static void wait_for_outcome(struct domain *domain)
+{
+	while (domain->handed_over && !domain->doubt && domain->phase == DOMAIN_LIVE &&
+		!domain->xend->stopping)
+		xend_wait(domain->xend, -1);
+}
+
 /* Has the destination asked once more and waits for what comes of it. Lets go of the lock. */
 static void ask_once_more(struct domain *domain)
 {
 	long long until = monotonic_ms() + ASK_AGAIN_MS, left;
 	unsigned before;
 
+	wait_for_outcome(domain);
 	if (!domain->doubt)
 		return;
 	before = domain->doubt->asked;
@@ -234,7 +244,7 @@ static void explain_doubt(const struct domain *domain, json_t *lines)
 json_t *handover_explain(struct domain *domain)
 {
 	json_t *lines = json_array();
-	bool was_open = domain->doubt != NULL;
+	bool was_open = domain->handed_over;
 
 	ask_once_more(domain);
 	if (domain->doubt)
@@ -260,6 +270,7 @@ int handover_force(struct domain *domain, bool keep, struct error *error)
 {
 	const char *name = domain->config.name;
 
+	wait_for_outcome(domain);
 	if (!domain->doubt)
 		return error_set(error, EINVAL,
 			"No hand-over of domain '%s' is in doubt: there is nothing to decide.", name);

@@ -4,6 +4,7 @@
 #include "xend/disks.h"
 #include "xend/machine.h"
 #include "xend/network.h"
+#include "xend/peers.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
 #include "xend/uuid.h"
@@ -93,8 +94,8 @@ static int first_run(struct domain *domain, struct error *error)
 	return r;
 }
 
-int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **result,
-	struct error *error)
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, bool again,
+	struct domain **result, struct error *error)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r = machine_check(config, error);
@@ -106,7 +107,10 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	if (r < 0)
 		return r;
 	domain->busy = "being started";
-	r = guest_start(domain, GUEST_BOOT, error);
+	if (!again)
+		r = peers_ask(domain, error);
+	if (r >= 0)
+		r = guest_start(domain, GUEST_BOOT, error);
 	if (r >= 0)
 		r = go_live(domain, paused, error);
 	if (r >= 0 && !paused)
@@ -136,7 +140,11 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	domain->cancel = cancel;
 	domain->paused = paused;
 	domain->arrived = true;
-	r = guest_start(domain, beginning, error);
+	/* A source that sends a guest has it, of course. */
+	if (beginning != GUEST_RECEIVE)
+		r = peers_ask(domain, error);
+	if (r >= 0)
+		r = guest_start(domain, beginning, error);
 	if (r < 0) {
 		discard(domain);
 		return r;

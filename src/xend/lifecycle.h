@@ -10,9 +10,10 @@
 /* Checks all that can be checked without making anything (`xm create --dryrun`). */
 int lifecycle_check(struct xend *xend, const struct guest_config *config, struct error *error);
 
-/* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. */
-int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **domain,
-	struct error *error);
+/* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. Other
+ * hosts are asked whether they have it, unless it is `again` after it has run here. */
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, bool again,
+	struct domain **domain, struct error *error);
 
 /* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
  * until lifecycle_arrived.

@@ -7,6 +7,7 @@
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
 #include "xend/objections.h"
+#include "xend/peers.h"
 #include "xend/uuid.h"
 
 #include <errno.h>
@@ -37,6 +38,9 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 		return guest;
 	}
 	objections_prepare(domain, offer);
+	if (domain->xend->config.relocation_server)
+		json_object_set_new(offer, "relocation_port",
+			json_integer((json_int_t)domain->xend->config.relocation_port));
 	r = carrier_say(carrier,
 		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s}", "do", "send",
 			"guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain", offer,
@@ -145,6 +149,8 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 	}
 	reply_stream(reply, "application/x-ndjson");
 	r = run_send(&sending, reply, &done, &error);
+	if (sending.committed)
+		peers_remember(domain->xend, options->host, options->port);
 	if (r >= 0) {
 		handover_gone(domain, sending.ticket);
 		succeed(&sending, &done, reply);

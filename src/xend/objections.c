@@ -49,7 +49,7 @@ static int judge_disk(
 			"Disk %s (%s) has %" PRIu64 " bytes here and %" PRIu64
 			" on the host that the guest comes from: it is not the same disk.",
 			disk->target, disk->device, likeness->size, likeness->other_size);
-	if (likeness->identity != IDENTITY_SAME && likeness->unequal > likeness->equal)
+	if (likeness->unequal > likeness->equal)
 		return error_set(error, EXDEV,
 			"Disk %s (%s) holds something else here than on the host that the guest comes from: "
 			"it is not the same disk.",
@@ -72,7 +72,7 @@ static int check_disk(
 	close(fd);
 	if (!json_is_object(portrait)) /* the source could not say */
 		return 0;
-	r = disk_compare(disk, portrait, &likeness, error);
+	r = disk_compare(disk, portrait, true, &likeness, error);
 	return r < 0 ? r : judge_disk(disk, &likeness, error);
 }
 

@@ -6,6 +6,7 @@
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
 #include "xend/objections.h"
+#include "xend/peers.h"
 
 #include <errno.h>
 #include <string.h>
@@ -50,6 +51,21 @@ static int answer_question(struct receiving *receiving, const struct message *qu
 		r = carrier_expect(&receiving->carrier, "done", &event, error);
 	if (r >= 0)
 		message_free(&event);
+	return r;
+}
+
+static int answer_query(struct receiving *receiving, const struct message *question, struct error *error)
+{
+	const json_t *query = json_object_get(question->body, "query");
+	struct message done;
+	int r = carrier_say(&receiving->carrier,
+		json_pack("{s:s, s:o}", "do", "reply", "reply", peers_answer(receiving->xend, query)), NULL,
+		0, error);
+
+	if (r >= 0)
+		r = carrier_expect(&receiving->carrier, "done", &done, error);
+	if (r >= 0)
+		message_free(&done);
 	return r;
 }
 
@@ -149,6 +165,14 @@ static void finish(struct receiving *receiving)
 			receiving->domain->config.name, receiving->peer, error.text);
 }
 
+static void remember_source(struct receiving *receiving, int socket, const json_t *domain)
+{
+	json_int_t port = json_integer_value(json_object_get(domain, "relocation_port"));
+
+	if (port > 0 && port < 65536)
+		peers_remember_socket(receiving->xend, socket, (unsigned)port);
+}
+
 static int receive(struct receiving *receiving, int socket, struct error *error)
 {
 	struct xend *xend = receiving->xend;
@@ -172,6 +196,8 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 		return r;
 	if (carrier_heard(&first, "ask"))
 		return answer_question(receiving, &first, error);
+	if (carrier_heard(&first, "query"))
+		return answer_query(receiving, &first, error);
 	if (!carrier_heard(&first, "offer"))
 		return error_set(error, EPROTO, "The carrier said something else where 'offer' was due.");
 	r = accept_offer(receiving, &first, error);
@@ -183,6 +209,7 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 	if (r >= 0) {
 		log_info("Domain '%s' has arrived from %s with ID %u.", receiving->domain->config.name,
 			receiving->peer, receiving->domain->id);
+		remember_source(receiving, socket, json_object_get(first.body, "domain"));
 		finish(receiving);
 	} else {
 		domain_end_job(

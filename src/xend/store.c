@@ -19,10 +19,15 @@ static const char schema[] =
 	"CREATE TABLE IF NOT EXISTS tickets(ticket TEXT PRIMARY KEY, uuid TEXT NOT NULL, state INTEGER NOT "
 	"NULL,"
 	" host TEXT NOT NULL, port INTEGER NOT NULL, changed_at INTEGER NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS peers(host TEXT, port INTEGER, seen_at INTEGER NOT NULL, PRIMARY "
+	"KEY(host, "
+	"port)) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;";
 
 /* A ticket nobody has asked about for this long will not be asked about. */
 #define TICKET_LIFETIME "90 * 86400"
+/* A host with which no guest was exchanged for this long has no guest of ours. */
+#define PEER_LIFETIME "90 * 86400"
 
 static int failed(struct store *store, struct error *error)
 {
@@ -331,4 +336,29 @@ int store_clear_leftovers(struct store *store, struct error *error)
 		return failed(store, error);
 	sqlite3_reset(statement);
 	return run(store, error, "DELETE FROM leftovers", "");
+}
+
+int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)
+{
+	return run(store, error, "REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))",
+		"si", host, (int64_t)port);
+}
+
+int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
+	void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db,
+		    "SELECT host, port FROM peers WHERE seen_at > strftime('%s') - " PEER_LIFETIME
+		    " ORDER BY seen_at DESC",
+		    -1, &statement, NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
+		r = visit(context, text(statement, 0), (unsigned)sqlite3_column_int(statement, 1));
+		if (r < 0)
+			return r;
+	}
+	return r == SQLITE_DONE ? 0 : failed(store, error);
 }

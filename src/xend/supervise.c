@@ -97,7 +97,7 @@ static void restart(struct domain *domain, enum guest_action action)
 		lifecycle_finish(domain);
 	}
 	if (r >= 0)
-		r = lifecycle_create(xend, &config, false, &successor, &error);
+		r = lifecycle_create(xend, &config, false, true, &successor, &error);
 	if (r < 0)
 		log_error("Domain '%s' is not started again: %s", domain->config.name, error.text);
 }

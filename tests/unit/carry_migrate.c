@@ -459,6 +459,40 @@ static void a_ticket_is_asked_about(void **state)
 	}
 }
 
+static void hosts_ask_each_other(void **state)
+{
+	(void)state;
+	for (int probe = 0; probe < 2; probe++) {
+		struct move move;
+		struct message query, reply;
+		int fds[1];
+
+		line_begin(&move.line);
+		carrier_thread_begin(&move.source, query_job);
+		say_job(&move.source,
+			json_pack("{s:s, s:s, s:i, s:{s:s}, s:b}", "do", "query", "host", "127.0.0.1", "port",
+				move.line.port, "query", "query", "who-has", "probe", probe),
+			fds, 0, true);
+		begin_dest(&move);
+		query = carrier_event(&move.dest, "query");
+		assert_string_equal(
+			json_string_value(json_object_get(json_object_get(query.body, "query"), "query")),
+			"who-has");
+		message_free(&query);
+		carrier_say(
+			&move.dest, json_pack("{s:s, s:{s:[]}}", "do", "reply", "reply", "guests"), NULL, 0);
+		reply = carrier_event(&move.source, "reply");
+		assert_true(json_is_array(json_object_get(json_object_get(reply.body, "reply"), "guests")));
+		assert_int_equal(
+			json_integer_value(json_object_get(reply.body, "bytes_per_second")) > 0, probe);
+		message_free(&reply);
+		carrier_thread_end(&move.source);
+		pass(&move.dest, "done");
+		carrier_thread_end(&move.dest);
+		close(move.line.listener);
+	}
+}
+
 static void nobody_listens(void **state)
 {
 	struct move move;
@@ -664,6 +698,7 @@ int main(void)
 		BOTH_WAYS(after_commit_a_silent_peer_is_uncertain),
 		BOTH_WAYS(an_aborted_hand_over_ends_on_both_sides),
 		BOTH_WAYS(a_ticket_is_asked_about),
+		BOTH_WAYS(hosts_ask_each_other),
 		BOTH_WAYS(nobody_listens),
 		cmocka_unit_test(a_damaged_stream_never_becomes_a_guest),
 	};

@@ -1,5 +1,7 @@
 #!/usr/bin/python3
 """One owner: what is found out before a guest moves, a guest wanted on two hosts, a hand-over in doubt."""
+import os
+import socket
 import sqlite3
 import threading
 import time
@@ -93,6 +95,7 @@ class Doubt(unittest.TestCase):
 
     def test_it_is_shown_and_explained(self):
         self.addCleanup(self.close_two)
+        wait_until(lambda: "doubt" in self.one.domains()[1], "the doubt")
         listed = self.one.domains()[1]
         self.assertIn("open whether it runs on 10.0.0.1", listed["doubt"])
         self.refused("--resolve TestGuest", self.one.post, "/domains/TestGuest/destroy")
@@ -135,6 +138,99 @@ class Doubt(unittest.TestCase):
         self.record(self.two, 6)  # refused
         self.two.start()
         wait_until(lambda: "goes on here" in self.explanation() or "no hand-over" in self.explanation(), "the answer")
+
+
+class TwoHosts(unittest.TestCase):
+    """A guest that one host has is not started on another that has relocated guests with it."""
+
+    UUID = "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
+
+    def setUp(self):
+        self.one = Xend(port=18002)
+        self.addCleanup(self.one.close)
+        # Files of its own under the same names: what a lock in the kernel cannot see.
+        self.two = Xend(port=18003, within=["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {self.one.files} && "
+                                            f"printf 'KERNEL%01000d' 0 >{self.one.files}/kernel && "
+                                            f"truncate -s 1M {self.one.files}/disk && "
+                                            'exec "$0" "$@"'])
+        self.two.files = self.one.files
+        self.addCleanup(self.two.close)
+        self.acquaint()
+
+    def acquaint(self):
+        self.one.create("Scout", disk=[])
+        self.one.job("/domains/Scout/migrate", {"host": "10.0.0.1", "port": 18003})
+        self.two.post("/domains/Scout/destroy")
+
+    def refused(self, sentence, call, *arguments, **more):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments, **more)
+        self.assertIn(sentence, refused.exception.sentence)
+
+    def test_the_same_guest(self):
+        for here, there in ((self.one, self.two), (self.two, self.one)):
+            there.create(disk=[], uuid=self.UUID)
+            self.refused("'TestGuest' runs on 10.0.0.1 already, as 'TestGuest' with ID", here.create, disk=[], uuid=self.UUID)
+            self.assertEqual((here.names(), here.guests()), ([], []))
+            there.post("/domains/TestGuest/destroy")
+            here.create(disk=[], uuid=self.UUID)
+            here.post("/domains/TestGuest/destroy")
+
+    def test_a_guest_that_was_saved_and_is_restored_beside_itself(self):
+        checkpoint = "/var/tmp/TwoHosts.checkpt"
+        self.addCleanup(os.unlink, checkpoint)
+        self.one.create(disk=[])
+        self.one.job("/domains/TestGuest/save", {"file": checkpoint, "keep": True})
+        self.refused("runs on 10.0.0.1 already", self.two.job, "/restore", {"file": checkpoint})
+        self.one.post("/domains/TestGuest/destroy")
+        self.two.job("/restore", {"file": checkpoint})
+
+    def test_other_guests_with_other_disks(self):
+        self.one.create()
+        self.two.create()  # its own file under the same name, as the two file systems say
+        self.assertEqual((self.one.names(), self.two.names()), (["TestGuest"], ["TestGuest"]))
+
+    def test_hosts_that_do_not_answer(self):
+        """One is deaf, one is gone: a create is held up for two seconds at most, and both are named in the log."""
+        deaf = socket.create_server(("10.0.0.1", 18004), backlog=4)
+        self.addCleanup(deaf.close)
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            store.executemany("REPLACE INTO peers VALUES (?, ?, ?)",
+                              [("10.0.0.1", 18004, int(time.time())), ("10.0.0.1", 1, int(time.time()))])
+        began = time.monotonic()
+        self.one.create(disk=[])
+        self.assertTrue(1.5 < time.monotonic() - began < 3, time.monotonic() - began)
+        log = self.one.log.read_text()
+        self.assertIn("10.0.0.1 did not say within 2 s whether it has domain 'TestGuest'", log)
+        self.assertIn("10.0.0.1 was not heard about domain 'TestGuest'", log)
+
+    def test_a_guest_is_started_again_without_asking(self):
+        domain = self.one.create(disk=[])
+        self.two.kill()
+        self.one.post("/domains/TestGuest/reboot")
+        wait_until(lambda: [one["id"] for one in self.one.domains()[1:]] not in ([], [domain["id"]]), "its second start")
+        self.assertNotIn("was not heard about", self.one.log.read_text())
+        self.two.start()
+
+
+class OneDisk(unittest.TestCase):
+    """Both hosts see one disk."""
+
+    def test_the_host_that_has_it_is_named(self):
+        one, two = Xend(port=18002), Xend(port=18003)
+        self.addCleanup(two.close)
+        self.addCleanup(one.close)
+        one.create()
+        one.job("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003})
+        for name in ("TestGuest", "Other"):
+            with self.assertRaises(Refused) as refused:
+                one.create(name)
+            self.assertIn("is in use by domain 'TestGuest' (ID 1 there), which runs on 10.0.0.1. Two that write",
+                          refused.exception.sentence)
+        with self.assertRaises(Refused) as refused:
+            one.create("Reader", disk=[f"file:{one.files}/disk,xvda,r"])
+        self.assertIn("is in use by domain 'TestGuest'", refused.exception.sentence)
+        self.assertEqual(one.guests(), [])
 
 
 if __name__ == "__main__":

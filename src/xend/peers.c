@@ -1,0 +1,399 @@
+#include "xend/peers.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "xend/carrier.h"
+#include "xend/disk_portrait.h"
+#include "xend/objections.h"
+#include "xend/store.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define PEERS_MAX 16u
+#define ANSWERS_MAX 4u
+
+void peers_remember(struct xend *xend, const char *host, unsigned port)
+{
+	struct error error;
+
+	store_hasty(xend->store, true);
+	if (store_put_peer(xend->store, host, port, &error) < 0)
+		log_error("%s", error.text);
+	store_hasty(xend->store, false);
+}
+
+void peers_remember_socket(struct xend *xend, int socket, unsigned port)
+{
+	struct sockaddr_storage address;
+	socklen_t size = sizeof(address);
+	char host[NI_MAXHOST];
+
+	if (port && getpeername(socket, (struct sockaddr *)&address, &size) == 0 &&
+		getnameinfo((struct sockaddr *)&address, size, host, sizeof(host), NULL, 0, NI_NUMERICHOST) ==
+			0)
+		peers_remember(xend, host, port);
+}
+
+static int say_query(struct carrier *carrier, const char *host, unsigned port, const json_t *query,
+	bool probe, struct error *error)
+{
+	return carrier_say(carrier,
+		json_pack("{s:s, s:s, s:i, s:O, s:b}", "do", "query", "host", host, "port", (int)port,
+			"query", query, "probe", probe),
+		NULL, 0, error);
+}
+
+int peers_query(struct xend *xend, const char *host, unsigned port, json_t *query, int cancel, json_t **reply,
+	uint64_t *bytes_per_second, struct error *error)
+{
+	_cleanup_carrier_ struct carrier carrier = {0};
+	_cleanup_message_ struct message event = {0};
+	_cleanup_json_ json_t *asked = query;
+	int r = asked ? carrier_start(&carrier, xend, cancel, NULL, error)
+		      : error_set(error, ENOMEM, "Out of memory.");
+
+	if (r >= 0)
+		r = say_query(&carrier, host, port, asked, bytes_per_second != NULL, error);
+	if (r >= 0)
+		r = carrier_expect(&carrier, "reply", &event, error);
+	if (r < 0)
+		return r;
+	if (bytes_per_second)
+		*bytes_per_second =
+			(uint64_t)json_integer_value(json_object_get(event.body, "bytes_per_second"));
+	*reply = json_incref(json_object_get(event.body, "reply"));
+	return 0;
+}
+
+/* ---- asking ---- */
+
+struct asked {
+	struct carrier carrier;
+	char host[256];
+	unsigned port;
+	bool open; /* no answer yet */
+};
+
+struct inquiry {
+	struct domain *domain; /* referenced */
+	struct asked peers[PEERS_MAX];
+	unsigned count;
+	struct error found; /* code 0: nobody has it */
+};
+
+static int add_peer(void *context, const char *host, unsigned port)
+{
+	struct inquiry *inquiry = context;
+	struct asked *asked = &inquiry->peers[inquiry->count];
+
+	if (inquiry->count == PEERS_MAX || strlen(host) >= sizeof(asked->host))
+		return 0;
+	snprintf(asked->host, sizeof(asked->host), "%s", host);
+	asked->port = port;
+	inquiry->count++;
+	return 0;
+}
+
+static const char *mode_word(enum disk_mode mode)
+{
+	static const char *const words[] = {
+		[DISK_READ_ONLY] = "r", [DISK_WRITE] = "w", [DISK_WRITE_SHARED] = "w!"};
+
+	return words[mode];
+}
+
+/* Without the lock. */
+static json_t *who_has(const struct guest_config *config)
+{
+	json_t *disks = json_array();
+
+	for (size_t i = 0; i < config->disk_count; i++) {
+		const struct guest_disk *disk = &config->disks[i];
+
+		if (disk->mode != DISK_WRITE_SHARED)
+			json_array_append_new(
+				disks, json_pack("{s:s, s:s, s:o*}", "target", disk->target, "mode",
+					       mode_word(disk->mode), "portrait", disk_portrait(disk)));
+	}
+	return json_pack("{s:s, s:s, s:s, s:o}", "query", "who-has", "name", config->name, "uuid",
+		config->uuid, "disks", disks);
+}
+
+/* What a peer says is shown to a user: only what can be true of one of our guests' names and disks. */
+static void take_answer(struct inquiry *inquiry, const struct asked *asked, const json_t *reply)
+{
+	static const char *const states[] = {"runs", "starts", "arrives", "in doubt"};
+	static const char *const sentences[] = {"runs on %s", "is being started on %s", "is arriving on %s",
+		"is on %s, in doubt whether it has left"};
+	const struct guest_config *config = &inquiry->domain->config;
+	const json_t *guest = json_array_get(json_object_get(reply, "guests"), 0);
+	const char *name = json_string_value(json_object_get(guest, "name")),
+		   *how = json_string_value(json_object_get(guest, "how")),
+		   *disk = json_string_value(json_object_get(guest, "disk"));
+	json_int_t id = json_integer_value(json_object_get(guest, "id"));
+	char where[400] = "";
+
+	if (inquiry->found.code || !name || guest_name_check(name, NULL) < 0 || !how || id < 0 ||
+		id > INT32_MAX)
+		return;
+	for (size_t i = 0; i < ARRAY_SIZE(states); i++)
+		if (strcmp(states[i], how) == 0)
+			snprintf(where, sizeof(where), sentences[i], asked->host);
+	if (!*where)
+		return;
+	for (size_t i = 0; disk && i < config->disk_count; i++)
+		if (strcmp(config->disks[i].target, disk) == 0) {
+			error_set(&inquiry->found, EBUSY,
+				"Disk %s (%s) of domain '%s' is in use by domain '%s' (ID %d there), which "
+				"%s. Two "
+				"that write to one disk destroy it; end that domain first, or migrate it "
+				"here.",
+				disk, config->disks[i].device, config->name, name, (int)id, where);
+			return;
+		}
+	if (!disk)
+		error_set(&inquiry->found, EBUSY,
+			"Domain '%s' %s already, as '%s' with ID %d there: one guest runs on one host only. "
+			"End it there first, or migrate it here.",
+			config->name, where, name, (int)id);
+}
+
+/* Whoever has something to say says it. Without the lock. */
+static void hear_some(struct inquiry *inquiry, int timeout_ms)
+{
+	struct pollfd ready[PEERS_MAX];
+
+	for (unsigned i = 0; i < inquiry->count; i++)
+		ready[i] =
+			(struct pollfd){.fd = inquiry->peers[i].open ? inquiry->peers[i].carrier.channel : -1,
+				.events = POLLIN};
+	if (poll(ready, inquiry->count, timeout_ms) <= 0)
+		return;
+	for (unsigned i = 0; i < inquiry->count; i++) {
+		_cleanup_message_ struct message event = {0};
+		struct asked *asked = &inquiry->peers[i];
+		struct error error;
+
+		if (!ready[i].revents)
+			continue;
+		asked->open = false;
+		if (channel_receive(asked->carrier.channel, &event, &error) >= 0) {
+			if (carrier_heard(&event, "reply"))
+				take_answer(inquiry, asked, json_object_get(event.body, "reply"));
+			else
+				channel_error_of(event.body, &error);
+		}
+		if (!carrier_heard(&event, "reply"))
+			log_warning("%s was not heard about domain '%s': %s", asked->host,
+				inquiry->domain->config.name, error.text);
+	}
+}
+
+static bool any_open(const struct inquiry *inquiry)
+{
+	for (unsigned i = 0; i < inquiry->count; i++)
+		if (inquiry->peers[i].open)
+			return true;
+	return false;
+}
+
+/* Without the lock. */
+static void hear_all(struct inquiry *inquiry)
+{
+	long long end = monotonic_ms() + WHO_HAS_MS, left;
+
+	while (any_open(inquiry) && !inquiry->found.code && (left = end - monotonic_ms()) > 0)
+		hear_some(inquiry, (int)left);
+	for (unsigned i = 0; i < inquiry->count && !inquiry->found.code; i++)
+		if (inquiry->peers[i].open)
+			log_warning("%s did not say within %d s whether it has domain '%s', which starts "
+				    "without its answer.",
+				inquiry->peers[i].host, WHO_HAS_MS / 1000, inquiry->domain->config.name);
+}
+
+/* Carriers may take a moment to end, and nobody has to wait for that. With the lock, which it lets go of. */
+static void end_inquiry(void *argument)
+{
+	struct inquiry *inquiry = argument;
+
+	for (unsigned i = 0; i < inquiry->count; i++)
+		carrier_end(&inquiry->peers[i].carrier);
+	domain_unref(inquiry->domain);
+	free(inquiry);
+}
+
+static void start_asking(struct inquiry *inquiry, const json_t *query)
+{
+	struct xend *xend = inquiry->domain->xend;
+	struct error error;
+
+	for (unsigned i = 0; i < inquiry->count; i++) {
+		struct asked *asked = &inquiry->peers[i];
+		int r = carrier_start(&asked->carrier, xend, -1, NULL, &error);
+
+		if (r >= 0)
+			r = say_query(&asked->carrier, asked->host, asked->port, query, false, &error);
+		asked->open = r >= 0;
+		if (r < 0)
+			log_warning("%s was not asked about domain '%s': %s", asked->host,
+				inquiry->domain->config.name, error.text);
+	}
+}
+
+int peers_ask(struct domain *domain, struct error *error)
+{
+	struct xend *xend = domain->xend;
+	_cleanup_json_ json_t *query = NULL;
+	struct inquiry *inquiry = calloc(1, sizeof(*inquiry));
+	int r = inquiry ? store_each_peer(xend->store, add_peer, inquiry, error)
+			: error_set(error, ENOMEM, "Out of memory.");
+
+	if (r < 0 || !inquiry->count) {
+		free(inquiry);
+		return r;
+	}
+	inquiry->domain = domain_ref(domain);
+	xend_unlock(xend);
+	query = who_has(&domain->config);
+	xend_lock(xend);
+	start_asking(inquiry, query);
+	xend_unlock(xend);
+	hear_all(inquiry);
+	xend_lock(xend);
+	r = inquiry->found.code ? error_set(error, inquiry->found.code, "%s", inquiry->found.text) : 0;
+	if (xend_worker(xend, end_inquiry, inquiry, NULL) < 0)
+		end_inquiry(inquiry);
+	return r;
+}
+
+/* ---- answering ---- */
+
+static const char *how_it_is(const struct domain *domain)
+{
+	if (domain->doubt)
+		return "in doubt";
+	if (domain->phase == DOMAIN_STARTING)
+		return domain->arrived ? "arrives" : "starts";
+	return "runs";
+}
+
+/* A disk of ours that may be the one in question. */
+struct candidate {
+	struct guest_disk disk; /* target and device owned */
+	const json_t *asked;    /* one of the question's disks, borrowed */
+	json_t *guest;          /* what to answer if it is; owned */
+	bool same_name;
+};
+
+struct candidates {
+	struct candidate *list; /* owned */
+	size_t count;
+};
+
+static json_t *describe_guest(const struct domain *domain, const char *disk)
+{
+	return json_pack("{s:s, s:s, s:I, s:s, s:s?}", "name", domain->config.name, "uuid",
+		domain->config.uuid, "id", (json_int_t)domain->id, "how", how_it_is(domain), "disk", disk);
+}
+
+static bool both_only_read(const struct guest_disk *disk, const json_t *asked)
+{
+	const char *mode = json_string_value(json_object_get(asked, "mode"));
+
+	return disk->mode == DISK_READ_ONLY && mode && strcmp(mode, "r") == 0;
+}
+
+static void add_candidate(struct candidates *candidates, const struct domain *domain,
+	const struct guest_disk *disk, const json_t *query, const json_t *asked)
+{
+	const char *name = json_string_value(json_object_get(query, "name")),
+		   *target = json_string_value(json_object_get(asked, "target"));
+	struct candidate *list;
+
+	if (!target || !json_is_object(json_object_get(asked, "portrait")) || both_only_read(disk, asked))
+		return;
+	list = realloc(candidates->list, (candidates->count + 1) * sizeof(*list));
+	if (!list)
+		return;
+	candidates->list = list;
+	list[candidates->count++] = (struct candidate){
+		.disk = {.target = strdup(disk->target), .device = strdup(disk->device), .mode = disk->mode},
+		.asked = asked,
+		.guest = describe_guest(domain, target),
+		.same_name = name && strcmp(name, domain->config.name) == 0};
+}
+
+static void free_candidates(struct candidates *candidates)
+{
+	for (size_t i = 0; i < candidates->count; i++) {
+		guest_disk_free(&candidates->list[i].disk);
+		json_decref(candidates->list[i].guest);
+	}
+	free(candidates->list);
+}
+
+/* Reads from disks: without the lock. */
+static bool is_it(const struct candidate *candidate)
+{
+	const char *target = json_string_value(json_object_get(candidate->asked, "target"));
+	bool same_path = candidate->disk.target && strcmp(candidate->disk.target, target) == 0;
+	struct disk_likeness likeness;
+
+	return candidate->disk.target &&
+	       disk_compare(&candidate->disk, json_object_get(candidate->asked, "portrait"), same_path,
+		       &likeness, NULL) >= 0 &&
+	       disk_likely_same(&likeness, same_path, candidate->same_name);
+}
+
+static json_t *answer_who_has(struct xend *xend, const json_t *query)
+{
+	const char *uuid = json_string_value(json_object_get(query, "uuid"));
+	const json_t *disks = json_object_get(query, "disks");
+	struct candidates candidates __attribute__((cleanup(free_candidates))) = {0};
+	json_t *guests = json_array();
+
+	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+		if (uuid && strcmp(domain->config.uuid, uuid) == 0)
+			json_array_append_new(guests, describe_guest(domain, NULL));
+		for (size_t i = 0; i < domain->config.disk_count; i++)
+			for (size_t j = 0; j < json_array_size(disks) && j < GUEST_DISKS_MAX; j++)
+				add_candidate(&candidates, domain, &domain->config.disks[i], query,
+					json_array_get(disks, j));
+	}
+	xend_unlock(xend);
+	for (size_t i = 0; i < candidates.count && json_array_size(guests) < ANSWERS_MAX; i++)
+		if (is_it(&candidates.list[i]))
+			json_array_append(guests, candidates.list[i].guest);
+	xend_lock(xend);
+	return json_pack("{s:o}", "guests", guests);
+}
+
+static json_t *answer_objections(struct xend *xend, const json_t *query)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	const json_t *domain = json_object_get(query, "domain");
+	struct error error;
+	bool paused;
+
+	if (domain_unpack(domain, &config, &paused, &error) < 0)
+		return json_pack("{s:[s]}", "objections", error.text);
+	return json_pack("{s:o}", "objections", objections_to(xend, &config, domain));
+}
+
+json_t *peers_answer(struct xend *xend, const json_t *query)
+{
+	static const struct {
+		const char *name;
+		json_t *(*answer)(struct xend *xend, const json_t *query);
+	} questions[] = {{"who-has", answer_who_has}, {"objections", answer_objections}};
+	const char *name = json_string_value(json_object_get(query, "query"));
+
+	for (size_t i = 0; name && i < ARRAY_SIZE(questions); i++)
+		if (strcmp(questions[i].name, name) == 0)
+			return questions[i].answer(xend, query);
+	return json_object();
+}

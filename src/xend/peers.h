@@ -1,0 +1,33 @@
+/*
+ * The other hosts: those that this one has relocated guests with are remembered,
+ * and asked before a guest is started whether they have it. No lock of a block
+ * device crosses hosts, so this is what keeps a guest from being started twice.
+ *
+ * It is advice, not proof: a host that does not answer within WHO_HAS_MS is logged
+ * and counts as having nothing. Two hosts that start one guest at the same moment
+ * both hear of the other, and both refuse.
+ *
+ * All functions are called with the lock held.
+ */
+#pragma once
+
+#include "xend/domain.h"
+
+#define WHO_HAS_MS 2000
+
+/* A guest has gone to this host, or come from it. */
+void peers_remember(struct xend *xend, const char *host, unsigned port);
+/* The same for the other end of a connection, whose xend listens on `port`. */
+void peers_remember_socket(struct xend *xend, int socket, unsigned port);
+
+/* -EBUSY with a sentence where another host has the guest, or a disk of it. The domain is enlisted already.
+ * Lets go of the lock. */
+int peers_ask(struct domain *domain, struct error *error);
+
+/* What to answer a peer's question; a new object. Lets go of the lock. */
+json_t *peers_answer(struct xend *xend, const json_t *query);
+
+/* One question to one host; with `probe`, *bytes_per_second says how fast the line to it is. Lets go of the
+ * lock. `query` is consumed; *reply is the caller's. */
+int peers_query(struct xend *xend, const char *host, unsigned port, json_t *query, int cancel, json_t **reply,
+	uint64_t *bytes_per_second, struct error *error);
