@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 
 #define MISSES_AT_ONCE 16
+#define FOLLOW_MS 20 /* how soon a clone's carrier sees what another has brought */
 
 enum extent_progress { ABSENT, WANTED, READING, PRESENT };
 
@@ -39,7 +40,12 @@ int fill_begin(struct fill *fill, struct job *job, struct guest *guest, struct c
 {
 	int r;
 
-	*fill = (struct fill){.job = job, .guest = guest, .checkpoint = checkpoint, .io = io, .faults = -1};
+	*fill = (struct fill){.job = job,
+		.guest = guest,
+		.checkpoint = checkpoint,
+		.io = io,
+		.faults = -1,
+		.shared = SHARED_NONE};
 	r = guest_faults(guest, &fill->faults, &fill->base, error);
 	if (r == 0)
 		r = begin_buffers(fill, error);
@@ -50,13 +56,20 @@ int fill_begin(struct fill *fill, struct job *job, struct guest *guest, struct c
 	return 0;
 }
 
+void fill_share(struct fill *fill, struct shared *shared)
+{
+	fill->shared = *shared;
+	*shared = SHARED_NONE;
+}
+
 void fill_end(struct fill *fill)
 {
 	if (fill->buffer)
 		munmap(fill->buffer, FILL_SLOTS * CHECKPOINT_EXTENT_SIZE);
 	free(fill->progress);
+	shared_close(&fill->shared);
 	cleanup_close(&fill->faults);
-	*fill = (struct fill){.faults = -1};
+	*fill = (struct fill){.faults = -1, .shared = SHARED_NONE};
 }
 
 /* ---- into the guest ---- */
@@ -80,6 +93,11 @@ static int wake(struct fill *fill, uint64_t page, uint64_t count, struct error *
 static int place(
 	struct fill *fill, uint64_t page, uint64_t count, const uint8_t *content, struct error *error)
 {
+	if (fill->shared.ram >= 0) {
+		int r = shared_place(&fill->shared, page, count, content, error);
+
+		return r < 0 ? r : wake(fill, page, count, error);
+	}
 	for (uint64_t done = 0, size = count * PAGE_SIZE; done < size;) {
 		struct uffdio_copy copy = {.dst = fill->base + page * PAGE_SIZE + done,
 			.src = (uintptr_t)content + done,
@@ -126,6 +144,21 @@ static int place_extent(struct fill *fill, uint64_t index, const uint8_t *conten
 	return r;
 }
 
+/* Whether another clone's carrier has brought all of the extent. */
+static bool shared_already(const struct fill *fill, uint64_t index)
+{
+	const uint64_t *stored = fill->checkpoint->extents[index].stored;
+	uint64_t first, count;
+
+	if (fill->shared.ram < 0)
+		return false;
+	for (uint64_t at = 0; (count = bitmap_run(stored, CHECKPOINT_EXTENT_PAGES, at, &first)) > 0;
+		at = first + count)
+		if (!shared_has(&fill->shared, index * CHECKPOINT_EXTENT_PAGES + first, count))
+			return false;
+	return true;
+}
+
 /* ---- out of the file ---- */
 
 static int content_read(void *context, uint64_t tag, struct error *error)
@@ -160,6 +193,25 @@ static int read_extent(struct fill *fill, uint64_t index, struct error *error)
 		fill->io, fill->slots[free].content + span.at, span.size, span.offset, free, error);
 }
 
+/* The next extent in the file's order that nobody has brought or brings. False: there is none, or not for us.
+ */
+static bool find_next(struct fill *fill)
+{
+	for (; fill->next < fill->checkpoint->extent_count; fill->next++) {
+		uint8_t *progress = &fill->progress[fill->next];
+
+		if (*progress >= READING)
+			continue;
+		if (shared_already(fill, fill->next)) {
+			*progress = PRESENT;
+			fill->missing--;
+		} else {
+			return fill->shared.ram < 0 || shared_lead(&fill->shared);
+		}
+	}
+	return false;
+}
+
 /* Begins reads: what is waited for, then, once the guest runs, what comes next in the file. */
 static int begin_reads(struct fill *fill, struct error *error)
 {
@@ -173,13 +225,9 @@ static int begin_reads(struct fill *fill, struct error *error)
 		if (fill->progress[index] == WANTED)
 			r = read_extent(fill, index, error);
 	}
-	for (; r == 0 && fill->alone && fill->used < FILL_AHEAD && begun < FILL_AHEAD &&
-		fill->next < fill->checkpoint->extent_count;
-		fill->next++)
-		if (fill->progress[fill->next] < READING) {
-			begun++;
-			r = read_extent(fill, fill->next, error);
-		}
+	for (; r == 0 && fill->alone && fill->used < FILL_AHEAD && begun < FILL_AHEAD && find_next(fill);
+		begun++)
+		r = read_extent(fill, fill->next++, error);
 	return r;
 }
 
@@ -194,7 +242,7 @@ static int missed(struct fill *fill, uint64_t address, struct error *error)
 	if (fill->checkpoint->extents[index].kind == EXTENT_EMPTY ||
 		!bitmap_test(fill->checkpoint->extents[index].stored, page % CHECKPOINT_EXTENT_PAGES))
 		return place_zeros(fill, page, error);
-	if (fill->progress[index] == PRESENT)
+	if (fill->progress[index] == PRESENT || (fill->shared.ram >= 0 && shared_has(&fill->shared, page, 1)))
 		return wake(fill, page, 1, error);
 	if (fill->progress[index] == ABSENT && fill->wanted_count < FILL_WANTED_MAX) {
 		fill->wanted[fill->wanted_count++] = index;
@@ -251,6 +299,7 @@ static int hear_xend(struct fill *fill, struct error *error)
 static int serve_next(struct fill *fill, struct error *error)
 {
 	bool more = fill->alone && fill->missing && fill->used == 0;
+	int patience = !more ? -1 : fill->shared.ram >= 0 && !fill->shared.leads ? FOLLOW_MS : 0;
 	struct pollfd ready[] = {
 		{.fd = fill->faults, .events = POLLIN},
 		{.fd = fill->guest->channel, .events = POLLIN},
@@ -259,7 +308,7 @@ static int serve_next(struct fill *fill, struct error *error)
 	};
 	int r = 0;
 
-	if (poll(ready, ARRAY_SIZE(ready), more ? 0 : -1) < 0)
+	if (poll(ready, ARRAY_SIZE(ready), patience) < 0)
 		return errno == EINTR ? 0 : error_set(error, errno, "Unable to wait: %s.", strerror(errno));
 	if (ready[0].revents)
 		r = take_misses(fill, error);

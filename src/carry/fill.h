@@ -14,6 +14,7 @@
 #include "carry/file_io.h"
 #include "carry/guest.h"
 #include "carry/job.h"
+#include "carry/shared.h"
 #include "state/checkpoint.h"
 
 #define FILL_SLOTS 8u       /* extents on their way at once */
@@ -31,12 +32,13 @@ struct fill {
 	struct guest *guest;
 	struct checkpoint *checkpoint;
 	struct file_io *io;
-	int faults;        /* userfaultfd; owned, -1: none */
-	uint64_t base;     /* address of RAM in the guest's process */
-	uint8_t *buffer;   /* the slots' room; owned */
-	uint8_t *progress; /* per extent: enum extent_progress; owned */
-	uint64_t missing;  /* extents that are not yet in the guest */
-	uint64_t next;     /* where the file's order is */
+	int faults;           /* userfaultfd; owned, -1: none */
+	struct shared shared; /* where its pages go when it is a clone; owned */
+	uint64_t base;        /* address of RAM in the guest's process */
+	uint8_t *buffer;      /* the slots' room; owned */
+	uint8_t *progress;    /* per extent: enum extent_progress; owned */
+	uint64_t missing;     /* extents that are not yet in the guest */
+	uint64_t next;        /* where the file's order is */
 	struct fill_slot slots[FILL_SLOTS];
 	unsigned used, wanted_count;
 	uint64_t wanted[FILL_WANTED_MAX];
@@ -53,6 +55,8 @@ struct fill {
  */
 int fill_begin(struct fill *fill, struct job *job, struct guest *guest, struct checkpoint *checkpoint,
 	struct file_io *io, struct error *error);
+/* The guest is a clone: what it misses goes to memory that it shares, which is taken over. */
+void fill_share(struct fill *fill, struct shared *shared);
 /* After file_io_end: a read may still be on its way into the buffer. */
 void fill_end(struct fill *fill);
 

@@ -37,7 +37,7 @@ static int map_reply(struct message *reply, const char *key, uint64_t size, int 
 	return 0;
 }
 
-int guest_open(struct guest *guest, int channel, bool writable, struct error *error)
+int guest_open(struct guest *guest, int channel, enum guest_purpose purpose, struct error *error)
 {
 	_cleanup_message_ struct message reply = {0};
 	json_int_t size;
@@ -51,8 +51,10 @@ int guest_open(struct guest *guest, int channel, bool writable, struct error *er
 	size = json_integer_value(json_object_get(reply.body, "size"));
 	if (size <= 0 || (uint64_t)size > CHECKPOINT_RAM_MAX || size % PAGE_SIZE)
 		return error_set(error, EPROTO, "The guest's process gave an impossible memory size.");
-	r = map_reply(&reply, "ram", (uint64_t)size, writable ? PROT_READ | PROT_WRITE : PROT_READ,
-		&guest->ram_fd, &map, error);
+	if (purpose == GUEST_CARRY && json_is_true(json_object_get(reply.body, "shared")))
+		return error_set(error, EBUSY, "The guest is a clone that still shares its memory.");
+	r = map_reply(&reply, "ram", (uint64_t)size,
+		purpose == GUEST_WRITE ? PROT_READ | PROT_WRITE : PROT_READ, &guest->ram_fd, &map, error);
 	if (r < 0)
 		return r;
 	guest->ram = map;

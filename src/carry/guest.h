@@ -25,9 +25,14 @@ struct guest {
 
 #define _cleanup_guest_ __attribute__((cleanup(guest_close)))
 
-/* Takes over the channel (also when it fails) and maps the RAM; for writing where the guest is to be filled.
- */
-int guest_open(struct guest *guest, int channel, bool writable, struct error *error);
+enum guest_purpose {
+	GUEST_CARRY, /* its memory is read; a clone that shares its memory is refused */
+	GUEST_WRITE, /* its memory is written */
+	GUEST_FILL,  /* its memory comes through its userfaultfd */
+};
+
+/* Takes over the channel (also when it fails) and maps the RAM. */
+int guest_open(struct guest *guest, int channel, enum guest_purpose purpose, struct error *error);
 /* Stops tracking and slowing, unmaps, closes. Leaves the guest paused or running as it is. */
 void guest_close(struct guest *guest);
 

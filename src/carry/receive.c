@@ -237,7 +237,7 @@ static int take_guest(struct receive *receive, struct message *answer, struct er
 
 	if (channel < 0)
 		return error_set(error, EPROTO, "xend accepted the guest without a place for it.");
-	r = guest_open(&receive->guest, channel, true, error);
+	r = guest_open(&receive->guest, channel, GUEST_WRITE, error);
 	if (r < 0)
 		return r;
 	if (receive->guest.size != receive->ram_size)

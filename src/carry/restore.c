@@ -10,6 +10,8 @@
 #include "state/description.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -20,8 +22,9 @@ struct restore {
 	struct checkpoint checkpoint;
 	struct guest guest;
 	struct file_io io;
-	struct fill fill;  /* where memory follows the guest */
-	uint16_t *pending; /* per extent: pages not yet read */
+	struct fill fill;     /* where memory follows the guest */
+	struct shared shared; /* where it is a clone, until `fill` takes it */
+	uint16_t *pending;    /* per extent: pages not yet read */
 	uint64_t read_pages;
 	uint8_t *content; /* of a compressed extent */
 };
@@ -32,6 +35,7 @@ static void restore_free(struct restore *restore)
 {
 	file_io_end(&restore->io);
 	fill_end(&restore->fill);
+	shared_close(&restore->shared);
 	guest_close(&restore->guest);
 	checkpoint_close(&restore->checkpoint);
 	free(restore->pending);
@@ -142,27 +146,54 @@ static int match(const struct restore *restore, struct error *error)
 	return description_match_regions(checkpoint->description, restore->guest.regions, error);
 }
 
+/* The guest that xend has sent, which is a clone where memory that it shares came with it. */
+static int open_guest(
+	struct restore *restore, struct message *sent, enum guest_purpose purpose, struct error *error)
+{
+	int channel = message_take_fd(sent, sent->body, "guest", error);
+	_cleanup_close_ int ram = message_take_fd(sent, sent->body, "shared", NULL);
+	_cleanup_close_ int device = message_take_fd(sent, sent->body, "faults", NULL);
+	int r;
+
+	if (channel < 0)
+		return error_set(error, EPROTO, "xend accepted the checkpoint without a guest for it.");
+	r = guest_open(&restore->guest, channel, ram >= 0 ? GUEST_FILL : purpose, error);
+	if (r == 0 && ram >= 0)
+		r = shared_open(
+			&restore->shared, take_fd(&ram), take_fd(&device), restore->guest.size, error);
+	return r == 0 ? match(restore, error) : r;
+}
+
+/* Which checkpoint it is: as good as all its bytes, for the header's digest covers all other digests. */
+static json_t *identity_of(const struct checkpoint *checkpoint)
+{
+	char text[2 * sizeof(checkpoint->id) + 17];
+
+	for (unsigned i = 0; i < sizeof(checkpoint->id); i++)
+		snprintf(text + 2 * i, 3, "%02x", checkpoint->id[i]);
+	snprintf(text + 2 * sizeof(checkpoint->id), 17, "%016" PRIx64, checkpoint->header_digest);
+	return json_string(text);
+}
+
 /* Offers what the file holds to xend, which answers with a guest to fill. */
 static int offer(struct restore *restore, struct error *error)
 {
 	struct checkpoint *checkpoint = &restore->checkpoint;
 	_cleanup_message_ struct message answer = {0};
-	int channel;
 	int r = job_event(restore->job, "offer",
-		json_pack("{s:O, s:I, s:I}", "domain", json_object_get(checkpoint->description, "domain"),
-			"memory_mib", (json_int_t)(checkpoint->ram_size >> 20), "taken_realtime_ns",
-			(json_int_t)checkpoint->taken_realtime_ns),
+		json_pack("{s:O, s:o, s:I, s:I}", "domain",
+			json_object_get(checkpoint->description, "domain"), "identity",
+			identity_of(checkpoint), "memory_mib", (json_int_t)(checkpoint->ram_size >> 20),
+			"taken_realtime_ns", (json_int_t)checkpoint->taken_realtime_ns),
 		error);
 
 	if (r == 0)
 		r = job_answer(restore->job, &answer, error);
 	if (r < 0)
 		return r;
-	channel = message_take_fd(&answer, answer.body, "guest", error);
-	if (strcmp(job_verb(&answer), "accept") != 0 || channel < 0)
-		return error_set(error, EPROTO, "xend accepted the checkpoint without a guest for it.");
-	r = guest_open(&restore->guest, channel, true, error);
-	return r == 0 ? match(restore, error) : r;
+	if (strcmp(job_verb(&answer), "accept") != 0)
+		return error_set(error, EPROTO, "xend did not accept the checkpoint.");
+	return open_guest(restore, &answer, GUEST_WRITE, error);
 }
 
 static int begin(struct restore *restore, struct job *job, confine_function *confine, struct error *error)
@@ -171,6 +202,7 @@ static int begin(struct restore *restore, struct job *job, confine_function *con
 
 	*restore = (struct restore){.job = job};
 	restore->guest.channel = restore->guest.ram_fd = restore->fill.faults = -1;
+	restore->shared = restore->fill.shared = SHARED_NONE;
 	restore->io.fd = restore->checkpoint.fd = -1;
 	restore->file = job_take_fd(job, "file", error);
 	if (restore->file < 0)
@@ -238,12 +270,10 @@ int fill_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_restore_ struct restore restore;
 	int64_t began = monotonic_ns();
-	int channel, r = begin(&restore, job, confine, error);
+	int r = begin(&restore, job, confine, error);
 
-	channel = r == 0 ? job_take_fd(job, "guest", error) : r;
-	r = channel < 0 ? channel : guest_open(&restore.guest, channel, false, error);
 	if (r == 0)
-		r = match(&restore, error);
+		r = open_guest(&restore, &job->request, GUEST_FILL, error);
 	if (r == 0)
 		r = fill_begin(&restore.fill, job, &restore.guest, &restore.checkpoint, &restore.io, error);
 	/* It did wait once: the carrier before died when all had come, and only its last word was missing. */
@@ -251,6 +281,7 @@ int fill_job(struct job *job, confine_function *confine, struct error *error)
 		return job_event(job, "filled", took(began, false), error);
 	if (r < 0)
 		return r;
+	fill_share(&restore.fill, &restore.shared);
 	restore.fill.alone = true;
 	r = fill_repeat(&restore.fill, error);
 	return r == 0 ? complete(&restore, began, error) : r;
@@ -269,7 +300,8 @@ int restore_job(struct job *job, confine_function *confine, struct error *error)
 	r = -EOPNOTSUPP;
 	if (job_flag(job, "lazy"))
 		r = fill_begin(&restore.fill, job, &restore.guest, &restore.checkpoint, &restore.io, error);
-	if (r == -EOPNOTSUPP)
+	if (r == -EOPNOTSUPP && restore.shared.ram < 0)
 		return load(&restore, began, error);
+	fill_share(&restore.fill, &restore.shared);
 	return r == 0 ? load_first(&restore, began, error) : r;
 }

@@ -57,8 +57,14 @@ static const int allowed[] = {
 	SCMP_SYS(writev),
 };
 
-/* Bringing pages to a guest that waits for them. */
-static const unsigned long allowed_ioctls[] = {UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE};
+/* Linux 6.1; Debian 12's headers of user space may be older than its kernel. */
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+
+/* Bringing pages to a guest that waits for them, and to memory that clones share. */
+static const unsigned long allowed_ioctls[] = {
+	UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, USERFAULTFD_IOC_NEW, UFFDIO_API, UFFDIO_REGISTER};
 
 int sandbox_drop_user(uid_t user, gid_t group, struct error *error)
 {

@@ -282,6 +282,6 @@ int save_job(struct job *job, confine_function *confine, struct error *error)
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)
-		r = guest_open(&guest, take_fd(&channel), false, error);
+		r = guest_open(&guest, take_fd(&channel), GUEST_CARRY, error);
 	return r == 0 ? save_guest(job, &guest, &save, error) : r;
 }

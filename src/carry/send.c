@@ -327,7 +327,7 @@ static int send_prepare(struct send *send, struct error *error)
 	int channel = send->guest.channel;
 	int64_t timeout_s = job_number(job, "timeout_s");
 	const char *on_stall = job_text(job, "on_stall");
-	int r = guest_open(&send->guest, channel, false, error);
+	int r = guest_open(&send->guest, channel, GUEST_CARRY, error);
 
 	if (r < 0)
 		return r;

@@ -94,6 +94,7 @@ static int decode_header(struct checkpoint *to, const uint8_t block[CHECKPOINT_P
 			"does not know.",
 			features & ~CHECKPOINT_FEATURES);
 	to->features = features;
+	to->header_digest = digest_of(block, DIGEST_AT);
 	cursor_u32(&in);
 	page_size = cursor_u32(&in);
 	to->file_size = cursor_u64(&in);

@@ -46,6 +46,7 @@ struct checkpoint {
 	int64_t taken_realtime_ns;
 	uint32_t features; /* mandatory ones */
 	uint8_t id[16];
+	uint64_t header_digest;            /* as read: that of all other digests */
 	json_t *description;               /* owned; see state/description.h */
 	struct buffer state;               /* device-state records */
 	struct checkpoint_extent *extents; /* owned */

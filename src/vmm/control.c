@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "vmm/dev/power.h"
 #include "vmm/loop.h"
+#include "vmm/own_memory.h"
 
 #include <errno.h>
 #include <string.h>
@@ -88,6 +89,7 @@ static void add_state(const struct machine *machine, json_t *to)
 
 	set_new(to, "state", json_string(machine_state_name(machine)));
 	set_new(to, "filling", json_boolean(machine->faults >= 0));
+	set_new(to, "shared", json_boolean(machine->memory.shared));
 	if (reason) {
 		set_new(to, "reason", json_string(reason));
 		set_new(to, "detail", json_string(machine->detail));
@@ -173,6 +175,7 @@ static int do_memory(
 
 	(void)request, (void)error;
 	reply_fd(reply, "ram", memory->fd);
+	set_new(reply->body, "shared", json_boolean(memory->shared));
 	set_new(reply->body, "size", json_integer((json_int_t)memory->size));
 	for (unsigned i = 0; i < memory->region_count; i++)
 		json_array_append_new(
@@ -202,6 +205,27 @@ static int do_filled(
 	(void)request, (void)reply, (void)error;
 	machine_filled(connection->control->machine);
 	return 0;
+}
+
+static int do_own_memory(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	struct machine *machine = connection->control->machine;
+	_cleanup_close_ int ram = message_take_fd(request, request->body, "ram", NULL);
+	_cleanup_close_ int pagemap = message_take_fd(request, request->body, "pagemap", NULL);
+	int r;
+
+	(void)reply;
+	if (ram < 0 || pagemap < 0)
+		return error_set(error, EINVAL, "'own-memory' needs 'ram' and 'pagemap', descriptors.");
+	if (machine->state != MACHINE_PAUSED || machine->quieting || machine->faults >= 0 ||
+		!machine->memory.shared)
+		return error_set(error, EBUSY,
+			"Only a paused clone whose memory has come can be given memory of its own.");
+	r = memory_own(&machine->memory, ram, pagemap, error);
+	if (r == 0)
+		ram = -1; /* the machine's now */
+	return r;
 }
 
 static int do_track(
@@ -374,6 +398,7 @@ static const struct verb {
 	{"memory", do_memory, true, false},
 	{"faults", do_faults, true, false},
 	{"filled", do_filled, true, false},
+	{"own-memory", do_own_memory, true, false},
 	{"track", do_track, true, false},
 	{"dirty", do_dirty, true, false},
 	{"throttle", do_throttle, true, false},

@@ -213,7 +213,7 @@ static int build(struct machine *machine, struct error *error)
 	if (r < 0)
 		return r;
 	config->kvm = -1;
-	r = memory_map(&machine->memory, config->ram, config->memory_size, error);
+	r = memory_map(&machine->memory, config->ram, config->memory_size, config->shared, error);
 	if (r < 0)
 		return r;
 	config->ram = -1;
@@ -241,6 +241,8 @@ static int build(struct machine *machine, struct error *error)
 	 * inside KVM waits no more when KVM waits for it. */
 	if (r == 0)
 		machine->faults = faults_catch(&config->faults, &machine->memory);
+	if (r == 0 && config->shared && machine->faults < 0)
+		return error_set(error, EOPNOTSUPP, "This kernel cannot bring a clone its memory.");
 	return r;
 }
 

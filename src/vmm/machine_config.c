@@ -205,13 +205,13 @@ static json_t *without_descriptors(json_t *value)
 static int parse(
 	struct machine_config *config, struct message *message, const json_t *machine, struct error *error)
 {
-	int memory_mib, vcpus, incoming = 0, console = 1024, r;
+	int memory_mib, vcpus, incoming = 0, shared = 0, console = 1024, r;
 	const char *name, *uuid;
 	json_error_t reason;
 
-	if (json_unpack_ex((json_t *)machine, &reason, 0, "{s:s, s:s, s:i, s:i, s?b, s?i}", "name", &name,
-		    "uuid", &uuid, "memory_mib", &memory_mib, "vcpus", &vcpus, "incoming", &incoming,
-		    "console_limit_kib", &console) < 0)
+	if (json_unpack_ex((json_t *)machine, &reason, 0, "{s:s, s:s, s:i, s:i, s?b, s?b, s?i}", "name",
+		    &name, "uuid", &uuid, "memory_mib", &memory_mib, "vcpus", &vcpus, "incoming", &incoming,
+		    "shared", &shared, "console_limit_kib", &console) < 0)
 		return wrong(error, reason.text);
 	if (!copy_text(config->name, sizeof(config->name), name) ||
 		!copy_text(config->uuid, sizeof(config->uuid), uuid))
@@ -225,6 +225,7 @@ static int parse(
 	config->memory_size = (uint64_t)memory_mib << 20;
 	config->vcpus = (uint32_t)vcpus;
 	config->incoming = incoming;
+	config->shared = shared && incoming;
 	config->console_limit_kib = console < 0                  ? 0
 				    : console > CONSOLE_KIB_MOST ? (unsigned)CONSOLE_KIB_MOST
 								 : (unsigned)console;

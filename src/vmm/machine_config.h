@@ -32,6 +32,7 @@ struct machine_config {
 	uint64_t memory_size; /* bytes */
 	uint32_t vcpus;
 	bool incoming;
+	bool shared;         /* `ram` is what clones share: mapped copy-on-write */
 	bool has_generation; /* a VM generation ID of its own, else the one that comes with the state */
 	uint8_t generation[16];
 	unsigned console_limit_kib;

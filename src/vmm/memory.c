@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-int memory_map(struct memory *memory, int fd, uint64_t size, struct error *error)
+int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct error *error)
 {
 	uint64_t low = size < MEMORY_BELOW_4G ? size : MEMORY_BELOW_4G;
 	struct stat status;
@@ -26,11 +26,12 @@ int memory_map(struct memory *memory, int fd, uint64_t size, struct error *error
 	/* So that nobody who holds it too can cut memory off under us; a file that cannot be sealed is
 	 * trusted. */
 	fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
-	base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	base = mmap(NULL, size, PROT_READ | PROT_WRITE, (shared ? MAP_PRIVATE : MAP_SHARED) | MAP_NORESERVE,
+		fd, 0);
 	if (base == MAP_FAILED)
 		return error_set(error, errno, "Unable to map %llu MiB of guest memory: %s.",
 			(unsigned long long)(size >> 20), strerror(errno));
-	*memory = (struct memory){.fd = fd, .base = base, .size = size, .region_count = 1};
+	*memory = (struct memory){.fd = fd, .base = base, .size = size, .region_count = 1, .shared = shared};
 	memory->regions[0] = (struct memory_region){.gpa = 0, .size = low, .offset = 0};
 	if (size > low)
 		memory->regions[memory->region_count++] =

@@ -28,11 +28,15 @@ struct memory {
 	uint64_t size;
 	struct memory_region regions[2];
 	unsigned region_count;
+	bool shared;            /* with other clones, copy-on-write */
 	uint64_t *device_dirty; /* a bit per page of the memfd while tracking, else NULL */
 };
 
-/* Maps fd (taken over in case of success) as guest RAM of size bytes. */
-int memory_map(struct memory *memory, int fd, uint64_t size, struct error *error);
+/*
+ * Maps fd (taken over in case of success) as guest RAM of size bytes; `shared`: copy-on-write, for others
+ * have it too.
+ */
+int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct error *error);
 void memory_unmap(struct memory *memory);
 
 /* Host address of guest-physical [gpa, gpa + size), or NULL where that is not all RAM of one region. */

@@ -5,6 +5,7 @@
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
+#include "xend/shared_memory.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
 
@@ -67,15 +68,35 @@ int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
 	if (r < 0)
 		return r;
 	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
-		promised_mib += domain->config.memory + GUEST_OVERHEAD_MIB;
-		taken_kib += memory_taken_kib(domain->ram);
+		if (domain->shared_memory) {
+			uint64_t own_kib = shared_memory_own_kib(domain),
+				 reserve_mib = shared_memory_reserve_mib(&domain->config);
+
+			promised_mib += GUEST_OVERHEAD_MIB +
+					(own_kib / 1024 > reserve_mib ? own_kib / 1024 : reserve_mib);
+			taken_kib += own_kib;
+		} else {
+			promised_mib += domain->config.memory + GUEST_OVERHEAD_MIB;
+			taken_kib += memory_taken_kib(domain->ram);
+		}
+	}
+	for (struct shared_memory *shared = xend->shared_memories; shared; shared = shared->next) {
+		promised_mib += shared->mib;
+		taken_kib += memory_taken_kib(shared->ram);
 	}
 	*mib = memory_free_mib(&host, promised_mib, taken_kib, xend->config.dom0_min_mem);
 	return 0;
 }
 
-static int admit_name(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+/* Who wants to be a domain. */
+struct newcomer {
+	const struct guest_config *config;
+	bool is_clone; /* its memory is that of the shared memory, which is counted already */
+};
+
+static int admit_name(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
 {
+	const struct guest_config *config = newcomer->config;
 	const struct domain *other = by_name(xend, config->name);
 
 	(void)index;
@@ -87,8 +108,9 @@ static int admit_name(struct xend *xend, const struct guest_config *config, size
 		config->name, other->id);
 }
 
-static int admit_uuid(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+static int admit_uuid(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
 {
+	const struct guest_config *config = newcomer->config;
 	const struct domain *other = domain_by_uuid(xend, config->uuid);
 
 	(void)index;
@@ -101,10 +123,11 @@ static int admit_uuid(struct xend *xend, const struct guest_config *config, size
 		config->uuid, config->name, other->config.name, other->id);
 }
 
-static int admit_memory(
-	struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+static int admit_memory(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
 {
-	uint64_t needed = config->memory + GUEST_OVERHEAD_MIB, free_mib;
+	const struct guest_config *config = newcomer->config;
+	uint64_t memory = newcomer->is_clone ? shared_memory_reserve_mib(config) : config->memory, free_mib;
+	uint64_t needed = memory + GUEST_OVERHEAD_MIB;
 	int r = domain_memory_free(xend, &free_mib, error);
 
 	(void)index;
@@ -114,12 +137,13 @@ static int admit_memory(
 		"Domain '%s' needs %" PRIu64 " MiB (memory=%" PRIu64
 		" and %d for running it), but this host has "
 		"%" PRIu64 " MiB left for guests; end another guest or lower memory=.",
-		config->name, needed, config->memory, GUEST_OVERHEAD_MIB, free_mib);
+		config->name, needed, memory, GUEST_OVERHEAD_MIB, free_mib);
 }
 
 /* No guest here has this disk of the configuration, unless both only read it. */
-static int admit_disk(struct xend *xend, const struct guest_config *config, size_t index, struct error *error)
+static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
 {
+	const struct guest_config *config = newcomer->config;
 	const struct guest_disk *mine = &config->disks[index];
 
 	if (mine->mode == DISK_WRITE_SHARED)
@@ -142,18 +166,19 @@ static int admit_disk(struct xend *xend, const struct guest_config *config, size
 }
 
 /* Calls `refused` for each objection until it returns something negative. */
-static int each_objection(struct xend *xend, const struct guest_config *config,
+static int each_objection(struct xend *xend, const struct newcomer *newcomer,
 	int (*refused)(void *context, const struct error *error), void *context, struct error *error)
 {
 	const struct {
-		int (*admit)(struct xend *xend, const struct guest_config *config, size_t index,
+		int (*admit)(struct xend *xend, const struct newcomer *newcomer, size_t index,
 			struct error *error);
 		size_t times;
-	} checks[] = {{admit_name, 1}, {admit_uuid, 1}, {admit_memory, 1}, {admit_disk, config->disk_count}};
+	} checks[] = {{admit_name, 1}, {admit_uuid, 1}, {admit_memory, 1},
+		{admit_disk, newcomer->config->disk_count}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(checks); i++)
 		for (size_t j = 0; j < checks[i].times; j++)
-			if (checks[i].admit(xend, config, j, error) < 0 && refused(context, error) < 0)
+			if (checks[i].admit(xend, newcomer, j, error) < 0 && refused(context, error) < 0)
 				return -error->code;
 	return 0;
 }
@@ -166,7 +191,7 @@ static int the_first_counts(void *context, const struct error *error)
 
 int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error)
 {
-	return each_objection(xend, config, the_first_counts, NULL, error);
+	return each_objection(xend, &(struct newcomer){.config = config}, the_first_counts, NULL, error);
 }
 
 static int add_objection(void *context, const struct error *error)
@@ -179,7 +204,7 @@ void domain_objections(struct xend *xend, const struct guest_config *config, jso
 {
 	struct error error;
 
-	each_objection(xend, config, add_objection, objections, &error);
+	each_objection(xend, &(struct newcomer){.config = config}, add_objection, objections, &error);
 }
 
 struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id)
@@ -249,10 +274,12 @@ static int enlist(struct xend *xend, struct guest_config *config, struct domain 
 	return r < 0 ? r : store_commit(xend->store, error);
 }
 
-int domain_new(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
+int domain_new(struct xend *xend, struct guest_config *config, struct shared_memory *shared,
+	struct domain **result, struct error *error)
 {
+	const struct newcomer newcomer = {.config = config, .is_clone = shared};
 	struct domain *domain = NULL;
-	int r = domain_admit(xend, config, error);
+	int r = each_objection(xend, &newcomer, the_first_counts, NULL, error);
 
 	if (r < 0)
 		return r;
@@ -263,6 +290,7 @@ int domain_new(struct xend *xend, struct guest_config *config, struct domain **r
 			domain_forget(domain);
 		return r;
 	}
+	domain->shared_memory = shared ? shared_memory_ref(shared) : NULL;
 	*result = domain_ref(domain);
 	return 0;
 }

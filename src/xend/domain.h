@@ -54,9 +54,11 @@ struct domain {
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;
-	unsigned vifs_online; /* for how many of its vifs the script has been run */
-	bool dead;            /* the process has ended by itself */
-	bool filling;         /* its memory is still coming (filling.h) */
+	unsigned vifs_online;                /* for how many of its vifs the script has been run */
+	bool dead;                           /* the process has ended by itself */
+	bool filling;                        /* its memory is still coming (filling.h) */
+	bool shared;                         /* its memory is mapped from what clones share */
+	struct shared_memory *shared_memory; /* that; NULL: none, or an earlier xend's */
 	bool lost; /* its memory could not come: to start it afresh would take its disks past its checkpoint
 		    */
 	bool followed; /* by a worker that knows when it is there */
@@ -86,10 +88,12 @@ int domain_admit(struct xend *xend, const struct guest_config *config, struct er
 void domain_objections(struct xend *xend, const struct guest_config *config, json_t *objections);
 
 /*
- * Admits the configuration (which the domain then owns: *config is all zero
- * afterwards), gives it an ID and records it as STARTING. The caller gets a reference.
+ * `shared`: of a clone, which needs little memory beside it; else NULL. Admits the configuration (which the
+ * domain then owns: *config is all zero afterwards), gives it an ID and records it as STARTING. The caller
+ * gets a reference.
  */
-int domain_new(struct xend *xend, struct guest_config *config, struct domain **domain, struct error *error);
+int domain_new(struct xend *xend, struct guest_config *config, struct shared_memory *shared,
+	struct domain **domain, struct error *error);
 
 /* The same for a guest found again: as the store had it. */
 struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id);

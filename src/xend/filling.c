@@ -2,9 +2,11 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/guest.h"
+#include "xend/shared_memory.h"
 #include "xend/supervise.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -69,21 +71,52 @@ int filling_begin(struct domain *domain, struct carrier *carrier, struct error *
 	return r < 0 ? r : carrier_say(carrier, json_pack("{s:s}", "do", "go-on"), NULL, 0, error);
 }
 
+int filling_fds_begin(
+	struct filling_fds *fds, struct domain *domain, int guest, json_t *message, struct error *error)
+{
+	*fds = (struct filling_fds){.shared = -1, .device = -1};
+	json_object_set_new(message, "guest", message_fds_add(&fds->list, guest));
+	if (!domain->shared_memory)
+		return 0;
+	fds->shared = shared_memory_open(domain->shared_memory, true, error);
+	if (fds->shared < 0)
+		return fds->shared;
+	fds->device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (fds->device < 0) {
+		close(fds->shared);
+		return error_set(error, errno, "Unable to open /dev/userfaultfd: %s.", strerror(errno));
+	}
+	json_object_set_new(message, "shared", message_fds_add(&fds->list, fds->shared));
+	json_object_set_new(message, "faults", message_fds_add(&fds->list, fds->device));
+	return 0;
+}
+
+void filling_fds_end(struct filling_fds *fds)
+{
+	cleanup_close(&fds->shared);
+	cleanup_close(&fds->device);
+}
+
 static int start_another(struct domain *domain, struct carrier *carrier, int file, struct error *error)
 {
+	_cleanup_json_ json_t *job = json_pack("{s:s}", "do", "fill");
 	_cleanup_close_ int guest = guest_connect(domain, error);
-	int r, fds[] = {file, guest};
+	struct filling_fds fds;
+	int r;
 
 	if (guest < 0)
 		return guest;
 	r = carrier_start(carrier, domain->xend, -1, NULL, error);
 	if (r >= 0)
 		r = give(domain, carrier, error);
+	if (r >= 0)
+		r = filling_fds_begin(&fds, domain, guest, job, error);
 	if (r < 0)
 		return r;
-	return carrier_say(carrier,
-		json_pack("{s:s, s:{s:i}, s:{s:i}}", "do", "fill", "file", "fd", 0, "guest", "fd", 1), fds,
-		ARRAY_SIZE(fds), error);
+	json_object_set_new(job, "file", message_fds_add(&fds.list, file));
+	r = carrier_say(carrier, json_incref(job), fds.list.fds, fds.list.count, error);
+	filling_fds_end(&fds);
+	return r;
 }
 
 /* Ends what is left of the carrier, and forgets it. */
@@ -228,9 +261,9 @@ int filling_wait(struct domain *domain, int cancel, struct error *error)
 				domain->config.name);
 		xend_wait(xend, NOTICE_MS);
 	}
-	return has_ended(domain)
-		       ? error_set(error, EBUSY, "Domain '%s' has ended meanwhile.", domain->config.name)
-		       : 0;
+	if (has_ended(domain))
+		return error_set(error, EBUSY, "Domain '%s' has ended meanwhile.", domain->config.name);
+	return shared_memory_leave(domain, error);
 }
 
 void filling_end(struct domain *domain)

@@ -10,6 +10,19 @@
 
 #include "xend/carrier.h"
 #include "xend/domain.h"
+#include "xend/machine.h"
+
+/* What a carrier that is to bring a guest its memory is handed. */
+struct filling_fds {
+	struct message_fds list;
+	int shared, device; /* owned, -1 where it is no clone */
+};
+
+/* Adds `guest`, a control connection (borrowed), and what a clone's carrier needs to the message. On an error
+ * there is nothing to end. */
+int filling_fds_begin(
+	struct filling_fds *fds, struct domain *domain, int guest, json_t *message, struct error *error);
+void filling_fds_end(struct filling_fds *fds);
 
 /* Gives the carrier to the guest: it no longer ends with the job, nor with xend. Before the domain is LIVE.
  */
@@ -27,7 +40,7 @@ void filling_adopt(struct domain *domain);
 
 /*
  * Before a job that needs all of the memory: waits for it, a few minutes at most, unless `cancel` is
- * signalled or the guest ends. Lets go of the lock.
+ * signalled or the guest ends; a clone then gets memory of its own. Lets go of the lock.
  */
 int filling_wait(struct domain *domain, int cancel, struct error *error);
 

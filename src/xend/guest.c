@@ -7,6 +7,7 @@
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/network.h"
+#include "xend/shared_memory.h"
 #include "xend/uuid.h"
 
 #include <dirent.h>
@@ -142,7 +143,9 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 		return files->kvm;
 	if (beginning == GUEST_RESTORE_LAZY)
 		files->faults = open_faults();
-	files->ram = memory_create(config->memory, error);
+	files->shared = domain->shared_memory;
+	files->ram = files->shared ? shared_memory_open(domain->shared_memory, false, error)
+				   : memory_create(config->memory, error);
 	if (files->ram < 0)
 		return files->ram;
 	if (!incoming) {
@@ -254,6 +257,7 @@ int guest_start(struct domain *domain, enum guest_beginning beginning, struct er
 	}
 	if (r >= 0) {
 		domain->ram = take_fd(&files.ram);
+		domain->shared = files.shared;
 		if (beginning == GUEST_RECEIVE)
 			for (unsigned i = 0; i < domain->config.disk_count; i++)
 				domain->unlocked[domain->unlocked_count++] = take_fd(&files.disks[i]);
@@ -459,6 +463,9 @@ void guest_end(struct domain *domain)
 	close_unlocked(domain);
 	cleanup_close(&domain->ram);
 	domain->ram = -1;
+	shared_memory_unref(xend, domain->shared_memory);
+	domain->shared_memory = NULL;
+	domain->shared = false;
 	xend_unlock(xend);
 	if (process >= 0) {
 		process_kill(process);

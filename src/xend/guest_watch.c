@@ -57,6 +57,8 @@ void guest_note_state(struct domain *domain, const json_t *json)
 		json_array_foreach(vcpus, i, vcpu) if (!json_is_true(json_object_get(vcpu, "halted")))
 			domain->halted = false;
 	}
+	if (json_is_boolean(json_object_get(json, "shared")))
+		domain->shared = json_is_true(json_object_get(json, "shared"));
 	if (json_is_boolean(filling))
 		domain->filling = json_is_true(filling);
 	if (domain->state != before || domain->filling != was_filling)

@@ -103,7 +103,7 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
 	if (r >= 0)
-		r = domain_new(xend, config, &domain, error);
+		r = domain_new(xend, config, NULL, &domain, error);
 	if (r < 0)
 		return r;
 	domain->busy = "being started";
@@ -126,14 +126,15 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 }
 
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
-	enum guest_beginning beginning, int cancel, struct domain **result, struct error *error)
+	enum guest_beginning beginning, struct shared_memory *shared, int cancel, struct domain **result,
+	struct error *error)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r;
 
 	r = check_vifs(xend, config, error);
 	if (r >= 0)
-		r = domain_new(xend, config, &domain, error);
+		r = domain_new(xend, config, shared, &domain, error);
 	if (r < 0)
 		return r;
 	domain->busy = beginning == GUEST_RECEIVE ? "being received" : "being restored";

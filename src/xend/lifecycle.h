@@ -16,10 +16,11 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	struct domain **domain, struct error *error);
 
 /* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
- * until lifecycle_arrived.
+ * until lifecycle_arrived. `shared`: the memory of a clone (GUEST_RESTORE_LAZY), else NULL.
  */
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
-	enum guest_beginning beginning, int cancel, struct domain **domain, struct error *error);
+	enum guest_beginning beginning, struct shared_memory *shared, int cancel, struct domain **domain,
+	struct error *error);
 
 /* The state is there: records the domain as LIVE, lets it run unless it is paused, and ends the job. An error
  * leaves it busy. */

@@ -16,6 +16,7 @@
 struct machine_files {
 	int kvm, ram, kernel, ramdisk;
 	int faults;          /* /dev/userfaultfd */
+	bool shared;         /* `ram` is what clones share */
 	char generation[37]; /* its VM generation ID, as a uuid; "": the one that comes with its state */
 	int disks[GUEST_DISKS_MAX];
 	int taps[GUEST_VIFS_MAX];

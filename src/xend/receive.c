@@ -91,7 +91,7 @@ static int admit(
 		return error_set(error, EPERM, "%zu objections to domain '%s', the first: %s",
 			json_array_size(found), config.name, json_string_value(json_array_get(found, 0)));
 	snprintf(uuid, sizeof(uuid), "%s", config.uuid);
-	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, receiving->cancel,
+	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, NULL, receiving->cancel,
 		&receiving->domain, error);
 	return r < 0 ? r : handover_receiving(receiving->xend, receiving->ticket, uuid, error);
 }

@@ -6,6 +6,7 @@
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
+#include "xend/shared_memory.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -101,6 +102,7 @@ struct restoring {
 	int file;
 	bool paused; /* the user's wish, or as the guest was when it was saved */
 	struct domain *domain;
+	struct shared_memory *shared; /* of a clone */
 	struct carrier carrier;
 	struct error error;
 };
@@ -113,6 +115,31 @@ static int about_file(const struct restoring *restoring, int r, struct error *er
 		       : r;
 }
 
+/* Clones share memory where the kernel can bring it to them page by page. */
+static int find_shared(struct restoring *restoring, const json_t *offer, uint64_t mib, struct error *error)
+{
+	const char *identity = json_string_value(json_object_get(offer, "identity"));
+
+	if (!identity || restoring->options->eager || access("/dev/userfaultfd", R_OK | W_OK) < 0)
+		return 0;
+	restoring->shared = shared_memory_for(restoring->xend, identity, mib, error);
+	return restoring->shared ? 0 : -error->code;
+}
+
+static int accept_offer(struct restoring *restoring, struct error *error)
+{
+	_cleanup_json_ json_t *answer = json_pack("{s:s}", "do", "accept");
+	_cleanup_close_ int guest = guest_connect(restoring->domain, error);
+	struct filling_fds fds;
+	int r = guest < 0 ? guest : filling_fds_begin(&fds, restoring->domain, guest, answer, error);
+
+	if (r < 0)
+		return r;
+	r = carrier_say(&restoring->carrier, json_incref(answer), fds.list.fds, fds.list.count, error);
+	filling_fds_end(&fds);
+	return r;
+}
+
 /* Up to the moment when the guest's state is complete; the carrier, and a domain that was made is the
  * caller's to discard. */
 static int run_restore(
@@ -122,7 +149,6 @@ static int run_restore(
 	struct carrier *carrier = &restoring->carrier;
 	const struct restore_options *options = restoring->options;
 	_cleanup_message_ struct message offer = {0};
-	_cleanup_close_ int guest = -1;
 	bool was_paused;
 	int r = carrier_start(carrier, restoring->xend, reply_cancel_fd(reply), reply, error);
 
@@ -139,20 +165,18 @@ static int run_restore(
 		return about_file(restoring, r, error);
 	if (options->clone.name) {
 		r = clone_config(&config, &options->clone, error);
+		if (r >= 0)
+			r = find_shared(restoring, offer.body, config.memory, error);
 		if (r < 0)
 			return r;
 	}
 	restoring->paused |= was_paused;
 	r = lifecycle_expect(restoring->xend, &config, restoring->paused,
-		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, reply_cancel_fd(reply),
-		&restoring->domain, error);
+		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, restoring->shared,
+		reply_cancel_fd(reply), &restoring->domain, error);
 	if (r < 0)
 		return r;
-	guest = guest_connect(restoring->domain, error);
-	if (guest < 0)
-		return guest;
-	r = carrier_say(
-		carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &guest, 1, error);
+	r = accept_offer(restoring, error);
 	return r < 0 ? r : about_file(restoring, carrier_expect(carrier, "loaded", loaded, error), error);
 }
 
@@ -206,4 +230,5 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 			filling_follow(domain, &restoring.carrier, file, options->file);
 	}
 	carrier_end(&restoring.carrier);
+	shared_memory_unref(xend, restoring.shared);
 }

@@ -23,6 +23,7 @@
 #include <sys/queue.h>
 
 struct domain;
+struct shared_memory;
 struct store;
 struct xend;
 
@@ -39,8 +40,9 @@ struct xend {
 	struct event_base *base;
 
 	pthread_mutex_t lock;
-	pthread_cond_t changed; /* a domain's state, a job's end, a worker's end */
-	struct domain *domains; /* in the order of their IDs */
+	pthread_cond_t changed;                /* a domain's state, a job's end, a worker's end */
+	struct domain *domains;                /* in the order of their IDs */
+	struct shared_memory *shared_memories; /* of clones */
 	unsigned workers, relocations, carriers_started;
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */

@@ -18,7 +18,7 @@ static void set_up(void)
 
 	kernel = memfd_create("kernel", MFD_CLOEXEC);
 	if (ram < 0 || kernel < 0 || ftruncate(ram, MEMORY_SIZE) < 0 ||
-		memory_map(&memory, ram, MEMORY_SIZE, NULL) < 0)
+		memory_map(&memory, ram, MEMORY_SIZE, false, NULL) < 0)
 		abort();
 }
 

@@ -1,12 +1,17 @@
 """Clones: one checkpoint restored under other names, beside the guest that it was taken of."""
 
 import os
+import signal
+import subprocess
 import time
 
 import pytest
 from heartbeat import Heartbeat
 from test_errors import refusal
+from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, start_xend, wait_until
 from test_native import names, start
+
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -43,6 +48,31 @@ class Clones:
         control.close()
         return uuid
 
+    def pid(self, uuid):
+        with open(f"{self.host.root}/run/guests/{uuid}/process", encoding="ascii") as record:
+            return int(record.read().split()[0])
+
+    def status(self, uuid):
+        from ferry import Control
+
+        control = Control(self.host.guests()[uuid])
+        try:
+            return control.call({"do": "status"})
+        finally:
+            control.close()
+
+    def filled(self):
+        for uuid in self.beats:
+            wait_until(lambda uuid=uuid: not self.status(uuid)["filling"], "the memory of a clone")
+
+    def memory(self):
+        """Of all of them together, bytes; what several have counts once."""
+        total = 0
+        for uuid in self.beats:
+            with open(f"/proc/{self.pid(uuid)}/smaps_rollup", encoding="ascii") as rollup:
+                total += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) << 10
+        return total
+
     def all_beat(self, count=100):
         since = time.monotonic()
         for beats in self.beats.values():
@@ -77,3 +107,86 @@ def test_a_name_is_taken_once(host, checkpoint):
     assert "exists already" in refusal(host, "restore", checkpoint)
     assert "the checkpoint's guest has 0, and 1 are given" in refusal(
         host, "restore", "--name", "Two", checkpoint, "disk=['file:/none,xvda,w']")
+
+
+def test_clones_share_what_they_do_not_write(host, heartbeat, kernel, tmp_path, clones):
+    """256 MiB touched, of which each goes on writing two and reads all the rest."""
+    path = f"{tmp_path}/c"
+    start(host, heartbeat, kernel, memory=320, line="tsc_khz=2000000 touch=256 dirty=2 rate=1000")
+    host.xm("save", "Native", path)
+    for number in range(6):
+        clones.restore(path, f"Clone{number}")
+    clones.filled()
+    clones.all_beat(count=1000)
+    assert clones.memory() < 1.5 * 256 * MIB
+    assert all(clones.status(uuid)["shared"] for uuid in clones.beats)
+    for number in range(0, 6, 2):
+        host.xm("destroy", f"Clone{number}")
+    assert names(host) == ["Domain-0", "Clone1", "Clone3", "Clone5"]
+    # The next one needs its file for nothing but what it is.
+    last = clones.restore(path, "Last")
+    wait_until(lambda: not clones.status(last)["filling"], "the memory")
+    beats = clones.beats[last]
+    beats.wait_after(time.monotonic(), count=200)
+    assert beats.whole()
+
+
+@pytest.mark.parametrize("how", ["save", "keep", "live", "migrate", "after a restart of xend"])
+def test_a_clone_is_saved_and_moved_like_any_guest(hosts, host, heartbeat, checkpoint, clones, tmp_path, how):
+    again, port = f"{tmp_path}/again", str(hosts[1].port)
+    other = clones.restore(checkpoint, "Other")
+    uuid = clones.restore(checkpoint, "Clone")
+    if how.startswith("after"):
+        clones.filled()
+        kill_xend(host)
+        start_xend(host)
+    if how == "migrate":
+        host.xm("migrate", "--live", "-p", port, "Clone", "127.0.0.1")
+            del clones.beats[uuid]
+        heartbeat.beats.clear()
+        heartbeat.add(hosts[1].wait_guest().console())
+        heartbeat.wait_after(time.monotonic(), count=200)
+        assert heartbeat.whole()
+    else:
+        host.xm("save", *{"keep": ["-c"], "live": ["-c", "--live"]}.get(how, []), "Clone", again)
+        if how in ("keep", "live"):
+            assert not clones.status(uuid)["shared"]
+            clones.beats[uuid].wait_after(time.monotonic(), count=100)
+            assert clones.beats[uuid].whole()
+            host.xm("destroy", "Clone")
+        del clones.beats[uuid]
+        host.xm("restore", again)
+        clones.listen(uuid)
+    clones.all_beat()
+    assert clones.status(other)["shared"]
+
+
+def test_a_clone_whose_carrier_dies_gets_another(host, checkpoint, clones):
+    first = clones.restore(checkpoint, "First")
+    for number in range(3):
+        uuid = clones.restore(checkpoint, f"Next{number}")
+        process = carrier_of(host, uuid)
+        if process:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    host.xm("destroy", "First")
+    clones.beats.pop(first).close()
+    clones.filled()
+    clones.all_beat()
+
+
+def test_damage_ends_every_clone(host, checkpoint, clones):
+    """And nobody sees it."""
+    last = RAM_AT + (16 << 20) + (64 << 20) - EXTENT
+    with open(checkpoint, "r+b") as file:
+        file.seek(last + 4096 * 100 + 77)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0x10]))
+    for number in range(3):
+        subprocess.run([f"{host.build}/src/xm/xm", "restore", "--name", f"Clone{number}", checkpoint],
+                       env=host.environment, check=False, capture_output=True)
+    wait_until(lambda: not set(names(host)) - {"Domain-0", "Native"}, "the clones' end")
+    assert f"The checkpoint is damaged: memory in its bytes {last} to " in log(host)

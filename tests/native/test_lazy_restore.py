@@ -58,13 +58,15 @@ def log(host):
 
 def carrier(host):
     """The process that brings the guest here its memory, 0 where there is none."""
-    for uuid in host.guests():
-        try:
-            with open(f"{host.root}/run/guests/{uuid}/carrier", encoding="ascii") as record:
-                return int(record.read().split()[0])
-        except FileNotFoundError:
-            pass
-    return 0
+    return next((found for found in (carrier_of(host, uuid) for uuid in host.guests()) if found), 0)
+
+
+def carrier_of(host, uuid):
+    try:
+        with open(f"{host.root}/run/guests/{uuid}/carrier", encoding="ascii") as record:
+            return int(record.read().split()[0])
+    except FileNotFoundError:
+        return 0
 
 
 def alive(pid):

@@ -24,7 +24,7 @@ static struct memory new_memory(uint64_t size)
 	int fd = memfd_create("ram", MFD_CLOEXEC);
 
 	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(memory_map(&memory, fd, size, &error), 0);
+	assert_int_equal(memory_map(&memory, fd, size, false, &error), 0);
 	return memory;
 }
 

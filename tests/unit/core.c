@@ -161,7 +161,7 @@ static struct memory new_memory(uint64_t size)
 	int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	assert_int_equal(ftruncate(fd, (off_t)size), 0);
-	assert_int_equal(memory_map(&memory, fd, size, &error), 0);
+	assert_int_equal(memory_map(&memory, fd, size, false, &error), 0);
 	return memory;
 }
 
@@ -226,9 +226,9 @@ static void memory_that_is_too_short_is_refused(void **state)
 
 	(void)state;
 	assert_int_equal(ftruncate(fd, 4096), 0);
-	assert_int_equal(memory_map(&memory, fd, 8192, &error), -EINVAL);
-	assert_int_equal(memory_map(&memory, fd, 100, &error), -EINVAL);
-	assert_int_equal(memory_map(&memory, fd, 0, &error), -EINVAL);
+	assert_int_equal(memory_map(&memory, fd, 8192, false, &error), -EINVAL);
+	assert_int_equal(memory_map(&memory, fd, 100, false, &error), -EINVAL);
+	assert_int_equal(memory_map(&memory, fd, 0, false, &error), -EINVAL);
 	close(fd);
 }
 

@@ -112,7 +112,7 @@ struct rig *rig_new(void)
 
 	assert_non_null(rig);
 	assert_int_equal(ftruncate(fd, RIG_MEMORY), 0);
-	assert_int_equal(memory_map(&rig->memory, fd, RIG_MEMORY, &error), 0);
+	assert_int_equal(memory_map(&rig->memory, fd, RIG_MEMORY, false, &error), 0);
 	rig->loop = loop_new(&error);
 	assert_non_null(rig->loop);
 	rig->interrupts = calloc(1, sizeof(*rig->interrupts));
