@@ -65,9 +65,7 @@ static void stop_tracking(struct machine *machine)
 
 void machine_free(struct machine *machine)
 {
-	struct machine empty = {
-		.changed = machine->changed, .paused = machine->paused, .context = machine->context};
-	struct loop *loop = machine->loop;
+	struct machine old = *machine;
 
 	throttle_end(&machine->throttle);
 	vcpus_close(&machine->vcpus);
@@ -79,10 +77,10 @@ void machine_free(struct machine *machine)
 	cleanup_close(&machine->faults);
 	memory_unmap(&machine->memory);
 	machine_config_free(&machine->config);
-	machine_init(machine, loop);
-	machine->changed = empty.changed;
-	machine->paused = empty.paused;
-	machine->context = empty.context;
+	machine_init(machine, old.loop);
+	machine->changed = old.changed;
+	machine->paused = old.paused;
+	machine->context = old.context;
 }
 
 const char *machine_state_name(const struct machine *machine)
@@ -292,8 +290,7 @@ void machine_filled(struct machine *machine)
 	if (machine->faults < 0)
 		return;
 	faults_end(&machine->faults, &machine->memory);
-	if (machine->changed)
-		machine->changed(machine->context);
+	set_state(machine, machine->state);
 }
 
 int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error)

@@ -142,7 +142,7 @@ def test_a_clone_is_saved_and_moved_like_any_guest(hosts, host, heartbeat, check
         start_xend(host)
     if how == "migrate":
         host.xm("migrate", "--live", "-p", port, "Clone", "127.0.0.1")
-            del clones.beats[uuid]
+        del clones.beats[uuid]
         heartbeat.beats.clear()
         heartbeat.add(hosts[1].wait_guest().console())
         heartbeat.wait_after(time.monotonic(), count=200)
