@@ -22,7 +22,7 @@ int ask_job(struct job *job, confine_function *confine, struct error *error)
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)
-		r = peer_greet(&wire, PURPOSE_ASK, ticket, error);
+		r = peer_greet(&wire, PURPOSE_ASK, ticket, NULL, error);
 	if (r == 0)
 		r = peer_send(&wire, RECORD_ASK, 0, NULL, 0, error);
 	if (r == 0)

@@ -119,9 +119,13 @@ static int no_common_version(const struct wire *wire, const struct hello *theirs
 		wire->peer, theirs->lowest, theirs->highest, PEER_VERSION);
 }
 
-int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], struct error *error)
+int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], uint32_t *features,
+	struct error *error)
 {
-	struct hello ours = {.lowest = PEER_VERSION, .highest = PEER_VERSION, .purpose = (uint16_t)purpose},
+	struct hello ours = {.lowest = PEER_VERSION,
+			     .highest = PEER_VERSION,
+			     .purpose = (uint16_t)purpose,
+			     .features = features ? *features : 0},
 		     theirs;
 	int r;
 
@@ -145,6 +149,8 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 		return no_common_version(wire, &theirs, error);
 	if (theirs.purpose != purpose || memcmp(theirs.ticket, ticket, sizeof(theirs.ticket)) != 0)
 		return error_set(error, EPROTO, "%s answered for another hand-over.", wire->peer);
+	if (features)
+		*features &= theirs.features;
 	return 0;
 }
 
@@ -165,7 +171,7 @@ int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 	common = hello->lowest <= PEER_VERSION && hello->highest >= PEER_VERSION;
 	ours = *hello;
 	ours.lowest = ours.highest = PEER_VERSION;
-	ours.features = 0;
+	ours.features = hello->features &= PEER_COMPRESSED;
 	r = send_hello(wire, &ours, error);
 	if (r == 0 && !common)
 		return no_common_version(wire, hello, error);

@@ -18,6 +18,9 @@
 #define PEER_OBJECT_MAX (56u << 10) /* a question or its answer */
 #define PEER_PROBE_SIZE (256u << 10)
 
+/* Features. */
+#define PEER_COMPRESSED 0x1u /* compressed pages */
+
 enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2, PURPOSE_QUERY = 3 };
 
 enum record_type {
@@ -46,7 +49,10 @@ enum record_type {
 enum peer_answer { ANSWER_OWNED = 1, ANSWER_REFUSED, ANSWER_UNKNOWN };
 extern const char *const peer_answer_names[ANSWER_UNKNOWN + 1]; /* "owned" …, as xend says them */
 
-enum run_kind { RUN_CONTENTS = 0, RUN_ZERO = 1 };
+/* Of a run's kind the low byte; above it the bytes of a compressed run's contents. */
+enum run_kind { RUN_CONTENTS = 0, RUN_ZERO = 1, RUN_COMPRESSED = 2 };
+#define RUN_KIND(kind) ((kind)&0xffu)
+#define RUN_SIZE(kind) ((kind) >> 8)
 
 struct record {
 	enum record_type type;
@@ -72,9 +78,11 @@ void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE]);
 /* -EPROTO with a sentence where the bytes are no HELLO. */
 int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct error *error);
 
-/* The source's side of the HELLOs: speaks first. */
-int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], struct error *error);
-/* The destination's: hears, answers; what the source wants is in *hello. */
+/* The source's side of the HELLOs: speaks first. Of the features that it wants, *features then has those that
+ * the destination has as well; NULL: it wants none. */
+int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], uint32_t *features,
+	struct error *error);
+/* The destination's: hears, answers; what the source wants, and the features of both, is in *hello. */
 int peer_welcome(struct wire *wire, struct hello *hello, struct error *error);
 
 void record_encode(const struct record *record, uint8_t head[RECORD_HEAD_SIZE]);

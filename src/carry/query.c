@@ -98,7 +98,7 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)
-		r = peer_greet(&wire, PURPOSE_QUERY, no_ticket, error);
+		r = peer_greet(&wire, PURPOSE_QUERY, no_ticket, NULL, error);
 	if (r == 0)
 		r = send_object(&wire, RECORD_QUERY, json_object_get(job->request.body, "query"), error);
 	if (r == 0)

@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "carry/allow.h"
 #include "carry/clock.h"
+#include "carry/compress.h"
 #include "carry/guest.h"
 #include "carry/jobs.h"
 #include "carry/query.h"
@@ -54,6 +55,7 @@ void reception_end(struct reception *reception)
 {
 	page_digests_free(&reception->digests);
 	buffer_free(&reception->state);
+	free(reception->blocks);
 }
 
 /* Pages that had contents and are zero now. */
@@ -66,27 +68,104 @@ static void clear_pages(struct reception *reception, const struct peer_run *run)
 			memset(reception->ram + page * PAGE_SIZE, 0, PAGE_SIZE);
 }
 
-/* The runs of a PAGES record: all within RAM, and as many pages with contents as its length says. */
+static int breaks_protocol(const struct reception *reception, const char *how, struct error *error)
+{
+	return error_set(error, EPROTO, "%s breaks the relocation protocol: %s.", reception->wire->peer, how);
+}
+
+/* Whether a run is one at all: of a known kind, with a fitting size, within RAM. */
+static bool run_is_sound(const struct reception *reception, const struct peer_run *run)
+{
+	uint32_t kind = RUN_KIND(run->kind), size = RUN_SIZE(run->kind);
+	bool fits = kind == RUN_COMPRESSED
+			    ? reception->compressed && size > 0 && size < (uint64_t)run->count * PAGE_SIZE
+			    : kind <= RUN_ZERO && size == 0;
+
+	return fits && run->count > 0 && run->first < reception->pages &&
+	       run->count <= reception->pages - run->first;
+}
+
+/* The runs of a PAGES record: all within RAM, and with contents as its length says. */
 static int check_runs(const struct reception *reception, const struct record *record,
 	const struct peer_run *runs, struct error *error)
 {
-	uint64_t contents = 0;
+	uint64_t pages = 0, size = record->argument * sizeof(*runs);
 
 	for (uint64_t i = 0; i < record->argument; i++) {
 		const struct peer_run *run = &runs[i];
 
-		if (run->count == 0 || run->kind > RUN_ZERO || run->first >= reception->pages ||
-			run->count > reception->pages - run->first)
-			return error_set(error, EPROTO,
-				"%s breaks the relocation protocol: pages outside the guest's memory.",
-				reception->wire->peer);
-		contents += run->kind == RUN_CONTENTS ? run->count : 0;
+		if (!run_is_sound(reception, run))
+			return breaks_protocol(
+				reception, "pages outside the guest's memory, or of an unknown kind", error);
+		pages += run->kind == RUN_ZERO ? 0 : run->count;
+		size += RUN_KIND(run->kind) == RUN_COMPRESSED ? RUN_SIZE(run->kind)
+			: run->kind == RUN_CONTENTS           ? (uint64_t)run->count * PAGE_SIZE
+							      : 0;
 	}
-	if (contents > PEER_PAGES_MAX ||
-		record->length != record->argument * sizeof(*runs) + contents * PAGE_SIZE)
-		return error_set(error, EPROTO,
-			"%s breaks the relocation protocol: a record's length is wrong.",
-			reception->wire->peer);
+	if (pages > PEER_PAGES_MAX || record->length != size)
+		return breaks_protocol(reception, "a record's length is wrong", error);
+	return 0;
+}
+
+/* Compressed runs are smaller than their pages, and there are PEER_PAGES_MAX of those at most. */
+static int make_room(struct reception *reception, struct error *error)
+{
+	if (!reception->blocks)
+		reception->blocks = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
+	return reception->blocks ? 0 : error_set(error, ENOMEM, "Out of memory for compressed pages.");
+}
+
+/* Where the contents of each run go: into the guest's memory, or beside it where they are compressed. */
+static int place_runs(struct reception *reception, const struct peer_run *runs, uint64_t run_count,
+	struct iovec *parts, unsigned *count, struct error *error)
+{
+	size_t used = 0;
+
+	for (uint64_t i = 0; i < run_count; i++) {
+		const struct peer_run *run = &runs[i];
+		uint8_t *at = reception->ram + run->first * PAGE_SIZE;
+		size_t size = run->count * (size_t)PAGE_SIZE;
+
+		if (run->kind == RUN_ZERO) {
+			clear_pages(reception, run);
+			continue;
+		}
+		if (run->count >= POPULATE_PAGES && !reception->digests.of_page[run->first])
+			madvise(at, size, MADV_POPULATE_WRITE);
+		if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
+			int r = make_room(reception, error);
+
+			if (r < 0)
+				return r;
+			at = reception->blocks + used;
+			size = RUN_SIZE(run->kind);
+			used += size;
+		}
+		parts[(*count)++] = (struct iovec){.iov_base = at, .iov_len = size};
+	}
+	return 0;
+}
+
+/* All contents are here. */
+static int take_runs(
+	struct reception *reception, const struct peer_run *runs, uint64_t run_count, struct error *error)
+{
+	const uint8_t *block = reception->blocks;
+
+	for (uint64_t i = 0; i < run_count; i++) {
+		const struct peer_run *run = &runs[i];
+		uint8_t *at = reception->ram + run->first * PAGE_SIZE;
+
+		if (run->kind == RUN_ZERO)
+			continue;
+		if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
+			if (!decompress_pages(block, RUN_SIZE(run->kind), at, run->count))
+				return breaks_protocol(reception, "compressed pages are damaged", error);
+			block += RUN_SIZE(run->kind);
+		}
+		page_digests_set(&reception->digests, run->first, run->count, at);
+		reception->received_pages += run->count;
+	}
 	return 0;
 }
 
@@ -99,32 +178,15 @@ static int receive_pages(struct reception *reception, const struct record *recor
 	int r;
 
 	if (record->length < parts[0].iov_len)
-		return error_set(error, EPROTO, "%s breaks the relocation protocol: a record is too short.",
-			reception->wire->peer);
+		return breaks_protocol(reception, "a record is too short", error);
 	r = wire_receive(reception->wire, parts, 1, error);
 	if (r == 0)
 		r = check_runs(reception, record, runs, error);
-	if (r < 0)
-		return r;
-	for (uint64_t i = 0; i < record->argument; i++) {
-		uint8_t *at = reception->ram + runs[i].first * PAGE_SIZE;
-
-		if (runs[i].kind == RUN_ZERO) {
-			clear_pages(reception, &runs[i]);
-			continue;
-		}
-		if (runs[i].count >= POPULATE_PAGES && !reception->digests.of_page[runs[i].first])
-			madvise(at, runs[i].count * (size_t)PAGE_SIZE, MADV_POPULATE_WRITE);
-		parts[count++] = (struct iovec){.iov_base = at, .iov_len = runs[i].count * (size_t)PAGE_SIZE};
-	}
-	r = wire_receive(reception->wire, parts, count, error);
-	for (uint64_t i = 0; r == 0 && i < record->argument; i++)
-		if (runs[i].kind == RUN_CONTENTS) {
-			page_digests_set(&reception->digests, runs[i].first, runs[i].count,
-				reception->ram + runs[i].first * PAGE_SIZE);
-			reception->received_pages += runs[i].count;
-		}
-	return r;
+	if (r == 0)
+		r = place_runs(reception, runs, record->argument, parts, &count, error);
+	if (r == 0)
+		r = wire_receive(reception->wire, parts, count, error);
+	return r == 0 ? take_runs(reception, runs, record->argument, error) : r;
 }
 
 static int receive_state(struct reception *reception, const struct record *record, struct error *error)
@@ -244,9 +306,11 @@ static int take_guest(struct receive *receive, struct message *answer, struct er
 		return error_set(
 			error, EPROTO, "xend made the guest with another memory size than was offered.");
 	r = description_match_regions(receive->description, receive->guest.regions, error);
-	return r == 0 ? reception_begin(&receive->reception, &receive->wire, receive->guest.ram,
-				receive->guest.ram_fd, receive->guest.pages, error)
-		      : r;
+	if (r == 0)
+		r = reception_begin(&receive->reception, &receive->wire, receive->guest.ram,
+			receive->guest.ram_fd, receive->guest.pages, error);
+	receive->reception.compressed = receive->hello.features & PEER_COMPRESSED;
+	return r;
 }
 
 static int accept_offer(struct receive *receive, struct error *error)

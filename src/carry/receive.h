@@ -17,6 +17,8 @@ struct reception {
 	uint64_t pages;
 	struct page_digests digests;
 	struct buffer state; /* device-state records, once they came */
+	bool compressed;     /* the source may send compressed pages */
+	uint8_t *blocks;     /* owned: room for those of one record; NULL until they come */
 	uint64_t received_pages;
 	unsigned rounds;
 	int64_t began; /* monotonic ns */

@@ -1,6 +1,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "carry/clock.h"
+#include "carry/compress.h"
 #include "carry/copy.h"
 #include "carry/jobs.h"
 #include "carry/page_digests.h"
@@ -28,7 +29,11 @@ struct peer_sink {
 	struct peer_run runs[PEER_RUNS_MAX];
 	struct iovec contents[PEER_RUNS_MAX];
 	unsigned run_count, content_count;
-	uint64_t page_count;
+	uint64_t page_count, contents_size;
+	struct compressor compressor;
+	uint8_t *compressed; /* owned: the compressed contents among them, one after the other; NULL: none are
+			      */
+	size_t compressed_size;
 };
 
 /* A hand-over under way, seen from the source. */
@@ -38,6 +43,7 @@ struct send {
 	struct wire wire;
 	struct peer_sink sink;
 	struct copy copy;
+	enum compression compression;
 	uint8_t ticket[16];
 	int64_t began, copied_at, sent_at, received_at, committed_at; /* monotonic ns */
 	bool committed;                                               /* COMMIT may have reached the peer */
@@ -50,13 +56,15 @@ static void send_free(struct send *send)
 	wire_close(&send->wire);
 	guest_close(&send->guest);
 	page_digests_free(&send->sink.digests);
+	compressor_end(&send->sink.compressor);
+	free(send->sink.compressed);
 }
 
 /* Waits as the rate limit says, unless xend or the peer interrupts. */
 static int keep_rate(struct peer_sink *peer, uint64_t bytes, struct error *error)
 {
-	int64_t wait_ns = peer->sink.hurry ? 0 : rate_take(&peer->rate, bytes, monotonic_ns());
-	int64_t end = monotonic_ns() + wait_ns;
+	int64_t began = monotonic_ns();
+	int64_t wait_ns = peer->sink.hurry ? 0 : rate_take(&peer->rate, bytes, began), end = began + wait_ns;
 
 	while (wait_ns >= NS_PER_MS) {
 		int r = wire_wait(peer->wire, (int)(wait_ns / NS_PER_MS), error);
@@ -69,6 +77,7 @@ static int keep_rate(struct peer_sink *peer, uint64_t bytes, struct error *error
 			return r;
 		wait_ns = end - monotonic_ns();
 	}
+	peer->wire->waited_ns += monotonic_ns() - began;
 	return 0;
 }
 
@@ -77,7 +86,8 @@ static int send_batch(struct peer_sink *peer, struct error *error)
 	uint8_t head[RECORD_HEAD_SIZE];
 	struct iovec parts[2 + PEER_RUNS_MAX];
 	size_t runs_size = peer->run_count * sizeof(peer->runs[0]);
-	uint64_t length = runs_size + peer->page_count * PAGE_SIZE;
+	uint64_t length = runs_size + peer->contents_size, pages = peer->page_count;
+	int64_t waited = peer->wire->waited_ns;
 	int r;
 
 	if (peer->run_count == 0)
@@ -89,38 +99,53 @@ static int send_batch(struct peer_sink *peer, struct error *error)
 	memcpy(parts + 2, peer->contents, peer->content_count * sizeof(parts[0]));
 	r = wire_send(peer->wire, parts, 2 + peer->content_count, error);
 	peer->run_count = peer->content_count = 0;
-	peer->page_count = 0;
+	peer->page_count = peer->contents_size = peer->compressed_size = 0;
 	if (r == 0)
 		r = peer_listen(peer->wire, error);
-	return r == 0 ? keep_rate(peer, length, error) : r;
+	if (r == 0)
+		r = keep_rate(peer, length, error);
+	compressor_measure(
+		&peer->compressor, pages * PAGE_SIZE, length, peer->wire->waited_ns - waited, monotonic_ns());
+	return r;
 }
 
-static int add_run(
-	struct peer_sink *peer, uint64_t first, uint64_t count, enum run_kind kind, struct error *error)
+/* Room for one more run; the next add_run is to be given to the same record. */
+static int make_room(struct peer_sink *peer, struct error *error)
 {
-	if (peer->run_count == PEER_RUNS_MAX || peer->page_count >= BATCH_PAGES) {
-		int r = send_batch(peer, error);
+	bool full = peer->run_count == PEER_RUNS_MAX || peer->page_count >= BATCH_PAGES;
 
-		if (r < 0)
-			return r;
-	}
+	return full ? send_batch(peer, error) : 0;
+}
+
+static void add_run(struct peer_sink *peer, uint64_t first, uint64_t count, uint32_t kind)
+{
 	peer->runs[peer->run_count++] =
-		(struct peer_run){.first = first, .count = (uint32_t)count, .kind = (uint32_t)kind};
-	return 0;
+		(struct peer_run){.first = first, .count = (uint32_t)count, .kind = kind};
 }
 
 static int send_pages(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
 {
 	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
 	uint8_t *contents = peer->guest->ram + first * PAGE_SIZE;
-	int r = add_run(peer, first, count, RUN_CONTENTS, error);
+	struct iovec part = {.iov_base = contents, .iov_len = count * PAGE_SIZE};
+	size_t compressed = 0;
+	int r = make_room(peer, error);
 
 	if (r < 0)
 		return r;
 	page_digests_set(&peer->digests, first, count, contents);
-	peer->contents[peer->content_count++] =
-		(struct iovec){.iov_base = contents, .iov_len = count * PAGE_SIZE};
+	if (peer->compressor.on) {
+		uint8_t *room = peer->compressed + peer->compressed_size;
+
+		compressed = compressor_pages(&peer->compressor, contents, count, room);
+		if (compressed)
+			part = (struct iovec){.iov_base = room, .iov_len = compressed};
+		peer->compressed_size += compressed;
+	}
+	add_run(peer, first, count, compressed ? RUN_COMPRESSED | (uint32_t)compressed << 8 : RUN_CONTENTS);
+	peer->contents[peer->content_count++] = part;
 	peer->page_count += count;
+	peer->contents_size += part.iov_len;
 	return 0;
 }
 
@@ -128,9 +153,13 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 {
 	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
 
+	int r = make_room(peer, error);
+
 	for (uint64_t page = first; page < first + count; page++)
 		page_digests_clear(&peer->digests, page);
-	return add_run(peer, first, count, RUN_ZERO, error);
+	if (r == 0)
+		add_run(peer, first, count, RUN_ZERO);
+	return r;
 }
 
 /* The peer says when it has put a round's pages in place. */
@@ -146,10 +175,14 @@ static int send_round(struct sink *sink, unsigned number, struct error *error)
 {
 	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
 	int r = send_batch(peer, error);
+	int64_t waited = peer->wire->waited_ns;
 
 	if (r == 0)
 		r = peer_send(peer->wire, RECORD_ROUND, number, NULL, 0, error);
-	return r == 0 && !sink->last ? await_round(peer->wire, number, error) : r;
+	if (r == 0 && !sink->last)
+		r = await_round(peer->wire, number, error);
+	compressor_measure(&peer->compressor, 0, 0, peer->wire->waited_ns - waited, monotonic_ns());
+	return r;
 }
 
 /* The peer's objections: one in the sentence, several as a list below it. */
@@ -221,12 +254,34 @@ static int send_state(struct send *send, struct error *error)
 	return r;
 }
 
+static int begin_compression(struct send *send, uint32_t features, struct error *error)
+{
+	struct peer_sink *peer = &send->sink;
+	enum compression wanted = send->compression;
+
+	if (!(features & PEER_COMPRESSED) && wanted == COMPRESSION_YES)
+		return error_set(error, EPROTONOSUPPORT,
+			"%s cannot take compressed pages: update Ferry there, or leave --compress yes away.",
+			send->wire.peer);
+	if (!(features & PEER_COMPRESSED))
+		wanted = COMPRESSION_NO;
+	else
+		peer->compressed = malloc((size_t)(BATCH_PAGES + COPY_CHUNK_PAGES) * PAGE_SIZE);
+	if (!compressor_begin(&peer->compressor, wanted, monotonic_ns()) ||
+		(!peer->compressed && wanted != COMPRESSION_NO))
+		return error_set(error, ENOMEM, "Out of memory for compressing pages.");
+	return 0;
+}
+
 /* Up to RECEIVED: after it the peer has all, verified, and xend decides. */
 static int send_guest(struct send *send, struct error *error)
 {
 	struct record record;
-	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, error);
+	uint32_t features = send->compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED;
+	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, &features, error);
 
+	if (r == 0)
+		r = begin_compression(send, features, error);
 	if (r == 0)
 		r = peer_tell_clock(&send->wire, error);
 	if (r == 0)
@@ -287,11 +342,13 @@ static int commit(struct send *send, struct error *error)
 	now = monotonic_ns();
 	log_downtime(send, now);
 	return job_event(send->job, "done",
-		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I}", "milliseconds",
+		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I, s:I}", "milliseconds",
 			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
 			"bytes", (json_int_t)send->wire.sent_bytes, "downtime_ms",
 			(json_int_t)((now - send->copy.paused_at) / NS_PER_MS), "slowed_percent",
-			(int)send->copy.slowed, "remote_id", (json_int_t)running.argument),
+			(int)send->copy.slowed, "memory_bytes",
+			(json_int_t)(send->copy.sent_pages * PAGE_SIZE), "remote_id",
+			(json_int_t)running.argument),
 		error);
 }
 
@@ -329,6 +386,8 @@ static int send_prepare(struct send *send, struct error *error)
 	const char *on_stall = job_text(job, "on_stall");
 	int r = guest_open(&send->guest, channel, GUEST_CARRY, error);
 
+	if (r == 0)
+		r = compression_from_text(job_text(job, "compress"), &send->compression, error);
 	if (r < 0)
 		return r;
 	if (!page_digests_begin(&send->sink.digests, send->guest.pages))

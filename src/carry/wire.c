@@ -46,18 +46,20 @@ int wire_wait(const struct wire *wire, int milliseconds, struct error *error)
 }
 
 /* Waits until the socket is ready for `events`. */
-static int wait_ready(const struct wire *wire, short events, struct error *error)
+static int wait_ready(struct wire *wire, short events, struct error *error)
 {
-	int64_t end = monotonic_ns() + WIRE_SILENCE_MS * NS_PER_MS;
+	int64_t now = monotonic_ns(), end = now + WIRE_SILENCE_MS * NS_PER_MS;
 
 	if (wire->deadline && wire->deadline < end)
 		end = wire->deadline;
 	for (;;) {
 		struct pollfd ready[2] = {
 			{.fd = wire->fd, .events = events}, {.fd = wire->job->channel, .events = POLLIN}};
-		int64_t left = (end - monotonic_ns() + NS_PER_MS - 1) / NS_PER_MS;
+		int64_t began = now, left = (end - now + NS_PER_MS - 1) / NS_PER_MS;
 		int n = poll(ready, 2, left > 0 ? (int)left : 0);
 
+		now = monotonic_ns();
+		wire->waited_ns += now - began;
 		if (n < 0 && errno != EINTR)
 			return error_set(
 				error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));

@@ -27,6 +27,7 @@ struct wire {
 	char peer[128];   /* for sentences: name or address */
 	int64_t deadline; /* monotonic ns, 0: none */
 	uint64_t sent_bytes;
+	int64_t waited_ns; /* for the line, in all */
 };
 
 #define _cleanup_wire_ __attribute__((cleanup(wire_close)))

@@ -262,22 +262,31 @@ static void restore(struct call *call)
 	job_restore(call->xend, &options, call->reply);
 }
 
+static bool is_one_of(const char *word, const char *const *words)
+{
+	while (*words && strcmp(*words, word) != 0)
+		words++;
+	return *words;
+}
+
 static void migrate(struct call *call)
 {
+	static const char *const on_stall[] = {"stop", "cancel", NULL}, *const compress[] = {
+										"auto", "yes", "no", NULL};
 	_cleanup_domain_ struct domain *domain = NULL;
 	json_int_t port = 0, rate = 0, max_downtime = 0, timeout = 0;
 	int live = false;
-	struct migrate_options options = {.on_stall = "stop"};
+	struct migrate_options options = {.on_stall = "stop", .compress = "auto"};
 	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I, s?I, s?I, s?s}", "host", &options.host, "port", &port,
+	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I, s?I, s?I, s?s, s?s}", "host", &options.host, "port", &port,
 		    "live", &live, "rate_mbit", &rate, "max_downtime_ms", &max_downtime, "timeout_s",
-		    &timeout, "on_stall", &options.on_stall))
+		    &timeout, "on_stall", &options.on_stall, "compress", &options.compress))
 		return;
 	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
 		strlen(options.host) > 253 || max_downtime < 0 || max_downtime > MIGRATE_MS_MAX ||
-		timeout < 0 || timeout > MIGRATE_MS_MAX / 1000 ||
-		(strcmp(options.on_stall, "stop") != 0 && strcmp(options.on_stall, "cancel") != 0)) {
+		timeout < 0 || timeout > MIGRATE_MS_MAX / 1000 || !is_one_of(options.on_stall, on_stall) ||
+		!is_one_of(options.compress, compress)) {
 		error_set(&error, EINVAL, "The migration's host, port, rate or limits are none.");
 		reply_error(call->reply, &error);
 		return;

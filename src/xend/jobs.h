@@ -36,6 +36,7 @@ struct migrate_options {
 	unsigned max_downtime_ms; /* 0: as configured */
 	unsigned timeout_s;       /* from when the copying begins, 0: none */
 	const char *on_stall;     /* "stop" or "cancel" */
+	const char *compress;     /* "auto", "yes" or "no" */
 };
 
 void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply);

@@ -42,11 +42,12 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 		json_object_set_new(offer, "relocation_port",
 			json_integer((json_int_t)domain->xend->config.relocation_port));
 	r = carrier_say(carrier,
-		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s}", "do", "send",
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s, s:s}", "do", "send",
 			"guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain", offer,
 			"ticket", sending->ticket, "live", options->live, "rate_mbit",
 			(json_int_t)options->rate_mbit, "max_downtime_ms", (json_int_t)max_downtime_ms,
-			"timeout_s", (int)options->timeout_s, "on_stall", options->on_stall),
+			"timeout_s", (int)options->timeout_s, "on_stall", options->on_stall, "compress",
+			options->compress),
 		&guest, 1, error);
 	return r < 0 ? r : carrier_expect(carrier, "received", &event, error);
 }

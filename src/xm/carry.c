@@ -116,6 +116,8 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 static void print_migration(const char *domain, const char *host, const json_t *done)
 {
 	long long rounds = json_integer_value(json_object_get(done, "rounds"));
+	double bytes = json_number_value(json_object_get(done, "bytes"));
+	double memory = json_number_value(json_object_get(done, "memory_bytes"));
 	long long slowed = json_integer_value(json_object_get(done, "slowed_percent"));
 
 	if (!rounds) { /* the line broke at the end: the peer said only that it runs the domain */
@@ -124,8 +126,10 @@ static void print_migration(const char *domain, const char *host, const json_t *
 	}
 	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
 		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
-		rounds == 1 ? "" : "s", json_number_value(json_object_get(done, "bytes")) / 1e6,
+		rounds == 1 ? "" : "s", bytes / 1e6,
 		(long long)json_number_value(json_object_get(done, "downtime_ms")));
+	if (memory >= bytes * 1.05)
+		printf(", compressed from %.1f MB", memory / 1e6);
 	if (slowed)
 		printf(", slowed by up to %lld %%", slowed);
 	printf(".\n");
@@ -143,7 +147,13 @@ static int migration_body(const struct arguments *arguments, json_t **body, stru
 		{"max-downtime", "max_downtime_ms", 1, 86400000},
 		{"timeout", "timeout_s", 1, 86400},
 	};
-	const char *host = arguments->words[1], *on_stall = option_value(arguments, "on-stall");
+	static const struct {
+		const char *option, *member, *choices[4], *wanted;
+	} words[] = {
+		{"on-stall", "on_stall", {"stop", "cancel"}, "stop or cancel"},
+		{"compress", "compress", {"yes", "no", "auto"}, "yes, no or auto"},
+	};
+	const char *host = arguments->words[1];
 
 	*body = json_pack("{s:s, s:b}", "host", host, "live", option_given(arguments, "live"));
 	if (!*body || !*host)
@@ -158,11 +168,18 @@ static int migration_body(const struct arguments *arguments, json_t **body, stru
 		if (option_given(arguments, numbers[i].option))
 			json_object_set_new(*body, numbers[i].member, json_integer((json_int_t)number));
 	}
-	if (on_stall && strcmp(on_stall, "stop") != 0 && strcmp(on_stall, "cancel") != 0)
-		return error_set(
-			error, EINVAL, "xm migrate: --on-stall takes stop or cancel, found '%s'.", on_stall);
-	if (on_stall)
-		json_object_set_new(*body, "on_stall", json_string(on_stall));
+	for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+		const char *word = option_value(arguments, words[i].option);
+		bool known = !word;
+
+		for (size_t j = 0; !known && words[i].choices[j]; j++)
+			known = strcmp(word, words[i].choices[j]) == 0;
+		if (!known)
+			return error_set(error, EINVAL, "xm migrate: --%s takes %s, found '%s'.",
+				words[i].option, words[i].wanted, word);
+		if (word)
+			json_object_set_new(*body, words[i].member, json_string(word));
+	}
 	return 0;
 }
 
@@ -230,6 +247,8 @@ const struct command carry_commands[] = {
 				"what to do with a domain that writes faster than can be copied, or when "
 				"time is up: stop "
 				"it for as long as it takes, or let it stay"},
+			{"compress", 0, "yes|no|auto",
+				"compress memory on its way (lz4); auto, the default: where that is faster"},
 			{"resolve", 0, NULL,
 				"tell what each side knows of a hand-over that the other host has not "
 				"confirmed"},

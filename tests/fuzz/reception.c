@@ -2,13 +2,15 @@
  * What a destination reads from its source once it has accepted: the input is a row of
  * records, each
  *	u8 type (0x80 set: head not checked right), u8 argument, u8 extra length, then for PAGES `argument`
- *runs of 4 bytes (first, count, kind, -), for others `extra length` bytes of payload; heads, lengths and page
- *contents are made to fit, so that what lies behind the checks is reached.
+ * runs of 3 bytes (first, count, kind) and a fourth for a compressed one (how it is damaged), for others
+ *`extra length` bytes of payload; heads, lengths and page contents are made to fit, so that what lies behind
+ *the checks is reached.
  */
 #include "base/cleanup.h"
 #include "carry/receive.h"
 #include "state/digest.h"
 
+#include <lz4.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -16,30 +18,50 @@
 #define PAGES 64u
 #define PAGE 4096u
 
+/* The contents of one run; a compressed one's size goes into its kind. `twist` damages it. */
+static uint32_t put_contents(struct buffer *contents, uint32_t count, uint32_t kind, uint8_t twist)
+{
+	static uint8_t pages[0x100 * PAGE], block[LZ4_COMPRESSBOUND(0x100 * PAGE)];
+	int size;
+
+	if (contents->size > 1 << 17 || (kind != RUN_CONTENTS && kind != RUN_COMPRESSED))
+		return kind;
+	for (size_t i = 0; i < count * PAGE; i++)
+		pages[i] = (uint8_t)(i * i / 512 + count);
+	if (kind == RUN_CONTENTS) {
+		buffer_append(contents, pages, count * PAGE);
+		return kind;
+	}
+	size = LZ4_compress_default(
+		(const char *)pages, (char *)block, (int)(count * PAGE), (int)sizeof(block));
+	if (size <= 0)
+		return kind;
+	if (twist)
+		block[(size_t)twist * 37 % (size_t)size] ^= twist;
+	if (twist == 0xff)
+		size--;
+	buffer_append(contents, block, (size_t)size);
+	return kind | (uint32_t)size << 8;
+}
+
 static void put_pages(struct buffer *out, struct cursor *in, struct record *record, uint8_t extra)
 {
-	struct buffer runs = {0};
-	uint64_t contents = 0;
+	_cleanup_buffer_ struct buffer runs = {0}, contents = {0};
 
 	for (uint64_t i = 0; i < record->argument; i++) {
 		uint8_t first = cursor_u8(in), count = cursor_u8(in), kind = cursor_u8(in);
+		uint8_t twist = kind == RUN_COMPRESSED ? cursor_u8(in) : 0;
 
 		buffer_u64(&runs, first);
 		buffer_u32(&runs, count);
-		buffer_u32(&runs, kind);
-		contents += kind == RUN_CONTENTS ? count : 0;
+		buffer_u32(&runs, put_contents(&contents, count, kind, twist));
 	}
-	record->length = runs.size + contents * PAGE + extra;
+	buffer_extend(&contents, extra);
+	record->length = runs.size + contents.size;
 	buffer_extend(out, RECORD_HEAD_SIZE);
 	record_encode(record, out->data + out->size - RECORD_HEAD_SIZE);
 	buffer_append(out, runs.data, runs.size);
-	if (out->size < 1 << 17) {
-		uint8_t *at = buffer_extend(out, contents * PAGE + extra);
-
-		if (at)
-			memset(at, (int)record->argument, contents * PAGE + extra);
-	}
-	buffer_free(&runs);
+	buffer_append(out, contents.data, contents.size);
 }
 
 static void put_record(struct buffer *out, struct cursor *in)
@@ -86,6 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	shutdown(pair[0], SHUT_WR);
 	if (wire_adopt(&wire, &nobody, pair[1], "peer", NULL) == 0 &&
 		reception_begin(&reception, &wire, ram, ram_fd, PAGES, NULL) == 0) {
+		reception.compressed = true;
 		reception_run(&reception, &nobody, &(struct error){0});
 		reception_end(&reception);
 	}

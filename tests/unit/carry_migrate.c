@@ -200,12 +200,12 @@ static struct message finish(struct move *move)
 	return carrier_event(&move->source, "done");
 }
 
-static void migrate(uint64_t pages, bool live)
+static void migrate(uint64_t pages, bool live, const char *compress)
 {
 	struct move move;
 	struct message done;
 
-	move_begin(&move, pages, live, 0);
+	move_begin_with(&move, pages, live, 0, json_pack("{s:s}", "compress", compress));
 	copy_all(&move);
 	done = finish(&move);
 	assert_int_equal(json_integer_value(json_object_get(done.body, "remote_id")), 17);
@@ -223,15 +223,16 @@ static void migrate(uint64_t pages, bool live)
 static void a_guest_moves(void **state)
 {
 	(void)state;
-	migrate(64 * MIB_PAGES, false);
-	migrate(1 * MIB_PAGES, false);
+	migrate(64 * MIB_PAGES, false, "auto");
+	migrate(1 * MIB_PAGES, false, "no");
+	migrate(1 * MIB_PAGES, false, "yes");
 }
 
 static void a_running_guest_moves(void **state)
 {
 	(void)state;
 	for (unsigned i = 0; i < 10; i++)
-		migrate(64 * MIB_PAGES, true);
+		migrate(64 * MIB_PAGES, true, i % 2 ? "auto" : "yes");
 }
 
 static void the_rate_is_kept(void **state)
@@ -248,6 +249,30 @@ static void the_rate_is_kept(void **state)
 	milliseconds = json_integer_value(json_object_get(done.body, "milliseconds"));
 	bytes = json_integer_value(json_object_get(done.body, "bytes"));
 	assert_true(milliseconds >= bytes * 8 / 100000 * 8 / 10);
+	message_free(&done);
+	move_end(&move);
+}
+
+/* Half of the memory is noise, the other half the same word over and over. */
+static void pages_are_compressed_where_that_helps(void **state)
+{
+	struct move move;
+	struct message done;
+	int64_t bytes, memory;
+
+	(void)state;
+	line_begin(&move.line);
+	fake_guest_begin(&move.from, 64 * MIB_PAGES);
+	fake_guest_begin(&move.to, 64 * MIB_PAGES);
+	fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
+	memset(move.from.ram + (32 << 20), 0x5a, 8 << 20);
+	begin_source(&move, false, 80, NULL);
+	begin_dest(&move);
+	copy_all(&move);
+	done = finish(&move);
+	bytes = json_integer_value(json_object_get(done.body, "bytes"));
+	memory = json_integer_value(json_object_get(done.body, "memory_bytes"));
+	assert_true(memory > (14 << 20) && bytes < memory * 2 / 3);
 	message_free(&done);
 	move_end(&move);
 }
@@ -689,6 +714,7 @@ int main(void)
 		BOTH_WAYS(a_guest_moves),
 		BOTH_WAYS(a_running_guest_moves),
 		BOTH_WAYS(the_rate_is_kept),
+		cmocka_unit_test(pages_are_compressed_where_that_helps),
 		cmocka_unit_test(a_guest_that_writes_too_fast_is_slowed),
 		cmocka_unit_test(a_guest_arrives_in_time),
 		cmocka_unit_test(a_guest_that_cannot_go_in_time_stays),

@@ -6,6 +6,7 @@
 #include "carry/pages.h"
 #include "carry/peer.h"
 #include "carry/rate.h"
+#include "carry/compress.h"
 #include "carry/rounds.h"
 
 #include <errno.h>
@@ -162,6 +163,97 @@ static void rounds_end_in_time(void **state)
 	assert_int_equal(rounds_next(&rounds, 0, 10 * NS_PER_S), ROUNDS_FITS);
 }
 
+/* A second over a line that takes `line` MB a second, by a sender that compresses `cpu` MB a second to
+ * `part`. */
+static void send_for_a_second(struct compressor *compressor, int64_t *now, double line, double cpu,
+	double part, unsigned *compressed)
+{
+	const double batch = 1 << 20;
+
+	*compressed = 0;
+	for (int64_t end = *now + NS_PER_S; *now < end;) {
+		double wire = compressor->on ? batch * part : batch;
+		int64_t busy = (int64_t)(batch * 1000 / (compressor->on ? cpu : 4000));
+		int64_t all = (int64_t)(wire * 1000 / line), took = all > busy ? all : busy;
+
+		*now += took;
+		*compressed += compressor->on;
+		compressor_measure(compressor, (uint64_t)batch, (uint64_t)wire, took - busy, *now);
+	}
+}
+
+static void compression_is_for_slow_lines(void **state)
+{
+	static const struct {
+		double line, cpu, part; /* MB a second; what a byte is compressed to */
+		bool compresses;
+	} cases[] = {
+		{100, 500, 0.4, true},
+		{12, 500, 0.9, true},
+		{100, 500, 1, false},   /* what cannot be compressed */
+		{600, 500, 0.4, false}, /* a line that is faster than LZ4 */
+		{400, 500, 0.4, true},
+		{2500, 500, 0.4, false},
+		{5000, 500, 0.4, false},
+	};
+	struct compressor compressor;
+	unsigned compressed;
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		int64_t now = 1;
+
+		assert_true(compressor_begin(&compressor, COMPRESSION_AUTO, now));
+		for (unsigned second = 0; second < 10; second++)
+			send_for_a_second(
+				&compressor, &now, cases[i].line, cases[i].cpu, cases[i].part, &compressed);
+		if (cases[i].compresses ? compressed == 0 : compressed > 100)
+			fail_msg("case %u: %u batches compressed in the last second", i, compressed);
+		compressor_end(&compressor);
+	}
+	/* A line that becomes fast is used as it is. */
+	{
+		int64_t now = 1;
+
+		assert_true(compressor_begin(&compressor, COMPRESSION_AUTO, now));
+		send_for_a_second(&compressor, &now, 100, 500, 0.4, &compressed);
+		assert_true(compressed > 100);
+		for (unsigned second = 0; second < 8; second++)
+			send_for_a_second(&compressor, &now, 3000, 500, 0.4, &compressed);
+		assert_true(compressed < 200);
+		compressor_end(&compressor);
+	}
+}
+
+static void compressed_pages_come_back(void **state)
+{
+	static uint8_t pages[COMPRESS_PAGES * PAGE], block[COMPRESS_PAGES * PAGE],
+		back[(COMPRESS_PAGES + 1) * PAGE];
+	struct compressor compressor;
+	uint64_t noise = 88172645463325252;
+	size_t size;
+
+	(void)state;
+	assert_true(compressor_begin(&compressor, COMPRESSION_YES, 0));
+	assert_true(compressor.on);
+	for (size_t i = 0; i < sizeof(pages); i++)
+		pages[i] = (uint8_t)(i / 7);
+	size = compressor_pages(&compressor, pages, COMPRESS_PAGES, block);
+	assert_true(size > 0 && size < sizeof(pages) / 2);
+	assert_true(decompress_pages(block, size, back, COMPRESS_PAGES));
+	assert_memory_equal(pages, back, sizeof(pages));
+	/* Nothing but the whole is taken. */
+	assert_false(decompress_pages(block, size - 1, back, COMPRESS_PAGES));
+	assert_false(decompress_pages(block, size, back, COMPRESS_PAGES - 1));
+	assert_false(decompress_pages(block, size, back, COMPRESS_PAGES + 1));
+	for (size_t i = 0; i < sizeof(pages); i++) {
+		noise ^= noise << 13, noise ^= noise >> 7, noise ^= noise << 17;
+		pages[i] = (uint8_t)noise;
+	}
+	assert_int_equal(compressor_pages(&compressor, pages, COMPRESS_PAGES, block), 0);
+	compressor_end(&compressor);
+}
+
 static void the_ram_digest_is_of_what_is_there_last(void **state)
 {
 	struct page_digests one, other;
@@ -242,6 +334,8 @@ int main(void)
 		cmocka_unit_test(rounds_that_do_not_shrink_end),
 		cmocka_unit_test(a_guest_that_writes_too_fast_is_slowed),
 		cmocka_unit_test(rounds_end_in_time),
+		cmocka_unit_test(compression_is_for_slow_lines),
+		cmocka_unit_test(compressed_pages_come_back),
 		cmocka_unit_test(the_ram_digest_is_of_what_is_there_last),
 		cmocka_unit_test(every_bit_of_a_record_head_counts),
 		cmocka_unit_test(records_out_of_bounds_are_refused),

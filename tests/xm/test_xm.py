@@ -244,16 +244,18 @@ def test_migrate_prints_one_line(xend):
     assert xend.asked[-1][2] == {"host": "10.0.0.2", "port": 8003, "live": True, "rate_mbit": 100}
     assert xend.xm("migrate", "1", "10.0.0.2", "-l")[0] == 0
     assert xend.asked[-1][2] == {"host": "10.0.0.2", "live": True}
-    assert xend.xm("migrate", "1", "10.0.0.2", "--max-downtime=300", "--timeout", "60", "--on-stall", "cancel")[0] == 0
+    assert xend.xm("migrate", "1", "10.0.0.2", "--max-downtime=300", "--timeout", "60", "--on-stall", "cancel",
+                   "--compress", "no")[0] == 0
     assert xend.asked[-1][2] == {"host": "10.0.0.2", "live": False, "max_downtime_ms": 300, "timeout_s": 60,
-                                 "on_stall": "cancel"}
+                                 "on_stall": "cancel", "compress": "no"}
 
 
-def test_migrate_says_that_it_slowed_the_domain(xend):
+def test_migrate_says_what_it_did_to_the_domain(xend):
     xend.job("/domains/1/migrate", {"event": "done", "milliseconds": 3100, "rounds": 4, "bytes": 71300000,
-                                    "downtime_ms": 38, "slowed_percent": 75})
+                                    "downtime_ms": 38, "slowed_percent": 75, "memory_bytes": 142600000})
     assert xend.xm("migrate", "--live", "1", "10.0.0.2") == \
-        (0, "Migrated 1 to 10.0.0.2 in 3.1 s: 4 rounds, 71.3 MB, downtime 38 ms, slowed by up to 75 %.\n", "")
+        (0, "Migrated 1 to 10.0.0.2 in 3.1 s: 4 rounds, 71.3 MB, downtime 38 ms, "
+         "compressed from 142.6 MB, slowed by up to 75 %.\n", "")
 
 
 def test_migrate_over_a_line_that_broke_at_the_end(xend):
@@ -524,6 +526,8 @@ def test_wrong_arguments_are_named(xend, words, sentence):
 
 
 def test_wrong_values_are_named(xend):
+    assert xend.xm("migrate", "1", "h", "--compress", "maybe") == \
+        (1, "", "Error: xm migrate: --compress takes yes, no or auto, found 'maybe'.\n")
     assert xend.xm("migrate", "1", "h", "--on-stall", "wait") == \
         (1, "", "Error: xm migrate: --on-stall takes stop or cancel, found 'wait'.\n")
     assert xend.xm("migrate", "1", "h", "-p", "http") == \
