@@ -18,4 +18,5 @@ int send_job(struct job *job, confine_function *confine, struct error *error);
 int receive_job(struct job *job, confine_function *confine, struct error *error);
 int ask_job(struct job *job, confine_function *confine, struct error *error);
 int query_job(struct job *job, confine_function *confine, struct error *error);
+int measure_job(struct job *job, confine_function *confine, struct error *error);
 int identify_job(struct job *job, confine_function *confine, struct error *error);

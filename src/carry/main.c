@@ -25,6 +25,7 @@ static const struct {
 	{"receive", receive_job},
 	{"ask", ask_job},
 	{"query", query_job},
+	{"measure", measure_job},
 	{"identify", identify_job},
 };
 

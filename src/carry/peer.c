@@ -234,13 +234,6 @@ int peer_send(struct wire *wire, enum record_type type, uint64_t argument, const
 	return wire_send(wire, parts, 2, error);
 }
 
-void peer_printable(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < 0x20 || *text == 0x7f)
-			*text = ' ';
-}
-
 /* The peer's last words. */
 static int aborted(struct wire *wire, const struct record *record, struct error *error)
 {

@@ -97,8 +97,6 @@ int peer_send(struct wire *wire, enum record_type type, uint64_t argument, const
 int peer_receive(struct wire *wire, struct record *record, struct error *error);
 /* Reads the payload, whose length the table has bounded. */
 int peer_payload(struct wire *wire, const struct record *record, struct buffer *payload, struct error *error);
-/* What a stranger wrote is shown to a user: whatever does not print becomes a space. */
-void peer_printable(char *text);
 /* The next record, which must be of this type. */
 int peer_expect(struct wire *wire, enum record_type type, struct record *record, struct error *error);
 /* The sentence for a record that is not due. */

@@ -1,5 +1,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/sentences.h"
 #include "carry/clock.h"
 #include "carry/compress.h"
 #include "carry/copy.h"
@@ -185,32 +186,16 @@ static int send_round(struct sink *sink, unsigned number, struct error *error)
 	return r;
 }
 
-/* The peer's objections: one in the sentence, several as a list below it. */
 static int refused(struct wire *wire, const struct record *record, struct error *error)
 {
 	_cleanup_buffer_ struct buffer text = {0};
 	_cleanup_json_ json_t *list = NULL;
-	size_t count;
 	int r = peer_payload(wire, record, &text, error);
 
 	if (r < 0)
 		return r;
 	list = json_loadb((const char *)text.data, text.size, 0, NULL);
-	count = json_array_size(list);
-	error_set(error, EPERM,
-		count > 1 ? "%s refuses the guest, for %zu reasons:" : "%s refuses the guest:", wire->peer,
-		count);
-	for (size_t i = 0; i < count; i++) {
-		const char *sentence = json_string_value(json_array_get(list, i));
-		size_t used = strlen(error->text);
-
-		if (!sentence)
-			continue;
-		snprintf(error->text + used, sizeof(error->text) - used, "%s%s", count > 1 ? "\n  - " : " ",
-			sentence);
-		peer_printable(error->text + used + (count > 1 ? 1 : 0));
-	}
-	return -EPERM;
+	return sentences_refused(error, wire->peer, list);
 }
 
 static int offer(struct send *send, struct error *error)

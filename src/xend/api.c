@@ -275,13 +275,14 @@ static void migrate(struct call *call)
 										"auto", "yes", "no", NULL};
 	_cleanup_domain_ struct domain *domain = NULL;
 	json_int_t port = 0, rate = 0, max_downtime = 0, timeout = 0;
-	int live = false;
+	int live = false, dryrun = false;
 	struct migrate_options options = {.on_stall = "stop", .compress = "auto"};
 	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?I, s?b, s?I, s?I, s?I, s?s, s?s}", "host", &options.host, "port", &port,
-		    "live", &live, "rate_mbit", &rate, "max_downtime_ms", &max_downtime, "timeout_s",
-		    &timeout, "on_stall", &options.on_stall, "compress", &options.compress))
+	if (!CALL_BODY(call, "{s:s, s?b, s?I, s?b, s?I, s?I, s?I, s?s, s?s}", "host", &options.host, "dryrun",
+		    &dryrun, "port", &port, "live", &live, "rate_mbit", &rate, "max_downtime_ms",
+		    &max_downtime, "timeout_s", &timeout, "on_stall", &options.on_stall, "compress",
+		    &options.compress))
 		return;
 	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
 		strlen(options.host) > 253 || max_downtime < 0 || max_downtime > MIGRATE_MS_MAX ||
@@ -298,7 +299,7 @@ static void migrate(struct call *call)
 	options.timeout_s = (unsigned)timeout;
 	domain = call_domain(call, "migrated");
 	if (domain)
-		job_migrate(domain, &options, call->reply);
+		(dryrun ? job_forecast : job_migrate)(domain, &options, call->reply);
 }
 
 static void explain_handover(struct call *call)

@@ -40,6 +40,8 @@ struct migrate_options {
 };
 
 void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply);
+/* Whether the other host would take it, and how long that would take: xm migrate --dryrun. */
+void job_forecast(struct domain *domain, const struct migrate_options *options, struct reply *reply);
 
 /* Serves one connection to the relocation port; the socket is consumed. */
 void job_receive(struct xend *xend, int socket);

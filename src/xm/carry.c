@@ -183,6 +183,27 @@ static int migration_body(const struct arguments *arguments, json_t **body, stru
 	return 0;
 }
 
+/* What xm migrate --dryrun has found out. */
+static void print_forecast(const char *domain, const char *host, const json_t *done)
+{
+	long long slowed = json_integer_value(json_object_get(done, "slowed"));
+	long long rounds = json_integer_value(json_object_get(done, "rounds"));
+
+	printf("%s would take %s: about %.1f s in %lld round%s, downtime about %lld ms.\n", host, domain,
+		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
+		rounds == 1 ? "" : "s", (long long)json_integer_value(json_object_get(done, "downtime_ms")));
+	printf("It uses %.1f MB of its memory, writes to %lld pages a second, and the line carries %.0f "
+	       "MB/s.\n",
+		json_number_value(json_object_get(done, "memory_bytes")) / 1e6,
+		(long long)json_integer_value(json_object_get(done, "written_pages_per_second")),
+		json_number_value(json_object_get(done, "bytes_per_second")) / 1e6);
+	if (slowed)
+		printf("It writes faster than the line carries and would be slowed by %lld %% at the end.\n",
+			slowed);
+	if (json_is_false(json_object_get(done, "fits")))
+		printf("Its downtime would be longer than it may be (--max-downtime).\n");
+}
+
 static int migrate_to(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	const char *domain = arguments->words[0], *host = arguments->words[1];
@@ -204,9 +225,11 @@ static int migrate_to(struct xm *xm, const struct arguments *arguments, struct e
 			"(xm list shows).",
 			domain) < 0)
 		return error_set(error, ENOMEM, "Out of memory.");
+	if (option_given(arguments, "dryrun"))
+		json_object_set_new(body, "dryrun", json_true());
 	r = job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
 	if (r >= 0)
-		print_migration(domain, host, done);
+		(option_given(arguments, "dryrun") ? print_forecast : print_migration)(domain, host, done);
 	return r;
 }
 
@@ -249,6 +272,10 @@ const struct command carry_commands[] = {
 				"it for as long as it takes, or let it stay"},
 			{"compress", 0, "yes|no|auto",
 				"compress memory on its way (lz4); auto, the default: where that is faster"},
+			{"dryrun", 'n', NULL,
+				"only ask the other host whether it would take the domain, and tell how long "
+				"that "
+				"would take"},
 			{"resolve", 0, NULL,
 				"tell what each side knows of a hand-over that the other host has not "
 				"confirmed"},

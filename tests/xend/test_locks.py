@@ -39,6 +39,22 @@ class Objections(unittest.TestCase):
         for part in ("needs 40 MiB", "is another disk here", "Bridge xenbr7"):
             self.assertIn(part, sentence)
 
+    def test_a_dry_run_says_the_same_and_moves_nothing(self):
+        self.hosts()
+        for live in (True, False):
+            done = self.one.job("/domains/TestGuest/migrate",
+                                {"host": "10.0.0.1", "port": 18003, "live": live, "dryrun": True})
+            self.assertTrue(done["fits"])
+            self.assertGreater(done["bytes_per_second"], 1000000)
+            self.assertEqual(done["written_pages_per_second"] > 0, live)
+            self.assertLess(done["downtime_ms"], 1000)
+            self.assertEqual(self.one.get("/domains/TestGuest")["state"], "-b----")
+        self.assertEqual((self.two.names(), self.two.guests()), ([], []))
+        self.two.create(disk=[])
+        with self.assertRaises(Refused) as refused:
+            self.one.job("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003, "dryrun": True})
+        self.assertIn("10.0.0.1 refuses the guest: Domain 'TestGuest' exists already", refused.exception.sentence)
+
     def test_a_disk_that_is_missing(self):
         self.hosts("", "mount -t tmpfs none {files}")
         self.assertIn("Unable to open disk", self.objections())

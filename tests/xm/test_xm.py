@@ -264,6 +264,19 @@ def test_migrate_over_a_line_that_broke_at_the_end(xend):
     assert xend.xm("migrate", "1", "h") == (0, "Migrated 1 to h.\n", "Warning: The line broke; asking.\n")
 
 
+def test_migrate_dryrun(xend):
+    done = {"event": "done", "memory_bytes": 71300000, "written_pages_per_second": 1234, "bytes_per_second": 450000000,
+            "milliseconds": 310, "downtime_ms": 12, "rounds": 3, "slowed": 0, "fits": True}
+    xend.job("/domains/1/migrate", done)
+    assert xend.xm("migrate", "-n", "--live", "1", "h") == (
+        0, "h would take 1: about 0.3 s in 3 rounds, downtime about 12 ms.\n"
+           "It uses 71.3 MB of its memory, writes to 1234 pages a second, and the line carries 450 MB/s.\n", "")
+    assert xend.asked[-1][2]["dryrun"] is True
+    xend.job("/domains/1/migrate", dict(done, slowed=60, fits=False))
+    code, out, _ = xend.xm("migrate", "--dryrun", "--live", "1", "h")
+    assert code == 0 and "slowed by 60 %" in out and "--max-downtime" in out
+
+
 def test_a_hand_over_in_doubt(xend):
     doubtful = dict(GUEST, state="--p---", doubt="Domain 'TestGuest' stands still.")
     xend.routes["GET", "/domains"] = 200, {"domains": [HOST, doubtful]}
