@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/disks.h"
 #include "xend/filling.h"
+#include "xend/guest_disks.h"
 #include "xend/guest_watch.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
@@ -20,8 +21,6 @@
 
 #define CREATE_MS 60000
 #define QUIT_MS 2000
-#define LOCK_MS 30000
-#define LOCK_RETRY_MS 20
 
 struct guest_place {
 	char directory[112], control[128], record[128], carrier[128];
@@ -414,35 +413,6 @@ int guest_adopt(struct domain *domain, struct error *error)
 	return r;
 }
 
-static void close_unlocked(struct domain *domain)
-{
-	while (domain->unlocked_count)
-		close(domain->unlocked[--domain->unlocked_count]);
-}
-
-void guest_lock_disks(struct domain *domain)
-{
-	long long deadline = monotonic_ms() + LOCK_MS;
-	unsigned locked = 0;
-
-	while (domain->process >= 0 && locked < domain->unlocked_count) {
-		if (disk_lock(domain->unlocked[locked], &domain->config.disks[locked]) == 0) {
-			locked++;
-			continue;
-		}
-		if (monotonic_ms() > deadline || domain->xend->stopping) {
-			log_warning("Disk %s of domain '%s' could not be locked: another host or program "
-				    "still has it.",
-				domain->config.disks[locked].target, domain->config.name);
-			locked++;
-			continue;
-		}
-		xend_wait(domain->xend, LOCK_RETRY_MS);
-	}
-	/* The locks are those of the open files, which ferry-guest holds too. */
-	close_unlocked(domain);
-}
-
 static void remove_place(const struct guest_place *place)
 {
 	unlink(place->control);
@@ -460,7 +430,7 @@ void guest_end(struct domain *domain)
 
 	place_of(xend, domain->config.uuid, &place);
 	guest_unwatch(domain);
-	close_unlocked(domain);
+	guest_release_disks(domain);
 	cleanup_close(&domain->ram);
 	domain->ram = -1;
 	shared_memory_unref(xend, domain->shared_memory);

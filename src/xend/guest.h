@@ -29,9 +29,6 @@ enum guest_beginning {
  */
 int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error);
 
-/* After GUEST_RECEIVE: takes the disks' locks as soon as the peer has let go of them. Lets go of the lock. */
-void guest_lock_disks(struct domain *domain);
-
 /* Finds the process that an earlier xend has started for the domain. -ESRCH: it is no more. */
 int guest_find(struct domain *domain, struct error *error);
 

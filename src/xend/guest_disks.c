@@ -1,12 +1,16 @@
 #include "xend/guest_disks.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "xend/guest.h"
+#include "xend/disks.h"
 
 #include <dirent.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
+
+#define LOCK_MS 30000
+#define LOCK_RETRY_MS 20
+#define LOCK_LATER_MS 1000
 
 static bool same_file(const struct stat *one, const struct stat *other)
 {
@@ -42,26 +46,65 @@ static int find_open_file(const struct domain *domain, const char *path)
 	return found;
 }
 
+void guest_release_disks(struct domain *domain)
+{
+	while (domain->unlocked_count)
+		close(domain->unlocked[--domain->unlocked_count]);
+}
+
+/*
+ * Until it has them all: a peer that is cut off holds its locks for as long as it does not know that the
+ * guest is gone.
+ */
+static void lock_all(struct domain *domain)
+{
+	long long patience = monotonic_ms() + LOCK_MS;
+	unsigned locked = 0;
+	bool said = false;
+
+	while (domain->process >= 0 && !domain->dead && !domain->xend->stopping &&
+		locked < domain->unlocked_count) {
+		if (disk_lock(domain->unlocked[locked], &domain->config.disks[locked]) == 0) {
+			locked++;
+			continue;
+		}
+		if (!said && monotonic_ms() > patience) {
+			said = true;
+			log_warning("Disk %s of domain '%s' cannot be locked: another host or program still "
+				    "has it. This is tried until it can be.",
+				domain->config.disks[locked].target, domain->config.name);
+		}
+		xend_wait(domain->xend, said ? LOCK_LATER_MS : LOCK_RETRY_MS);
+	}
+	/* The locks are those of the open files, which ferry-guest holds too. */
+	guest_release_disks(domain);
+}
+
 static void lock_disks(void *argument)
 {
 	struct domain *domain = argument;
 
-	guest_lock_disks(domain);
+	lock_all(domain);
 	domain_unref(domain);
+}
+
+void guest_lock_disks(struct domain *domain)
+{
+	struct error error;
+
+	if (domain->unlocked_count && xend_worker(domain->xend, lock_disks, domain_ref(domain), &error) < 0) {
+		log_error("The disks of domain '%s' may not be locked: %s", domain->config.name, error.text);
+		domain_unref(domain);
+	}
 }
 
 void guest_relock_disks(struct domain *domain)
 {
-	struct error error;
-
 	/* What is not found is a block device, whose lock came with its opening: an empty place for it. */
 	while (domain->process >= 0 && domain->unlocked_count < domain->config.disk_count) {
 		const char *path = domain->config.disks[domain->unlocked_count].target;
 
 		domain->unlocked[domain->unlocked_count++] = find_open_file(domain, path);
 	}
-	if (domain->unlocked_count && xend_worker(domain->xend, lock_disks, domain_ref(domain), &error) < 0) {
-		log_error("The disks of domain '%s' may not be locked: %s", domain->config.name, error.text);
-		domain_unref(domain);
-	}
+	guest_lock_disks(domain);
 }

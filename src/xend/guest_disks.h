@@ -1,11 +1,22 @@
 /*
- * The disks of a guest that an earlier xend has received: that xend may have
- * died when the guest was ours already and its disks' locks were still to be
- * taken. The open files are ferry-guest's, so they are found in its table.
+ * The locks of disks that another host holds when the guest comes here: taken as
+ * soon as that host has let go of them, by whichever xend runs then.
+ *
+ * A lock belongs to the open file that ferry-guest holds (disks.h); xend keeps a
+ * duplicate of it until it is locked (domain.h, unlocked).
  */
 #pragma once
 
 #include "xend/domain.h"
 
-/* Locks the disks of a guest found again, unless they are locked, in a worker. */
+/* After GUEST_RECEIVE, once the guest is ours: takes the locks, in a worker. */
+void guest_lock_disks(struct domain *domain);
+
+/*
+ * The same for a guest found again: an earlier xend may have died when the guest was ours
+ * already and its disks were still to be locked. The open files are found in ferry-guest's table.
+ */
 void guest_relock_disks(struct domain *domain);
+
+/* Closes what is still to be locked. */
+void guest_release_disks(struct domain *domain);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/guest.h"
+#include "xend/guest_disks.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
 #include "xend/objections.h"

@@ -21,7 +21,7 @@ import pytest
 from conftest import BUILD, free_port
 from ferry import Control, Host
 from heartbeat import Heartbeat
-from kills import EXHAUSTIVE, GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, wait_for
+from kills import EXHAUSTIVE, GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, read, wait_for
 from line import Line
 from processes import threads_seconds
 
@@ -185,8 +185,7 @@ def names(host):
 
 
 def tail(host):
-    with open(f"{host.root}/xend.stderr", encoding="utf-8", errors="replace") as log:
-        return log.read()[-2500:]
+    return read(f"{host.root}/xend.log")[-2500:] + read(f"{host.root}/xend.stderr")[-2500:]
 
 
 # Processes that can be killed: each gives, for a point, a function that says afterwards whether it came to that.
@@ -223,7 +222,7 @@ def guest_that_goes(pair, point):
 
     def killed():
         trace.detach()
-        return not os.path.exists(f"/proc/{pid}/exe") and "killed by SIGKILL" in open(pair.trace, encoding="utf-8").read()
+        return not os.path.exists(f"/proc/{pid}/exe") and "killed by SIGKILL" in read(pair.trace)
 
     return killed
 
