@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """Ferry beside QEMU: the same work on the same machine in the same run, turn by turn.
 
-    ./dev bench [--runs N] [--rows REGEX] [--json FILE] [--plots DIRECTORY]
+    ./dev bench [--clear-text] [--runs N] [--rows REGEX] [--json FILE] [--plots DIRECTORY]
 
 Each row is one piece of work on the bench guest (bench/guest), which beats every millisecond; downtime is the largest
 gap between two beats, whoever runs the guest at the time. Medians of N runs, with the spread (largest minus smallest, relative to the median).
@@ -69,8 +69,10 @@ class FerrySide:
 
     def __init__(self, options, root, link):
         self.options = options
-        self.source = Host(f"{root}/a", options.build, 18004, link.source, link.source_address)
-        self.dest = Host(f"{root}/b", options.build, 18005, link.dest, link.dest_address)
+        self.source = Host(f"{root}/a", options.build, 18004, link.source, link.source_address, options.clear_text)
+        self.dest = Host(f"{root}/b", options.build, 18005, link.dest, link.dest_address, options.clear_text)
+        self.source.trust(self.dest)
+        self.dest.trust(self.source)
         self.link = link
 
     def start(self, memory, line, beats):
@@ -309,6 +311,7 @@ def sweep(options, directory):
 def main():
     parser = argparse.ArgumentParser(prog="./dev bench")
     parser.add_argument("--build", default="build")
+    parser.add_argument("--clear-text", action="store_true", help="migrate in clear text, as QEMU does (default: TLS)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--rows", default="", help="only the rows that this regular expression finds")
     parser.add_argument("--json", help="write every single figure there")
@@ -321,7 +324,9 @@ def main():
     if not os.path.exists("/dev/kvm"):
         sys.exit("bench: this machine has no /dev/kvm; in an emulated host the figures would mean nothing")
     options.tsc_khz = tsc_khz()
-    everything = {"this machine": references(options)}
+    options.line = "in clear text" if options.clear_text else "with TLS"
+    print(f"Ferry migrates {options.line}, QEMU in clear text.")
+    everything = {"line": options.line, "this machine": references(options)}
     with tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
         for row in ROWS:
             if re.search(options.rows, row[0]):

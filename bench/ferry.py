@@ -14,8 +14,8 @@ from processes import comm, own_memory_mib, process_seconds, threads_seconds
 class Host:
     """One xend with everything it keeps below `root` (short: control sockets are below it)."""
 
-    def __init__(self, root, build, port, prefix=(), address="127.0.0.1"):
-        self.root, self.build, self.port = root, os.path.abspath(build), port
+    def __init__(self, root, build, port, prefix=(), address="127.0.0.1", clear_text=False):
+        self.root, self.build, self.port, self.address = root, os.path.abspath(build), port, address
         os.makedirs(f"{root}/libexec", exist_ok=True)
         for program, place in (("ferry-guest", "vmm"), ("ferry-carrier", "carry")):
             link = f"{root}/libexec/{program}"
@@ -25,7 +25,7 @@ class Host:
             config.write(
                 f"(logfile {root}/xend.log)\n(xend-unix-server yes)\n(xend-unix-path {root}/socket)\n"
                 f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n(xend-relocation-address {address})\n"
-                "(xend-relocation-hosts-allow '')\n(dom0-min-mem 0)\n"
+                f"(xend-relocation-hosts-allow '')\n(xend-relocation-clear-text {'yes' if clear_text else 'no'})\n(dom0-min-mem 0)\n"
             )
         self.environment = dict(
             os.environ,
@@ -54,6 +54,11 @@ class Host:
         self.process.wait()
         with open(f"{self.root}/xend.stderr", encoding="utf-8") as said:
             raise TimeoutError(f"xend did not start: {said.read()}")
+
+    def trust(self, other):
+        """Trusts the other host's key, so that guests may move between them."""
+        key = re.search(r"key: (\S+)", other.xm("trust")).group(1)
+        self.xm("trust", "--fingerprint", key, other.address)
 
     def start_xm(self, *arguments):
         return Xm(self, arguments)

@@ -135,6 +135,7 @@ class Guests:
 
     def __init__(self):
         self.disks = []
+        self.keys = {}  # of the hosts that trust each other
 
     def ferry_hosts(self):
         return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
@@ -174,8 +175,8 @@ class Guests:
         ]
         return "\n".join(lines + [f"{key} = {value!r}" for key, value in more.items()]) + "\n"
 
-    def start_xend(self, host):
-        """Starts xend on a host, its words in /var/log/xen/xend.out, and waits until it answers."""
+    def start_xend(self, host, acquaint=True):
+        """Starts xend on a host, its words in /var/log/xen/xend.out, waits until it answers, and lets the hosts trust each other."""
         host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 &")
         deadline = time.monotonic() + 20
         while host.run("xm list", check=False).status != 0:
@@ -183,6 +184,17 @@ class Guests:
                 words = host.run("tail -n 20 /var/log/xen/xend.out /var/log/xen/xend.log; xm list", check=False)
                 raise LabError(f"{host.name}: xend does not answer:\n{words.stdout}{words.stderr}")
             time.sleep(0.1)
+        if acquaint and host.name not in self.keys:
+            self.acquaint(host)
+
+    def acquaint(self, host):
+        """Once for each host: what it trusts, and its key, are on its disk."""
+        key = re.search(r"key: (\S+)", host.run("xm trust").stdout).group(1)
+        for other, others_key in self.keys.items():
+            other = self.hosts[other]
+            host.run(["xm", "trust", "--fingerprint", others_key, other.address])
+            other.run(["xm", "trust", "--fingerprint", key, host.address])
+        self.keys[host.name] = key
 
     def repair(self):
         """Brings back what a test took away: power, cables, disks' connections, xend."""

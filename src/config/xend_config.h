@@ -34,6 +34,11 @@ struct xend_config {
 	char *relocation_hosts_allow; /* as written: regular expressions separated by spaces, '': all */
 	char **allow; /* its words, each compiled once as a check (POSIX extended, case ignored) */
 	size_t allow_count;
+	bool relocation_clear_text; /* no: TLS, between hosts that trust each other
+				       (docs/relocation-protocol.md) */
+	char *relocation_ca_file; /* PEM: whose certificates are trusted, '': only keys that xm trust knows */
+	char *relocation_cert_file;       /* PEM: this host's certificate, '': one that xend makes */
+	char *relocation_key_file;        /* PEM: its key, '': in the same file */
 	uint64_t relocation_max_downtime; /* milliseconds a live migration may stand still, 50 */
 
 	uint64_t console_limit; /* KiB of history, 1024 */

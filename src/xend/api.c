@@ -392,6 +392,10 @@ static const struct route {
 	{EVHTTP_REQ_POST, "/restore", restore},
 	{EVHTTP_REQ_GET, "/info", info_show},
 	{EVHTTP_REQ_GET, "/log", show_log},
+	{EVHTTP_REQ_GET, "/trust", trust_show},
+	{EVHTTP_REQ_POST, "/trust", trust_add},
+	{EVHTTP_REQ_POST, "/trust/identify", trust_identify},
+	{EVHTTP_REQ_POST, "/trust/forget", trust_forget},
 };
 
 /* Whether the path is of that pattern; what stands for "*" goes to `domain`. */

@@ -5,6 +5,7 @@
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 #include "xend/store.h"
+#include "xend/trust.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -75,7 +76,7 @@ static int ask(struct xend *xend, const char *ticket, const char *host, unsigned
 	int r = carrier_start(&carrier, xend, -1, NULL, error);
 
 	if (r >= 0)
-		r = carrier_say(&carrier,
+		r = trust_say(&carrier,
 			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", host, "port", (int)port,
 				"ticket", ticket),
 			NULL, 0, error);

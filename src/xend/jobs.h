@@ -7,6 +7,7 @@
 
 #include "xend/clone.h"
 #include "xend/domain.h"
+#include "xend/relocation.h"
 #include "xend/reply.h"
 
 #include <netinet/in.h>
@@ -43,5 +44,5 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 /* Whether the other host would take it, and how long that would take: xm migrate --dryrun. */
 void job_forecast(struct domain *domain, const struct migrate_options *options, struct reply *reply);
 
-/* Serves one connection to the relocation port; the socket is consumed. */
-void job_receive(struct xend *xend, int socket);
+/* Serves one connection to the relocation port. */
+void job_receive(struct visitor *visitor);

@@ -12,6 +12,7 @@
 #include "xend/process.h"
 #include "xend/relocation.h"
 #include "xend/store.h"
+#include "xend/trust.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -219,6 +220,8 @@ static int set_up(struct xend *xend, bool terminal, struct error *error)
 		r = store_open(&xend->store, path, boot_id, error);
 		umask(mask);
 	}
+	if (r >= 0)
+		xend->trust = trust_open(xend);
 	if (r >= 0)
 		r = xend_init(xend, error);
 	if (r >= 0)

@@ -6,6 +6,7 @@
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/trust.h"
 #include "xend/objections.h"
 #include "xend/peers.h"
 #include "xend/uuid.h"
@@ -41,7 +42,7 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 	if (domain->xend->config.relocation_server)
 		json_object_set_new(offer, "relocation_port",
 			json_integer((json_int_t)domain->xend->config.relocation_port));
-	r = carrier_say(carrier,
+	r = trust_say(carrier,
 		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s, s:s}", "do", "send",
 			"guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain", offer,
 			"ticket", sending->ticket, "live", options->live, "rate_mbit",

@@ -5,6 +5,7 @@
 #include "xend/disk_portrait.h"
 #include "xend/objections.h"
 #include "xend/store.h"
+#include "xend/trust.h"
 
 #include <errno.h>
 #include <netdb.h>
@@ -41,7 +42,7 @@ void peers_remember_socket(struct xend *xend, int socket, unsigned port)
 static int say_query(struct carrier *carrier, const char *host, unsigned port, const json_t *query,
 	bool probe, struct error *error)
 {
-	return carrier_say(carrier,
+	return trust_say(carrier,
 		json_pack("{s:s, s:s, s:i, s:O, s:b}", "do", "query", "host", host, "port", (int)port,
 			"query", query, "probe", probe),
 		NULL, 0, error);

@@ -6,12 +6,12 @@
 #include "xend/guest_disks.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/trust.h"
 #include "xend/objections.h"
 #include "xend/peers.h"
 
 #include <errno.h>
 #include <string.h>
-#include <sys/eventfd.h>
 
 /* The destination's side of one migration. */
 struct receiving {
@@ -174,7 +174,7 @@ static void remember_source(struct receiving *receiving, int socket, const json_
 		peers_remember_socket(receiving->xend, socket, (unsigned)port);
 }
 
-static int receive(struct receiving *receiving, int socket, struct error *error)
+static int receive(struct receiving *receiving, struct visitor *visitor, struct error *error)
 {
 	struct xend *xend = receiving->xend;
 	_cleanup_message_ struct message first = {0};
@@ -186,15 +186,16 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 		json_array_append_new(allow, json_string(xend->config.allow[i]));
 	r = carrier_start(&receiving->carrier, xend, receiving->cancel, NULL, error);
 	if (r >= 0)
-		r = carrier_say(&receiving->carrier,
+		r = trust_say(&receiving->carrier,
 			json_pack("{s:s, s:{s:i}, s:O}", "do", "receive", "socket", "fd", 0, "allow", allow),
-			&socket, 1, error);
+			&visitor->socket, 1, error);
 	if (r >= 0)
 		r = carrier_hear(&receiving->carrier, &first, error);
 	if (r >= 0)
 		r = take_text(first.body, "peer", receiving->peer, sizeof(receiving->peer), error);
 	if (r < 0)
 		return r;
+	relocation_known(visitor);
 	if (carrier_heard(&first, "ask"))
 		return answer_question(receiving, &first, error);
 	if (carrier_heard(&first, "query"))
@@ -210,7 +211,7 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 	if (r >= 0) {
 		log_info("Domain '%s' has arrived from %s with ID %u.", receiving->domain->config.name,
 			receiving->peer, receiving->domain->id);
-		remember_source(receiving, socket, json_object_get(first.body, "domain"));
+		remember_source(receiving, visitor->socket, json_object_get(first.body, "domain"));
 		finish(receiving);
 	} else {
 		domain_end_job(
@@ -222,22 +223,20 @@ static int receive(struct receiving *receiving, int socket, struct error *error)
 	return r;
 }
 
-void job_receive(struct xend *xend, int socket)
+void job_receive(struct visitor *visitor)
 {
-	struct receiving receiving = {.xend = xend, .cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
-	_cleanup_close_ int peer_socket = socket;
+	struct receiving receiving = {.xend = visitor->xend, .cancel = visitor->cancel};
 	struct error error;
-	int r = receive(&receiving, peer_socket, &error);
+	int r = receive(&receiving, visitor, &error);
 
-	if (r < 0)
-		log_warning(
-			"Relocation%s%s: %s", *receiving.peer ? " from " : "", receiving.peer, error.text);
+	if (r < 0 && !visitor->closed) /* which has been logged */
+		log_warning("Relocation from %s: %s", *receiving.peer ? receiving.peer : visitor->address,
+			error.text);
 	if (r < 0 && receiving.domain && !receiving.owned) {
-		handover_refuse(xend, receiving.ticket, receiving.domain->config.uuid);
+		handover_refuse(visitor->xend, receiving.ticket, receiving.domain->config.uuid);
 		lifecycle_finish(receiving.domain);
 	}
 	carrier_end(&receiving.carrier);
 	if (receiving.domain)
 		domain_unref(receiving.domain);
-	close(receiving.cancel);
 }

@@ -9,47 +9,78 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
-/* Receptions and questions at a time; who comes then is cut off and tries again. */
-#define RELOCATIONS_MAX 16
+#define STRANGERS_MAX 64
+#define STRANGERS_OF_ONE_ADDRESS 16
 #define BUSY_RETRIES 40
 #define BUSY_PAUSE_NS 50000000
 
-struct visitor {
-	struct xend *xend;
-	int socket;
-};
+static void visitor_free(struct visitor *visitor)
+{
+	if (visitor->socket >= 0)
+		close(visitor->socket);
+	if (visitor->cancel >= 0)
+		close(visitor->cancel);
+	free(visitor);
+}
 
 static void serve(void *argument)
 {
 	struct visitor *visitor = argument;
-	struct xend *xend = visitor->xend;
 
-	job_receive(xend, visitor->socket);
-	xend->relocations--;
-	free(visitor);
+	job_receive(visitor);
+	TAILQ_REMOVE(&visitor->xend->visitors, visitor, next);
+	visitor_free(visitor);
 }
 
-/* The worker owns the socket when this succeeds. With the lock. */
-static int hand_to_worker(struct xend *xend, int socket, struct error *error)
+void relocation_known(struct visitor *visitor)
 {
-	struct visitor *visitor;
+	visitor->known = true;
+}
+
+/* Closes the stranger that has waited longest where there are too many, of all or of this address. */
+static void make_room(struct xend *xend, const char *address)
+{
+	struct visitor *visitor, *oldest = NULL, *oldest_there = NULL;
+	unsigned all = 0, there = 0;
+
+	TAILQ_FOREACH(visitor, &xend->visitors, next)
+	{
+		if (visitor->known || visitor->closed)
+			continue;
+		all++;
+		oldest = oldest ? oldest : visitor;
+		if (strcmp(visitor->address, address) == 0) {
+			there++;
+			oldest_there = oldest_there ? oldest_there : visitor;
+		}
+	}
+	if (there >= STRANGERS_OF_ONE_ADDRESS)
+		oldest = oldest_there;
+	else if (all < STRANGERS_MAX)
+		return;
+	log_warning("%u connections to the relocation port say nothing: the oldest, from %s, is closed.", all,
+		oldest->address);
+	oldest->closed = true;
+	eventfd_write(oldest->cancel, 1);
+}
+
+/* The worker owns the visitor when this succeeds. With the lock. */
+static int hand_to_worker(struct visitor *visitor, struct error *error)
+{
+	struct xend *xend = visitor->xend;
 	int r;
 
 	if (xend->stopping)
 		return error_set(error, EBUSY, "xend is being stopped.");
-	if (xend->relocations >= RELOCATIONS_MAX)
-		return error_set(error, EBUSY, "There are %d connections already.", RELOCATIONS_MAX);
-	visitor = malloc(sizeof(*visitor));
-	if (!visitor)
-		return error_set(error, ENOMEM, "Out of memory.");
-	*visitor = (struct visitor){xend, socket};
+	if (visitor->cancel < 0)
+		return error_set(error, errno, "Unable to make an eventfd: %s.", strerror(errno));
+	make_room(xend, visitor->address);
 	r = xend_worker(xend, serve, visitor, error);
-	if (r < 0)
-		free(visitor);
-	else
-		xend->relocations++;
+	if (r >= 0)
+		TAILQ_INSERT_TAIL(&xend->visitors, visitor, next);
 	return r;
 }
 
@@ -57,17 +88,24 @@ static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct
 	int length, void *argument)
 {
 	struct xend *xend = argument;
+	struct visitor *visitor = calloc(1, sizeof(*visitor));
 	struct error error;
 
 	(void)listener;
-	(void)address;
-	(void)length;
 	/* The carrier reads and writes it plainly. */
 	fcntl((int)fd, F_SETFL, fcntl((int)fd, F_GETFL) & ~O_NONBLOCK);
-	xend_lock(xend);
-	if (hand_to_worker(xend, (int)fd, &error) < 0) {
-		log_warning("A connection to the relocation port was closed: %s", error.text);
+	if (!visitor) {
 		close((int)fd);
+		return;
+	}
+	*visitor = (struct visitor){
+		.xend = xend, .socket = (int)fd, .cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+	getnameinfo(address, (socklen_t)length, visitor->address, sizeof(visitor->address), NULL, 0,
+		NI_NUMERICHOST);
+	xend_lock(xend);
+	if (hand_to_worker(visitor, &error) < 0) {
+		log_warning("A connection to the relocation port was closed: %s", error.text);
+		visitor_free(visitor);
 	}
 	xend_unlock(xend);
 }

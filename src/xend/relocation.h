@@ -1,6 +1,28 @@
-/* The relocation port (xend-relocation-server): each connection is handed to a carrier of its own. */
+/*
+ * The relocation port (xend-relocation-server): each connection is a visitor, which a worker serves with a
+ * carrier of its own.
+ *
+ * A visitor is a stranger until its carrier has told what it wants, which with TLS only a trusted host gets
+ * to say. Strangers have places of their own, so that who connects and says nothing takes none from a guest
+ * that arrives; when they run out, the one that has waited longest is closed.
+ */
 #pragma once
 
 #include "xend/xend.h"
 
+#define VISITOR_ADDRESS_SIZE 64
+
+struct visitor {
+	struct xend *xend;
+	int socket;                         /* owned */
+	int cancel;                         /* eventfd: ends the carrier's job; owned */
+	bool known;                         /* no stranger any more */
+	bool closed;                        /* told to leave */
+	char address[VISITOR_ADDRESS_SIZE]; /* numeric */
+	TAILQ_ENTRY(visitor) next;          /* the oldest first */
+};
+
 int relocation_start(struct xend *xend, struct error *error);
+
+/* The visitor has said what it wants: from now on it is not closed for others' sake. With the lock. */
+void relocation_known(struct visitor *visitor);

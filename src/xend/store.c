@@ -22,6 +22,8 @@ static const char schema[] =
 	"CREATE TABLE IF NOT EXISTS peers(host TEXT, port INTEGER, seen_at INTEGER NOT NULL, PRIMARY "
 	"KEY(host, "
 	"port)) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS trusted(host TEXT PRIMARY KEY COLLATE NOCASE, address TEXT NOT NULL,"
+	" fingerprint TEXT NOT NULL, since INTEGER NOT NULL) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;";
 
 /* A ticket nobody has asked about for this long will not be asked about. */
@@ -309,6 +311,48 @@ int store_ticket_state(struct store *store, const char *ticket, enum ticket_stat
 	if (r >= 0)
 		*state = (enum ticket_state)value;
 	return r;
+}
+
+int store_trust(struct store *store, const struct trusted_host *host, struct error *error)
+{
+	return run(store, error,
+		"REPLACE INTO trusted(host, address, fingerprint, since) VALUES (?, ?, ?, strftime('%s'))",
+		"sss", host->host, host->address, host->fingerprint);
+}
+
+int store_distrust(struct store *store, const char *host, struct error *error)
+{
+	int r = run(store, error, "DELETE FROM trusted WHERE host = ?", "s", host);
+
+	return r == 0 && sqlite3_changes(store->db) == 0
+		       ? error_set(error, ENOENT, "%s is not among the trusted hosts; xm trust lists them.",
+				 host)
+		       : r;
+}
+
+int store_each_trusted(struct store *store, int (*visit)(void *context, const struct trusted_host *host),
+	void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db,
+		    "SELECT host, address, fingerprint, since FROM trusted ORDER BY host", -1, &statement,
+		    NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
+		struct trusted_host host = {
+			.host = text(statement, 0),
+			.address = text(statement, 1),
+			.fingerprint = text(statement, 2),
+			.since = sqlite3_column_int64(statement, 3),
+		};
+
+		r = visit(context, &host);
+		if (r < 0)
+			return error_set(error, -r, "Unable to list the trusted hosts: %s.", strerror(-r));
+	}
+	return r == SQLITE_DONE ? 0 : failed(store, error);
 }
 
 int store_add_leftover(struct store *store, const char *path, struct error *error)

@@ -84,6 +84,20 @@ int store_drop_departures(struct store *store, const char *uuid, struct error *e
 int store_ticket_state(
 	struct store *store, const char *ticket, enum ticket_state *state, struct error *error);
 
+/* A host whose key is trusted. Strings are borrowed. */
+struct trusted_host {
+	const char *host, *address; /* as the user named it; as it was reached then, "": unknown */
+	const char *fingerprint;
+	int64_t since; /* seconds since 1970; store_trust sets it itself */
+};
+
+/* Adds the host, or replaces what is known of one of this name. */
+int store_trust(struct store *store, const struct trusted_host *host, struct error *error);
+/* -ENOENT where it is not trusted. */
+int store_distrust(struct store *store, const char *host, struct error *error);
+int store_each_trusted(struct store *store, int (*visit)(void *context, const struct trusted_host *host),
+	void *context, struct error *error);
+
 /* Between hasty(true) and hasty(false) changes do not wait for the disk: what a power cut takes back must not
  * matter. */
 void store_hasty(struct store *store, bool hasty);

@@ -43,6 +43,7 @@ int xend_init(struct xend *xend, struct error *error)
 	pthread_condattr_t monotonic;
 
 	STAILQ_INIT(&xend->posts);
+	TAILQ_INIT(&xend->visitors);
 	pthread_mutex_init(&xend->lock, NULL);
 	pthread_mutex_init(&xend->post_lock, NULL);
 	pthread_condattr_init(&monotonic);

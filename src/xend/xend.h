@@ -25,6 +25,8 @@
 struct domain;
 struct shared_memory;
 struct store;
+struct trust;
+struct visitor;
 struct xend;
 
 struct post {
@@ -37,13 +39,15 @@ struct xend {
 	struct paths paths;
 	struct xend_config config;
 	struct store *store;
+	struct trust *trust; /* set once, before anybody looks */
 	struct event_base *base;
 
 	pthread_mutex_t lock;
 	pthread_cond_t changed;                /* a domain's state, a job's end, a worker's end */
 	struct domain *domains;                /* in the order of their IDs */
 	struct shared_memory *shared_memories; /* of clones */
-	unsigned workers, relocations, carriers_started;
+	TAILQ_HEAD(, visitor) visitors;        /* of the relocation port (relocation.h) */
+	unsigned workers, carriers_started;
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */
 

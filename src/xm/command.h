@@ -55,6 +55,7 @@ extern const struct command stop_commands[];       /* lifecycle.c */
 extern const struct command carry_commands[];      /* carry.c */
 extern const struct command host_commands[];       /* host.c */
 extern const struct command checkpoint_commands[]; /* checkpoint.c */
+extern const struct command trust_commands[];      /* trust.c */
 
 /* Sorts the words behind the command's name. Mistakes are named. */
 int arguments_read(struct arguments *arguments, const struct command *command, int count, char **words,

@@ -8,7 +8,7 @@
 #include <string.h>
 
 static const struct command *const families[] = {console_commands, start_commands, domain_commands,
-	stop_commands, carry_commands, host_commands, checkpoint_commands};
+	stop_commands, carry_commands, host_commands, checkpoint_commands, trust_commands};
 
 static const struct command *find_command(const char *name)
 {

@@ -65,6 +65,8 @@ def hosts(native_kvm):
     try:
         for number in (1, 2):
             made.append(Host(f"{root}/{number}", BUILD, free_port()))
+        made[0].trust(made[1])
+        made[1].trust(made[0])
         yield made
     finally:
         for host in made:

@@ -71,6 +71,9 @@ static void a_missing_file_means_defaults(void **state)
 	assert_string_equal(config.logfile, "/var/log/xen/xend.log");
 	assert_string_equal(config.vif_script, "vif-bridge");
 	assert_int_equal(config.allow_count, 0);
+	assert_false(config.relocation_clear_text);
+	assert_string_equal(config.relocation_ca_file, "");
+	assert_string_equal(config.relocation_cert_file, "");
 }
 
 static void mistakes_give_the_place_and_what_was_expected(void **state)

@@ -19,6 +19,7 @@ class Objections(unittest.TestCase):
         self.addCleanup(self.one.close)
         within = ["unshare", "-m", "sh", "-c", shell.format(files=self.one.files) + ' && exec "$0" "$@"'] if shell else ()
         self.two = Xend(port=18003, settings=settings, within=within)
+        rig.acquaint(self.one, self.two)
         self.addCleanup(self.two.close)
         self.one.create(**more)
 
@@ -82,6 +83,7 @@ class Doubt(unittest.TestCase):
     def setUp(self):
         self.one, self.two = Xend(port=18002), Xend(port=18003)
         self.addCleanup(self.one.close)
+        rig.acquaint(self.one, self.two)
         self.domain = self.one.create()
         self.one.kill()
         self.two.kill()
@@ -171,6 +173,7 @@ class TwoHosts(unittest.TestCase):
                                             'exec "$0" "$@"'])
         self.two.files = self.one.files
         self.addCleanup(self.two.close)
+        rig.acquaint(self.one, self.two)
         self.acquaint()
 
     def acquaint(self):
@@ -236,6 +239,7 @@ class OneDisk(unittest.TestCase):
         one, two = Xend(port=18002), Xend(port=18003)
         self.addCleanup(two.close)
         self.addCleanup(one.close)
+        rig.acquaint(one, two)
         one.create()
         one.job("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003})
         for name in ("TestGuest", "Other"):

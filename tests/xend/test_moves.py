@@ -19,6 +19,7 @@ class Moves(unittest.TestCase):
         self.one, self.two = Xend(port=18002), Xend(port=18003)
         self.addCleanup(self.two.close)
         self.addCleanup(self.one.close)
+        rig.acquaint(self.one, self.two)
         self.checkpoint = str(self.one.files / "TestGuest.checkpt")
 
     def carriers(self):

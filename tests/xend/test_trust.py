@@ -1,0 +1,229 @@
+#!/usr/bin/python3
+"""Who may move guests to whom: keys, hosts-allow, authorities, and visitors that only take up places."""
+import os
+import pathlib
+import re
+import socket
+import ssl
+import stat
+import subprocess
+import time
+import unittest
+
+import rig
+from rig import Refused, Xend, wait_until
+
+HERE = "10.0.0.1"
+
+
+class Trust(unittest.TestCase):
+    def xends(self, one="", two=""):
+        self.one, self.two = Xend(port=18002, settings=one), Xend(port=18003, settings=two)
+        self.addCleanup(self.two.close)
+        self.addCleanup(self.one.close)
+
+    def migrate(self):
+        return self.one.job("/domains/TestGuest/migrate", {"host": HERE, "port": 18003})
+
+    def refused(self, sentences, call, *arguments):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments)
+        for sentence in sentences:
+            self.assertIn(sentence, refused.exception.sentence)
+
+    def stays(self):
+        self.assertEqual((self.one.get("/domains/TestGuest")["state"], self.two.names()), ("-b----", []))
+
+    def logged(self, xend, *sentences):
+        wait_until(lambda: all(sentence in xend.log.read_text() for sentence in sentences),
+                   f"{sentences} in the log")
+
+    def key(self, xend):
+        return xend.get("/trust")["fingerprint"]
+
+    def meet(self, xend, port):
+        """What `xm trust HOST` does."""
+        met = xend.post("/trust/identify", {"host": HERE, "port": port})
+        xend.post("/trust", {"host": HERE, "fingerprint": met["fingerprint"], "address": met["address"]})
+        return met
+
+    def test_from_strangers_to_friends(self):
+        self.xends()
+        self.one.create()
+        one, two = self.key(self.one), self.key(self.two)
+        self.refused([f"{HERE} is not trusted by this host", two, f"Type on this host: xm trust {HERE}"], self.migrate)
+        self.stays()
+        self.assertEqual(self.meet(self.one, 18003), {"fingerprint": two, "address": HERE, "trusted": ""})
+        self.refused([f"{HERE} does not trust this host. Type on {HERE}: xm trust {HERE}", one], self.migrate)
+        self.logged(self.two, f"its key {one} is unknown here. Type on this host: xm trust {HERE}")
+        self.stays()
+        self.meet(self.two, 18002)
+        self.migrate()
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+        hosts = self.one.get("/trust")["hosts"]
+        self.assertEqual([(host["host"], host["address"], host["fingerprint"]) for host in hosts], [(HERE, HERE, two)])
+        self.assertLess(abs(hosts[0]["since"] - time.time()), 100)
+        self.assertEqual(self.one.post("/trust/identify", {"host": HERE, "port": 18003})["trusted"], two)
+
+    def test_what_is_forgotten_and_what_is_no_key(self):
+        self.xends()
+        rig.acquaint(self.one, self.two)
+        self.one.create()
+        self.one.post("/trust/forget", {"host": HERE})
+        self.refused(["is not trusted by this host"], self.migrate)
+        self.refused([f"{HERE} is not among the trusted hosts"], self.one.post, "/trust/forget", {"host": HERE})
+        self.refused(["is no fingerprint"], self.one.post, "/trust", {"host": HERE, "fingerprint": "SHA256:short"})
+        self.refused(["names no host"], self.one.post, "/trust", {"host": "", "fingerprint": self.key(self.two)})
+        self.refused(["Unable to connect"], self.one.post, "/trust/identify", {"host": HERE, "port": 1})
+        self.one.trust(self.two)
+        self.two.post("/trust/forget", {"host": HERE})
+        self.refused(["does not trust this host"], self.migrate)
+        self.stays()
+
+    def test_the_key_is_the_hosts_own_and_stays(self):
+        self.xends()
+        rig.acquaint(self.one, self.two)
+        path = self.two.root / "state/relocation.pem"
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+        key = self.key(self.two)
+        self.assertNotEqual(key, self.key(self.one))
+        self.two.kill()
+        self.two.start()
+        self.assertEqual(self.key(self.two), key)
+        made = subprocess.run("openssl x509 -in %s -pubkey -noout | openssl pkey -pubin -outform der | "
+                              "openssl dgst -sha256 -binary | base64" % path, shell=True, capture_output=True, text=True)
+        self.assertEqual(f"SHA256:{made.stdout.strip().rstrip('=')}", key)
+
+    def test_a_changed_key(self):
+        self.xends()
+        rig.acquaint(self.one, self.two)
+        self.one.create()
+        old = self.key(self.two)
+        path = self.two.root / "state/relocation.pem"
+        self.two.command("stop")
+        path.unlink()
+        self.two.start()
+        self.refused([f"The key of {HERE} has changed", old, self.key(self.two),
+                      f"type on this host: xm trust --forget {HERE} && xm trust {HERE}"], self.migrate)
+        self.stays()
+        # A key that cannot be read is not replaced: others trust it.
+        self.two.command("stop")
+        path.write_text("no key")
+        self.two.start()
+        self.refused(["cannot be used"], self.two.get, "/trust")
+        self.refused([f"{HERE} closed the connection"], self.migrate)
+        self.assertEqual(path.read_text(), "no key")
+
+    def test_the_destination_knows_another_key(self):
+        self.xends()
+        self.one.trust(self.two)
+        self.two.trust(self.two)
+        self.one.create()
+        self.refused(["knows this host by another key", f"Type on {HERE}: xm trust --forget {HERE}"], self.migrate)
+        self.logged(self.two, f"The key of {HERE} has changed")
+        self.stays()
+
+    def test_hosts_allow_comes_first(self):
+        self.xends(two="(xend-relocation-hosts-allow '^10.0.0.7$')")
+        rig.acquaint(self.one, self.two)
+        self.one.create()
+        self.refused(["closed the connection at once", "xend-relocation-hosts-allow"], self.migrate)
+        self.logged(self.two, f"{HERE} may not relocate guests to this host")
+        self.stays()
+
+    def test_clear_text_only_where_both_say_so(self):
+        self.xends(one="(xend-relocation-clear-text yes)")
+        self.one.create()
+        self.refused(["xend-relocation-clear-text"], self.migrate)
+        self.refused(["in clear text"], self.one.post, "/trust/identify", {"host": HERE, "port": 18003})
+        self.stays()
+        self.two.command("stop")
+        config = self.two.root / "config"
+        config.write_text(config.read_text() + "(xend-relocation-clear-text yes)\n")
+        self.two.start()
+        self.migrate()
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+        self.logged(self.two, "Guests move in clear text")
+
+    def test_nothing_is_readable_on_the_line(self):
+        """The guest's name and a page of its memory pass a relay that keeps everything."""
+        self.xends()
+        rig.acquaint(self.one, self.two)
+        domain = self.one.create()
+        ram = next(fd for fd in pathlib.Path(f"/proc/{self.one.guest_pid(domain)}/fd").iterdir()
+                   if "guest-ram" in os.readlink(fd))
+        secret = b"a password in the guest's memory"
+        with open(ram, "r+b") as memory:
+            memory.seek(3 << 20)
+            memory.write(secret * 128)
+        with rig.Relay(18009, (HERE, 18003)) as relay:
+            self.one.job("/domains/TestGuest/migrate", {"host": HERE, "port": 18009, "live": True})
+        self.assertEqual(self.two.names(), ["TestGuest"])
+        seen = bytes(relay.seen)
+        self.assertGreater(len(seen), 4096)
+        for word in (secret, b"TestGuest", b"FERRYREL"):
+            self.assertNotIn(word, seen)
+
+    def test_an_authority(self):
+        root = self.authority()
+        settings = (f"(xend-relocation-ca-file {root}/ca.pem)\n(xend-relocation-server-ssl-cert-file {root}/%s.pem)\n"
+                    f"(xend-relocation-server-ssl-key-file {root}/%s.key)")
+        self.xends(one=settings % ("one", "one"), two=settings % ("two", "two"))
+        self.one.create()
+        self.migrate()
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+        self.assertFalse((self.one.root / "state/relocation.pem").exists())
+
+    def authority(self):
+        root = pathlib.Path(rig.run("mktemp -d /tmp/authority-XXXXXX").strip())
+        self.addCleanup(rig.run, f"rm -r {root}")
+        rig.run(f"cd {root} && openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out ca.pem -subj /CN=CA -days 2")
+        for name in ("one", "two"):
+            rig.run(f"cd {root} && openssl req -new -newkey ed25519 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name} "
+                    f"-addext subjectAltName=IP:{HERE} && openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key "
+                    f"-CAcreateserial -days 2 -copy_extensions copy -out {name}.pem")
+        return root
+
+    def test_who_says_nothing_holds_up_nobody(self):
+        self.xends()
+        rig.acquaint(self.one, self.two)
+        self.one.create()
+        silent = [socket.create_connection((HERE, 18003)) for _ in range(40)]
+        for number, one in enumerate(silent):
+            try:
+                one.send(b"\x16\x03\x01\x02\x00\x01"[:number % 7])
+            except ConnectionError:
+                pass
+        began = time.monotonic()
+        self.migrate()
+        self.assertLess(time.monotonic() - began, 10)
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+        self.logged(self.two, f"the oldest, from {HERE}, is closed")
+        for one in silent:  # in the end, all of them
+            one.settimeout(20)
+            try:
+                while one.recv(100):
+                    pass
+            except ConnectionError:
+                pass
+            one.close()
+
+    def test_older_protocols_and_no_certificate_get_nothing(self):
+        self.xends()
+        for version, sentence in ((ssl.TLSVersion.TLSv1_2, None), (ssl.TLSVersion.TLSv1_3, None)):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            context.maximum_version = version
+            with self.assertRaises((ssl.SSLError, ConnectionError)), socket.create_connection((HERE, 18003)) as plain:
+                with context.wrap_socket(plain) as secured:  # TLS 1.3 without a certificate: refused after the fact
+                    secured.send(b"FERRYREL" * 8)
+                    while secured.recv(100):
+                        pass
+                    raise ConnectionError
+        self.assertEqual(self.two.names(), [])
+        self.assertFalse(re.search("Sanitizer|offer", self.two.log.read_text()))
+
+
+if __name__ == "__main__":
+    rig.own_network()
+    unittest.main()
