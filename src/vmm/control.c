@@ -2,6 +2,7 @@
 #include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "vmm/cpuid.h"
 #include "vmm/dev/power.h"
 #include "vmm/loop.h"
 #include "vmm/own_memory.h"
@@ -357,6 +358,16 @@ static int do_console(
 	return r;
 }
 
+static int do_features(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	const struct vcpu *vcpu = &connection->control->machine->vcpus.vcpu[0];
+
+	(void)request, (void)error;
+	set_new(reply->body, "features", cpuid_features(vcpu->cpuid->entries, vcpu->cpuid->nent));
+	return 0;
+}
+
 static int do_power_button(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
@@ -405,6 +416,7 @@ static const struct verb {
 	{"save-state", do_save, true, true},
 	{"load-state", do_load, true, false},
 	{"console", do_console, true, false},
+	{"features", do_features, true, false},
 	{"power-button", do_power_button, true, false},
 	{"subscribe", do_subscribe, false, false},
 	{"quit", do_quit, false, false},

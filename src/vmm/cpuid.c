@@ -317,21 +317,60 @@ uint32_t cpuid_make(const struct kvm *kvm, uint32_t apic_id, uint32_t vcpus, str
 	return count;
 }
 
-static void name_missing(char *text, size_t size, const struct feature_word *word, uint32_t missing)
+static void feature_name(char *text, size_t size, const struct feature_word *word, unsigned bit)
 {
 	static const char *const registers[] = {"eax", "ebx", "ecx", "edx"};
 
+	if (word->names[bit])
+		snprintf(text, size, "%s", word->names[bit]);
+	else
+		snprintf(text, size, "CPUID 0x%x.%u %s bit %u", word->function, word->index,
+			registers[word->reg], bit);
+}
+
+static void name_missing(char *text, size_t size, const struct feature_word *word, uint32_t missing)
+{
 	for (unsigned bit = 0; bit < 32; bit++) {
 		size_t length = strlen(text);
+		char name[64];
 
 		if (!(missing >> bit & 1))
 			continue;
-		if (word->names[bit])
-			snprintf(text + length, size - length, "%s%s", length ? ", " : "", word->names[bit]);
-		else
-			snprintf(text + length, size - length, "%sCPUID 0x%x.%u %s bit %u",
-				length ? ", " : "", word->function, word->index, registers[word->reg], bit);
+		feature_name(name, sizeof(name), word, bit);
+		snprintf(text + length, size - length, "%s%s", length ? ", " : "", name);
 	}
+}
+
+/* What a guest sees of these features, without what is none. */
+static uint32_t features_of(const struct feature_word *word, struct kvm_cpuid_entry2 *entry)
+{
+	uint32_t bits = entry ? *register_of(entry, word->reg) : 0;
+
+	/* OSXSAVE and OSPKE mirror CR4. */
+	if (word->function == 0x1 && word->reg == ECX)
+		bits &= ~BIT(27);
+	if (word->function == 0x7 && word->reg == ECX)
+		bits &= ~BIT(4);
+	return bits;
+}
+
+json_t *cpuid_features(const struct kvm_cpuid_entry2 *entries, uint32_t count)
+{
+	json_t *names = json_array();
+
+	for (size_t i = 0; i < ARRAY_SIZE(feature_words); i++) {
+		const struct feature_word *word = &feature_words[i];
+		uint32_t bits = features_of(word, find((struct kvm_cpuid_entry2 *)(uintptr_t)entries, count,
+							  word->function, word->index));
+		char name[64];
+
+		for (unsigned bit = 0; bit < 32; bit++)
+			if (bits >> bit & 1) {
+				feature_name(name, sizeof(name), word, bit);
+				json_array_append_new(names, json_string(name));
+			}
+	}
+	return names;
 }
 
 int cpuid_check(
@@ -347,13 +386,8 @@ int cpuid_check(
 		struct kvm_cpuid_entry2 *have = find(here, here_count, word->function, word->index);
 		struct kvm_cpuid_entry2 *want =
 			find((struct kvm_cpuid_entry2 *)seen, count, word->function, word->index);
-		uint32_t needs = want ? *register_of(want, word->reg) : 0;
+		uint32_t needs = features_of(word, want);
 
-		/* OSXSAVE and OSPKE mirror CR4, they are no features. */
-		if (word->function == 0x1 && word->reg == ECX)
-			needs &= ~BIT(27);
-		if (word->function == 0x7 && word->reg == ECX)
-			needs &= ~BIT(4);
 		name_missing(
 			missing, sizeof(missing), word, needs & ~(have ? *register_of(have, word->reg) : 0));
 	}

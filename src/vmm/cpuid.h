@@ -10,6 +10,8 @@
 
 #include "vmm/kvm.h"
 
+#include <jansson.h>
+
 /* What a vCPU with this APIC id of `vcpus` sees; `to` has room for CPUID_ENTRIES_MAX. Returns the count. */
 uint32_t cpuid_make(const struct kvm *kvm, uint32_t apic_id, uint32_t vcpus, struct kvm_cpuid_entry2 *to);
 
@@ -17,3 +19,7 @@ uint32_t cpuid_make(const struct kvm *kvm, uint32_t apic_id, uint32_t vcpus, str
  * missing. */
 int cpuid_check(
 	const struct kvm *kvm, const struct kvm_cpuid_entry2 *seen, uint32_t count, struct error *error);
+
+/* The names of the features in these entries, as in cpuid_check's sentence: a new array. A host can run
+ * whoever sees no more than it has. */
+json_t *cpuid_features(const struct kvm_cpuid_entry2 *entries, uint32_t count);

@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "vmm/control.h"
+#include "vmm/cpuid.h"
 #include "vmm/loop.h"
 #include "vmm/machine.h"
 #include "vmm/sandbox.h"
@@ -20,6 +21,7 @@
 
 struct options {
 	int control;
+	int kvm; /* only tell what guests see here: -1 */
 	uid_t uid;
 	gid_t gid;
 	const char *name;
@@ -27,17 +29,22 @@ struct options {
 
 static void usage(void)
 {
-	fprintf(stderr, "usage: ferry-guest --control FD [--user UID:GID] [--name NAME]\n"
-			"Runs one guest for xend, which hands it FD, a listening SOCK_SEQPACKET socket.\n");
+	fprintf(stderr,
+		"usage: ferry-guest --control FD [--user UID:GID] [--name NAME]\n"
+		"       ferry-guest --features FD [--user UID:GID]\n"
+		"Runs one guest for xend, which hands it FD, a listening SOCK_SEQPACKET socket; or tells on\n"
+		"standard output what a guest would see of the processor, given FD, /dev/kvm.\n");
 }
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option known[] = {{"control", required_argument, NULL, 'c'},
-		{"user", required_argument, NULL, 'u'}, {"name", required_argument, NULL, 'n'}, {0}};
+		{"features", required_argument, NULL, 'f'}, {"user", required_argument, NULL, 'u'},
+		{"name", required_argument, NULL, 'n'}, {0}};
 	int option, end;
 
-	*options = (struct options){.control = -1, .uid = (uid_t)-1, .gid = (gid_t)-1, .name = "ferry-guest"};
+	*options = (struct options){
+		.control = -1, .kvm = -1, .uid = (uid_t)-1, .gid = (gid_t)-1, .name = "ferry-guest"};
 	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		end = 0;
 		if (option == 'n')
@@ -45,13 +52,15 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		else if (option == 'c' && sscanf(optarg, "%d%n", &options->control, &end) == 1 &&
 			 !optarg[end])
 			continue;
+		else if (option == 'f' && sscanf(optarg, "%d%n", &options->kvm, &end) == 1 && !optarg[end])
+			continue;
 		else if (option == 'u' &&
 			 sscanf(optarg, "%u:%u%n", &options->uid, &options->gid, &end) == 2 && !optarg[end])
 			continue;
 		else
 			return false;
 	}
-	return optind == argc && options->control >= 0;
+	return optind == argc && (options->control >= 0) != (options->kvm >= 0);
 }
 
 /* Its only effect is that KVM_RUN returns (vcpu.c). */
@@ -67,6 +76,23 @@ static void set_signals(void)
 	sigaction(SIGUSR1, &kick, NULL);
 	sigaction(SIGPIPE, &ignore, NULL);
 	sigaction(SIGHUP, &ignore, NULL); /* the guest outlives whoever started it */
+}
+
+static int tell_features(int system, struct error *error)
+{
+	struct kvm_cpuid_entry2 entries[CPUID_ENTRIES_MAX];
+	_cleanup_json_ json_t *told = NULL;
+	struct kvm kvm;
+	int r = kvm_open(&kvm, system, error);
+
+	if (r < 0)
+		return r;
+	told = json_pack(
+		"{s:o}", "features", cpuid_features(entries, cpuid_make(&kvm, 0, VCPUS_MAX, entries)));
+	kvm_close(&kvm);
+	if (!told || json_dumpfd(told, STDOUT_FILENO, JSON_COMPACT) < 0)
+		return error_set(error, EIO, "Unable to tell what guests see of the processor.");
+	return 0;
 }
 
 static int run(struct loop *loop, const struct options *options, struct error *error)
@@ -105,7 +131,9 @@ int main(int argc, char **argv)
 	log_open(options.name, LOG_INFO_);
 	set_signals();
 	r = sandbox_enter(options.uid, options.gid, &error);
-	if (r == 0) {
+	if (r == 0 && options.kvm >= 0) {
+		r = tell_features(options.kvm, &error);
+	} else if (r == 0) {
 		loop = loop_new(&error);
 		r = loop ? run(loop, &options, &error) : -EIO;
 		loop_free(loop);

@@ -2,7 +2,9 @@
 #include "base/cleanup.h"
 #include "xend/disk_portrait.h"
 #include "xend/disks.h"
+#include "xend/guest.h"
 #include "xend/network.h"
+#include "xend/processor.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -22,13 +24,18 @@ static json_t *portray_disks(const struct guest_config *config)
 void objections_prepare(struct domain *domain, json_t *offer)
 {
 	struct xend *xend = domain->xend;
-	json_t *portraits;
+	_cleanup_message_ struct message seen = {0};
+	json_t *portraits, *features;
 
 	/* Nobody touches the configuration of a domain that is busy. */
 	xend_unlock(xend);
 	portraits = portray_disks(&domain->config);
 	xend_lock(xend);
 	json_object_set_new(offer, "portraits", portraits);
+	/* A guest whose process is from an older Ferry cannot say; then it shows when the state is loaded. */
+	if (guest_call(domain, json_pack("{s:s}", "do", "features"), &seen, GUEST_ANSWER_MS, NULL) >= 0 &&
+		(features = json_object_get(seen.body, "features")))
+		json_object_set(offer, "features", features);
 }
 
 static void object(json_t *objections, const struct error *error)
@@ -82,6 +89,8 @@ static void check_host(
 	const json_t *portraits = json_object_get(offer, "portraits");
 	struct error error;
 
+	if (processor_check(xend, json_object_get(offer, "features"), &error) < 0)
+		object(objections, &error);
 	for (size_t i = 0; i < config->disk_count; i++)
 		if (check_disk(config, i, portraits, &error) < 0)
 			object(objections, &error);

@@ -35,9 +35,10 @@ class Objections(unittest.TestCase):
         self.hosts("(dom0-min-mem 100000000)", "mount --bind {files}/other-disk {files}/disk",
                    vif=["bridge=xenbr7"])
         rig.run("ip link del xenbr7")
+        (self.two.root / "libexec/features").write_text("sse3 sse4a")
         sentence = self.objections()
-        self.assertIn("10.0.0.1 refuses the guest, for 3 reasons:\n  - ", sentence)
-        for part in ("needs 40 MiB", "is another disk here", "Bridge xenbr7"):
+        self.assertIn("10.0.0.1 refuses the guest, for 4 reasons:\n  - ", sentence)
+        for part in ("needs 40 MiB", "is another disk here", "Bridge xenbr7", "lacks features that the guest uses: avx2."):
             self.assertIn(part, sentence)
 
     def test_a_dry_run_says_the_same_and_moves_nothing(self):

@@ -1,0 +1,100 @@
+#include "xend/processor.h"
+#include "base/cleanup.h"
+#include "xend/guest.h"
+#include "xend/process.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+
+#define TELL_MS 5000
+#define TOLD_MAX 65536
+
+/* All that the process writes until it ends. */
+static size_t read_all(int output, char *text, size_t size)
+{
+	size_t length = 0;
+
+	for (;;) {
+		struct pollfd ready = {.fd = output, .events = POLLIN};
+		ssize_t n = poll(&ready, 1, TELL_MS) > 0 ? read(output, text + length, size - length) : 0;
+
+		if (n <= 0)
+			return length;
+		length += (size_t)n;
+	}
+}
+
+static int start_teller(const struct xend *xend, int kvm, int output, struct error *error)
+{
+	char program[320], user[32];
+	const char *const arguments[] = {program, "--features", "3", "--user", user, NULL};
+	struct spawn spawn = {.arguments = arguments, .pass = kvm, .output = output, .own_network = true};
+	pid_t pid;
+
+	snprintf(program, sizeof(program), "%s/ferry-guest", xend->paths.libexec);
+	snprintf(user, sizeof(user), "%u:%u", GUEST_UID_BASE, GUEST_UID_BASE);
+	return process_spawn(&spawn, &pid, error);
+}
+
+/* A new array of names. */
+static int ask_features(const struct xend *xend, json_t **features, struct error *error)
+{
+	_cleanup_close_ int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), process = -1, output = -1;
+	_cleanup_free_ char *text = malloc(TOLD_MAX);
+	_cleanup_json_ json_t *told = NULL;
+	int ends[2];
+
+	if (kvm < 0 || !text || pipe2(ends, O_CLOEXEC) < 0)
+		return error_set(error, errno, "Unable to ask what this host's processor can do: %s.",
+			strerror(errno));
+	output = ends[0];
+	process = start_teller(xend, kvm, ends[1], error);
+	close(ends[1]);
+	if (process < 0)
+		return process;
+	told = json_loadb(text, read_all(output, text, TOLD_MAX), 0, NULL);
+	if (process_wait(process, TELL_MS, NULL) < 0)
+		process_kill(process);
+	*features = json_incref(json_object_get(told, "features"));
+	return json_is_array(*features)
+		       ? 0
+		       : error_set(error, EIO,
+				 "What this host's processor can do, its ferry-guest does not tell.");
+}
+
+static bool has(const json_t *names, const char *name)
+{
+	for (size_t i = 0; i < json_array_size(names); i++) {
+		const char *one = json_string_value(json_array_get(names, i));
+
+		if (one && strcmp(one, name) == 0)
+			return true;
+	}
+	return false;
+}
+
+int processor_check(const struct xend *xend, const json_t *seen, struct error *error)
+{
+	_cleanup_json_ json_t *here = NULL;
+	char missing[512] = "";
+	int r = json_array_size(seen) ? ask_features(xend, &here, error) : 0;
+
+	if (r < 0)
+		return r;
+	for (size_t i = 0; i < json_array_size(seen); i++) {
+		const char *name = json_string_value(json_array_get(seen, i));
+		size_t length = strlen(missing);
+
+		if (name && !has(here, name))
+			snprintf(
+				missing + length, sizeof(missing) - length, "%s%s", length ? ", " : "", name);
+	}
+	if (!*missing)
+		return 0;
+	return error_set(error, EOPNOTSUPP,
+		"This host's processor lacks features that the guest uses: %s. Run the guest on a host that "
+		"has them.",
+		missing);
+}
