@@ -60,9 +60,9 @@ def processes(host, name):
     return found
 
 
-def orders(calls, point):
+def orders(calls, point, sent="KILL"):
     """strace's: look at these calls, and kill at a point (name, number) unless it is None."""
-    return ["-e", f"trace={calls}", *(["-e", f"inject={point[0]}:signal=KILL:when={point[1]}"] if point else [])]
+    return ["-e", f"trace={calls}", *(["-e", f"inject={point[0]}:signal={sent}:when={point[1]}"] if point else [])]
 
 
 class Wrapped:
@@ -79,9 +79,13 @@ class Wrapped:
                          f'  exec strace -D -I 2 -f -q -o {self.trace} $how {program} "$@"\nfi\nexec {program} "$@"\n')
         os.chmod(self.link, 0o755)
 
-    def order(self, calls, point):
+    def order(self, calls, point, sent="KILL"):
+        self.trace_with(orders(calls, point, sent))
+
+    def trace_with(self, options):
+        """What strace is to do with it."""
         with open(f"{self.link}.order", "w", encoding="ascii") as order:
-            order.write(" ".join(orders(calls, point)) + "\n")
+            order.write(" ".join(options) + "\n")
 
     def withdraw(self):
         """Whether the kill that was ordered came to pass."""
@@ -134,3 +138,21 @@ def enumerate_kills(attempt, trace, most):
             raise AssertionError(f"killed at call {point}: {failure!r}") from failure
     print(f"{killed} kills at {len(chosen)} of {len(points)} calls")
     assert killed > len(chosen) // 2 and len(points) > 10
+
+
+def hold_writer(host, directory):
+    """Stops the carrier once something is in the file that it writes to the directory, where it has no name yet."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for record in os.listdir(f"{host.root}/run/carriers"):
+            try:
+                with open(f"{host.root}/run/carriers/{record}", encoding="ascii") as file:
+                    pid = int(file.read().split()[0])
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{directory}/") and os.stat(f"/proc/{pid}/fd/{fd}").st_blocks:
+                        os.kill(pid, signal.SIGSTOP)
+                        return pid
+            except (OSError, IndexError, ValueError):
+                continue
+        time.sleep(0.001)
+    raise AssertionError("no carrier wrote a file")

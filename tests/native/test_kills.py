@@ -7,12 +7,13 @@ the target's name, and nothing is left behind. FERRY_EXHAUSTIVE=1 takes every ca
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 
 import pytest
 from conftest import BUILD, TOP
-from kills import GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, wait_for
+from kills import GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, read, wait_for
 
 POINTS = 25  # of each test, unless all are taken
 LINE = "tsc_khz=2000000 touch=8 dirty=2 rate=20000"
@@ -176,3 +177,43 @@ def test_the_guest_in_a_restore(rig):
         return killed
 
     enumerate_kills(attempt, rig.guest.trace, POINTS)
+
+
+def test_the_guest_in_a_save(rig, kernel):
+    """Its steps in a save are those that its carrier asks for: it dies before each call of the carrier's."""
+    rig.host.xm("destroy", "Native")
+    config = rig.host.write_config("Native", kernel, 64, 1, LINE)
+    with open(config, "a", encoding="ascii") as more:
+        more.write("on_crash = 'destroy'\n")
+
+    def attempt(point):
+        rig.host.xm("create", "-q", config)
+        rig.listen()
+        rig.heartbeat.wait_ready()
+        (guest,) = processes(rig.host, "ferry-guest")
+        if os.path.exists(rig.carrier.trace):
+            os.unlink(rig.carrier.trace)
+        rig.carrier.order("all", point, "STOP")
+        saving = rig.host.start_xm("save", "Native", rig.file).process
+        wait_for(lambda: saving.poll() is not None or "stopped by SIGSTOP" in read(rig.carrier.trace), "the save's next step")
+        stopped = saving.poll() is None
+        if stopped:
+            os.kill(guest, signal.SIGKILL)
+            for carrier in processes(rig.host, "ferry-carrier"):
+                os.kill(carrier, signal.SIGCONT)
+        said = saving.communicate(timeout=60)[1]
+        rig.wait(lambda: rig.names() == [], "the guest's end")
+        rig.nothing_left(0)
+        if saving.returncode == 0:
+            assert os.listdir(rig.directory) == ["c"]
+            rig.file_is_whole()
+            assert rig.restore() == (0, "")
+            rig.listen()
+            rig.beats()
+            rig.host.xm("destroy", "Native")
+            os.unlink(rig.file)
+        else:
+            assert stopped and said.startswith("Error: ") and os.listdir(rig.directory) == []
+        return stopped
+
+    enumerate_kills(attempt, rig.carrier.trace, POINTS)

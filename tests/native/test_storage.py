@@ -1,0 +1,114 @@
+"""Storage that fails under a checkpoint: a save fails with a sentence, the guest runs on and nothing is left; a restore that
+cannot read ends with a sentence."""
+
+import fcntl
+import os
+import signal
+import struct
+import subprocess
+
+import pytest
+from kills import hold_writer
+from test_checkpoints import runs_on
+from test_errors import refusal
+from test_native import arrived, start
+
+LINE = "tsc_khz=2000000 touch=96 dirty=2 rate=2000"
+SHUTDOWN = 0x8004587d  # EXT4_IOC_SHUTDOWN (Linux, fs/ext4/ext4.h): every access is an I/O error from then on
+WITHOUT_FLUSH = struct.pack("I", 2)
+
+def run(*words):
+    return subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def host(hosts, heartbeat, kernel):
+    start(hosts[0], heartbeat, kernel, memory=128, line=LINE)
+    return hosts[0]
+
+
+@pytest.fixture
+def place(tmp_path):
+    made = tmp_path / "place"
+    made.mkdir()
+    yield made
+    run("umount", made)
+
+
+@pytest.fixture
+def mounted(tmp_path, place):
+    """mounted(below) is a file system that has 400 MiB, on storage that has `below`."""
+    under = tmp_path / "below"
+    under.mkdir()
+
+    def mount(below):
+        image = under / "image"
+        if not run("mount", "-t", "tmpfs", "-o", f"size={below}", "none", under):
+            pytest.skip("nothing can be mounted here")
+        if not (run("truncate", "-s", "400M", image) and run("mkfs.ext4", "-q", "-O", "^has_journal", image) and
+                run("mount", "-o", "loop", image, place)):
+            pytest.skip("no file system can be made in a file here")
+        return place
+
+    yield mount
+    run("umount", place)
+    run("umount", under)
+
+
+def break_down(place):
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.ioctl(directory, SHUTDOWN, WITHOUT_FLUSH)
+    finally:
+        os.close(directory)
+
+
+def not_saved(host, heartbeat, place, sentence, *options):
+    before = set(os.listdir(place))
+    said = refusal(host, "save", *options, "Native", f"{place}/c")
+    assert sentence in said, said
+    assert set(os.listdir(place)) == before
+    runs_on(host, heartbeat)
+
+
+def test_a_directory_that_is_read_only(host, heartbeat, place):
+    if not run("mount", "-t", "tmpfs", "-o", "ro", "none", place):
+        pytest.skip("nothing can be mounted here")
+    not_saved(host, heartbeat, place, f"Unable to write file {place}/c: Read-only file system")
+
+
+@pytest.mark.parametrize("options", [[], ["--live"]], ids=["stopped", "live"])
+def test_storage_that_has_less_than_it_says(host, heartbeat, mounted, options):
+    not_saved(host, heartbeat, mounted("40m"), "Unable to write the checkpoint: ", *options)
+
+
+@pytest.mark.parametrize("options", [[], ["--live"], ["--compress"]], ids=["stopped", "live", "compressed"])
+def test_a_disk_that_breaks_while_it_is_written(host, heartbeat, mounted, options):
+    place = mounted("300m")
+    saving = host.start_xm("save", *options, "Native", f"{place}/c")
+    held = hold_writer(host, place)
+    break_down(place)
+    os.kill(held, signal.SIGCONT)
+    with pytest.raises(RuntimeError, match="Error: .*Input/output error"):
+        saving.finish()
+    runs_on(host, heartbeat)
+    # What is left of it below a file system that broke down, its repair tells; there is no name.
+    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    assert os.listdir(place) == ["lost+found"]
+
+
+def test_a_disk_that_breaks_while_it_is_read(host, heartbeat, mounted):
+    place = mounted("300m")
+    path = f"{place}/c"
+    host.xm("save", "Native", path)
+    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        break_down(place)
+        said = refusal(host, "restore", "--eager", path)
+    finally:
+        os.close(descriptor)
+    assert path in said and "Input/output error" in said
+    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    host.xm("restore", path)
+    arrived(host, heartbeat)
