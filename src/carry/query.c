@@ -94,7 +94,11 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 	if (!host)
 		return error_set(error, EINVAL, "The job for the carrier has no host.");
 	snprintf(port, sizeof(port), "%lld", (long long)job_number(job, "port"));
-	r = wire_connect(&wire, job, host, port, error);
+	r = job_event(job, "connecting", NULL, error);
+	if (r == 0)
+		r = wire_connect(&wire, job, host, port, error);
+	if (r == 0)
+		r = job_event(job, "connected", NULL, error);
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)

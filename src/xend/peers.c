@@ -59,8 +59,14 @@ int peers_query(struct xend *xend, const char *host, unsigned port, json_t *quer
 
 	if (r >= 0)
 		r = say_query(&carrier, host, port, asked, bytes_per_second != NULL, error);
-	if (r >= 0)
-		r = carrier_expect(&carrier, "reply", &event, error);
+	do {
+		message_free(&event);
+		event = (struct message){0};
+		if (r >= 0)
+			r = carrier_hear(&carrier, &event, error);
+	} while (r >= 0 && (carrier_heard(&event, "connecting") || carrier_heard(&event, "connected")));
+	if (r >= 0 && !carrier_heard(&event, "reply"))
+		r = error_set(error, EPROTO, "The carrier said something else where 'reply' was due.");
 	if (r < 0)
 		return r;
 	if (bytes_per_second)
@@ -76,7 +82,9 @@ struct asked {
 	struct carrier carrier;
 	char host[256];
 	unsigned port;
-	bool open; /* no answer yet */
+	bool open;     /* no answer yet */
+	bool reached;  /* it accepted the connection */
+	long long end; /* monotonic ms: it has that long for what is due */
 };
 
 struct inquiry {
@@ -163,6 +171,29 @@ static void take_answer(struct inquiry *inquiry, const struct asked *asked, cons
 			config->name, where, name, (int)id);
 }
 
+static void take_event(struct inquiry *inquiry, struct asked *asked)
+{
+	_cleanup_message_ struct message event = {0};
+	struct error error;
+	int r = channel_receive(asked->carrier.channel, &event, &error);
+
+	if (r >= 0 && carrier_heard(&event, "connecting")) {
+		asked->end = monotonic_ms() + WHO_HAS_REACH_MS;
+	} else if (r >= 0 && carrier_heard(&event, "connected")) {
+		asked->reached = true;
+		asked->end = monotonic_ms() + WHO_HAS_ANSWER_MS;
+	} else {
+		asked->open = false;
+		if (r >= 0 && carrier_heard(&event, "reply"))
+			take_answer(inquiry, asked, json_object_get(event.body, "reply"));
+		else if (r >= 0)
+			r = channel_error_of(event.body, &error);
+		if (r < 0)
+			log_warning("%s was not heard about domain '%s': %s", asked->host,
+				inquiry->domain->config.name, error.text);
+	}
+}
+
 /* Whoever has something to say says it. Without the lock. */
 static void hear_some(struct inquiry *inquiry, int timeout_ms)
 {
@@ -174,46 +205,40 @@ static void hear_some(struct inquiry *inquiry, int timeout_ms)
 				.events = POLLIN};
 	if (poll(ready, inquiry->count, timeout_ms) <= 0)
 		return;
-	for (unsigned i = 0; i < inquiry->count; i++) {
-		_cleanup_message_ struct message event = {0};
-		struct asked *asked = &inquiry->peers[i];
-		struct error error;
-
-		if (!ready[i].revents)
-			continue;
-		asked->open = false;
-		if (channel_receive(asked->carrier.channel, &event, &error) >= 0) {
-			if (carrier_heard(&event, "reply"))
-				take_answer(inquiry, asked, json_object_get(event.body, "reply"));
-			else
-				channel_error_of(event.body, &error);
-		}
-		if (!carrier_heard(&event, "reply"))
-			log_warning("%s was not heard about domain '%s': %s", asked->host,
-				inquiry->domain->config.name, error.text);
-	}
+	for (unsigned i = 0; i < inquiry->count; i++)
+		if (ready[i].revents)
+			take_event(inquiry, &inquiry->peers[i]);
 }
 
-static bool any_open(const struct inquiry *inquiry)
+/* Gives up who is late; how long the next of the others has, -1 where there is none. */
+static int time_left(struct inquiry *inquiry)
 {
-	for (unsigned i = 0; i < inquiry->count; i++)
-		if (inquiry->peers[i].open)
-			return true;
-	return false;
+	long long now = monotonic_ms(), next = -1;
+
+	for (unsigned i = 0; i < inquiry->count; i++) {
+		struct asked *asked = &inquiry->peers[i];
+
+		if (asked->open && asked->end <= now) {
+			asked->open = false;
+			log_warning("%s %s whether it has domain '%s', which starts without its answer.",
+				asked->host,
+				asked->reached ? "did not say in time"
+					       : "could not be reached in time and asked",
+				inquiry->domain->config.name);
+		}
+		if (asked->open && (next < 0 || asked->end < next))
+			next = asked->end;
+	}
+	return next < 0 ? -1 : (int)(next - now);
 }
 
 /* Without the lock. */
 static void hear_all(struct inquiry *inquiry)
 {
-	long long end = monotonic_ms() + WHO_HAS_MS, left;
+	int left;
 
-	while (any_open(inquiry) && !inquiry->found.code && (left = end - monotonic_ms()) > 0)
-		hear_some(inquiry, (int)left);
-	for (unsigned i = 0; i < inquiry->count && !inquiry->found.code; i++)
-		if (inquiry->peers[i].open)
-			log_warning("%s did not say within %d s whether it has domain '%s', which starts "
-				    "without its answer.",
-				inquiry->peers[i].host, WHO_HAS_MS / 1000, inquiry->domain->config.name);
+	while (!inquiry->found.code && (left = time_left(inquiry)) >= 0)
+		hear_some(inquiry, left);
 }
 
 /* Carriers may take a moment to end, and nobody has to wait for that. With the lock, which it lets go of. */
@@ -239,6 +264,7 @@ static void start_asking(struct inquiry *inquiry, const json_t *query)
 		if (r >= 0)
 			r = say_query(&asked->carrier, asked->host, asked->port, query, false, &error);
 		asked->open = r >= 0;
+		asked->end = monotonic_ms() + WHO_HAS_ANSWER_MS;
 		if (r < 0)
 			log_warning("%s was not asked about domain '%s': %s", asked->host,
 				inquiry->domain->config.name, error.text);

@@ -3,9 +3,10 @@
  * and asked before a guest is started whether they have it. No lock of a block
  * device crosses hosts, so this is what keeps a guest from being started twice.
  *
- * It is advice, not proof: a host that does not answer within WHO_HAS_MS is logged
- * and counts as having nothing. Two hosts that start one guest at the same moment
- * both hear of the other, and both refuse.
+ * It is advice, not proof: a host that cannot be reached within WHO_HAS_REACH_MS, or
+ * that was reached and does not answer within WHO_HAS_ANSWER_MS, is logged and counts
+ * as having nothing. Two hosts that start one guest at the same moment both hear of
+ * the other, and both refuse.
  *
  * All functions are called with the lock held.
  */
@@ -13,7 +14,8 @@
 
 #include "xend/domain.h"
 
-#define WHO_HAS_MS 2000
+#define WHO_HAS_REACH_MS 2000
+#define WHO_HAS_ANSWER_MS 10000
 
 /* A guest has gone to this host, or come from it. */
 void peers_remember(struct xend *xend, const char *host, unsigned port);

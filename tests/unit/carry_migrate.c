@@ -506,6 +506,8 @@ static void hosts_ask_each_other(void **state)
 		message_free(&query);
 		carrier_say(
 			&move.dest, json_pack("{s:s, s:{s:[]}}", "do", "reply", "reply", "guests"), NULL, 0);
+		pass(&move.source, "connecting");
+		pass(&move.source, "connected");
 		reply = carrier_event(&move.source, "reply");
 		assert_true(json_is_array(json_object_get(json_object_get(reply.body, "reply"), "guests")));
 		assert_int_equal(
