@@ -5,6 +5,7 @@
 #include "xend/handover.h"
 #include "xend/jobs.h"
 #include "xend/lifecycle.h"
+#include "xend/moves.h"
 
 #include <errno.h>
 #include <event2/buffer.h>
@@ -13,6 +14,7 @@
 #include <event2/listener.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
@@ -275,14 +277,14 @@ static void migrate(struct call *call)
 										"auto", "yes", "no", NULL};
 	_cleanup_domain_ struct domain *domain = NULL;
 	json_int_t port = 0, rate = 0, max_downtime = 0, timeout = 0;
-	int live = false, dryrun = false;
+	int live = false, dryrun = false, detach = false;
 	struct migrate_options options = {.on_stall = "stop", .compress = "auto"};
 	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?b, s?I, s?b, s?I, s?I, s?I, s?s, s?s}", "host", &options.host, "dryrun",
-		    &dryrun, "port", &port, "live", &live, "rate_mbit", &rate, "max_downtime_ms",
+	if (!CALL_BODY(call, "{s:s, s?b, s?I, s?b, s?I, s?I, s?I, s?s, s?s, s?b}", "host", &options.host,
+		    "dryrun", &dryrun, "port", &port, "live", &live, "rate_mbit", &rate, "max_downtime_ms",
 		    &max_downtime, "timeout_s", &timeout, "on_stall", &options.on_stall, "compress",
-		    &options.compress))
+		    &options.compress, "detach", &detach))
 		return;
 	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
 		strlen(options.host) > 253 || max_downtime < 0 || max_downtime > MIGRATE_MS_MAX ||
@@ -294,6 +296,7 @@ static void migrate(struct call *call)
 	}
 	options.port = port ? (unsigned)port : (unsigned)call->xend->config.relocation_port;
 	options.live = live;
+	options.detach = detach;
 	options.rate_mbit = (unsigned)rate;
 	options.max_downtime_ms = (unsigned)max_downtime;
 	options.timeout_s = (unsigned)timeout;
@@ -329,6 +332,28 @@ static void settle_handover(struct call *call)
 			&error, EINVAL, "A hand-over is settled by keep or forget, found '%.32s'.", settle);
 	else
 		r = handover_force(domain, keep, &error);
+	answer(call, r, &error);
+}
+
+static void migrations(struct call *call)
+{
+	reply_json(call->reply, 200, json_pack("{s:o}", "migrations", moves_describe(call->xend)));
+}
+
+/* Ends the save or migration that is under way, if that is still possible; does not wait for it. */
+static void cancel(struct call *call)
+{
+	_cleanup_domain_ struct domain *domain = call_domain(call, "released");
+	struct error error;
+	int r = 0;
+
+	if (!domain)
+		return;
+	if (!domain->busy || domain->cancel < 0)
+		r = error_set(&error, EBUSY, "Domain '%s' is %s: there is nothing that could be cancelled.",
+			domain->config.name, domain->busy ? domain->busy : "not being moved or saved");
+	else
+		eventfd_write(domain->cancel, 1);
 	answer(call, r, &error);
 }
 
@@ -386,6 +411,8 @@ static const struct route {
 	{EVHTTP_REQ_POST, "/domains/*/migrate", migrate},
 	{EVHTTP_REQ_GET, "/domains/*/handover", explain_handover},
 	{EVHTTP_REQ_POST, "/domains/*/handover", settle_handover},
+	{EVHTTP_REQ_GET, "/migrations", migrations},
+	{EVHTTP_REQ_POST, "/domains/*/cancel", cancel},
 	{EVHTTP_REQ_GET, "/domains/*/console", console_stream},
 	{EVHTTP_REQ_POST, "/domains/*/console", console_input},
 	{EVHTTP_REQ_GET, "/domains/*/gone", gone},

@@ -104,7 +104,9 @@ int carrier_hear(struct carrier *carrier, struct message *event, struct error *e
 		}
 		if (!carrier_heard(event, "progress"))
 			return 0;
-		if (carrier->progress)
+		if (carrier->told)
+			carrier->told(carrier->context, event->body);
+		else if (carrier->progress)
 			reply_line(carrier->progress, json_incref(event->body));
 		message_free(event);
 	}

@@ -5,6 +5,7 @@
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
+#include "xend/moves.h"
 #include "xend/shared_memory.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
@@ -53,8 +54,12 @@ int domain_find(struct xend *xend, const char *name_or_id, struct domain **resul
 	if (!domain && *name_or_id && !*end)
 		for (domain = xend->domains; domain && domain->id != id; domain = domain->next)
 			;
-	if (!domain)
-		return error_set(error, ENOENT, "Domain '%s' does not exist.", name_or_id);
+	if (!domain) {
+		int r = error_set(error, ENOENT, "Domain '%s' does not exist.", name_or_id);
+
+		moves_add_destination(xend, name_or_id, error->text, sizeof(error->text));
+		return r;
+	}
 	*result = domain_ref(domain);
 	return 0;
 }

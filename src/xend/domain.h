@@ -75,7 +75,8 @@ static inline void cleanup_domain(struct domain **domain)
 }
 #define _cleanup_domain_ __attribute__((cleanup(cleanup_domain)))
 
-/* By name or ID; with a reference for the caller. The sentence is xm's "Domain 'x' does not exist." */
+/* By name or ID; with a reference for the caller. The sentence is xm's "Domain 'x' does not exist.", and
+ * where it went. */
 int domain_find(struct xend *xend, const char *name_or_id, struct domain **domain, struct error *error);
 struct domain *domain_by_uuid(struct xend *xend, const char *uuid); /* borrowed, NULL: none */
 

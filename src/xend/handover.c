@@ -4,6 +4,7 @@
 #include "xend/carrier.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
+#include "xend/moves.h"
 #include "xend/store.h"
 #include "xend/trust.h"
 
@@ -150,10 +151,12 @@ enum handover_end handover_settle(struct domain *domain, const char *ticket, con
 	xend_changed(domain->xend);
 	if (r < 0)
 		return HANDOVER_OPEN;
-	if (owned)
+	if (owned) {
+		moves_departed(domain, host);
 		handover_gone(domain, ticket);
-	else
+	} else {
 		handover_back(domain, ticket);
+	}
 	return owned ? HANDOVER_GONE : HANDOVER_BACK;
 }
 

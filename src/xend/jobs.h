@@ -38,6 +38,7 @@ struct migrate_options {
 	unsigned timeout_s;       /* from when the copying begins, 0: none */
 	const char *on_stall;     /* "stop" or "cancel" */
 	const char *compress;     /* "auto", "yes" or "no" */
+	bool detach;              /* the client's leaving ends it only before there is any progress */
 };
 
 void job_migrate(struct domain *domain, const struct migrate_options *options, struct reply *reply);

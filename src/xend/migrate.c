@@ -6,6 +6,7 @@
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/moves.h"
 #include "xend/trust.h"
 #include "xend/objections.h"
 #include "xend/peers.h"
@@ -18,6 +19,7 @@
 struct sending {
 	struct domain *domain;
 	const struct migrate_options *options;
+	struct move *move;
 	char ticket[37];
 	bool committed;
 };
@@ -77,14 +79,14 @@ static int commit(struct sending *sending, struct carrier *carrier, struct messa
 	return r;
 }
 
-static int run_send(struct sending *sending, struct reply *reply, struct message *done, struct error *error)
+static int run_send(struct sending *sending, struct message *done, struct error *error)
 {
-	_cleanup_carrier_ struct carrier carrier = {0};
-	int r = filling_wait(sending->domain, reply_cancel_fd(reply), error);
+	struct move *move = sending->move;
+	_cleanup_carrier_ struct carrier carrier = {.told = move_progress, .context = move};
+	int r = filling_wait(sending->domain, move->ends, error);
 
 	if (r >= 0)
-		r = carrier_start(&carrier, sending->domain->xend, reply_cancel_fd(reply), reply, error);
-
+		r = carrier_start(&carrier, sending->domain->xend, move->ends, NULL, error);
 	if (r >= 0)
 		r = offer_and_copy(sending, &carrier, error);
 	return r < 0 ? r : commit(sending, &carrier, done, error);
@@ -94,6 +96,7 @@ static void succeed(struct sending *sending, const struct message *done, struct 
 {
 	json_t *line = done->body ? json_copy(done->body) : json_object();
 
+	moves_departed(sending->domain, sending->options->host);
 	json_object_set_new(line, "event", json_string("done"));
 	reply_line(reply, line);
 	reply_end(reply);
@@ -111,12 +114,14 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 
 	log_warning("Domain '%s': the line to %s broke while control passed: %s", domain->config.name,
 		options->host, why->text);
+	move_end(sending->move, MOVE_UNCERTAIN, NULL, why->text);
 	reply_line(reply,
 		json_pack("{s:s, s:s, s:s}", "event", "progress", "phase", "uncertain", "error", why->text));
 	end = handover_settle(domain, sending->ticket, options->host, options->port);
 	if (end == HANDOVER_GONE) {
 		struct message nothing = {0};
 
+		move_end(sending->move, MOVE_DONE, NULL, NULL);
 		succeed(sending, &nothing, reply);
 		return;
 	}
@@ -133,6 +138,7 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 		"could take it "
 		"(%s)",
 		domain->config.name, options->host, why->text);
+	move_end(sending->move, MOVE_FAILED, NULL, error.text);
 	reply_error(reply, &error);
 }
 
@@ -144,16 +150,18 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 	int r = uuid_draw(sending.ticket, &error);
 
 	if (r >= 0)
-		r = domain_begin_job(domain, "being migrated", reply_cancel_fd(reply), &error);
-	if (r < 0) {
+		sending.move = move_begin(domain, options, reply, &error);
+	if (!sending.move) {
 		reply_error(reply, &error);
 		return;
 	}
 	reply_stream(reply, "application/x-ndjson");
-	r = run_send(&sending, reply, &done, &error);
+	r = run_send(&sending, &done, &error);
 	if (sending.committed)
 		peers_remember(domain->xend, options->host, options->port);
 	if (r >= 0) {
+		/* Before the guest's console ends: who watches it asks where it went. */
+		move_end(sending.move, MOVE_DONE, done.body, NULL);
 		handover_gone(domain, sending.ticket);
 		succeed(&sending, &done, reply);
 	} else if (sending.committed) {
@@ -163,6 +171,7 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 			error.text);
 		/* What was not recorded needs no dropping: back without a ticket. */
 		handover_back(domain, sending.ticket);
+		move_end(sending.move, MOVE_FAILED, NULL, error.text);
 		reply_error(reply, &error);
 	}
 }

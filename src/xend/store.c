@@ -24,6 +24,9 @@ static const char schema[] =
 	"port)) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS trusted(host TEXT PRIMARY KEY COLLATE NOCASE, address TEXT NOT NULL,"
 	" fingerprint TEXT NOT NULL, since INTEGER NOT NULL) WITHOUT ROWID;"
+	"CREATE TABLE IF NOT EXISTS destinations(name TEXT PRIMARY KEY, host TEXT NOT NULL, went_at INTEGER "
+	"NOT NULL)"
+	" WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;";
 
 /* A ticket nobody has asked about for this long will not be asked about. */
@@ -405,4 +408,32 @@ int store_each_peer(struct store *store, int (*visit)(void *context, const char 
 			return r;
 	}
 	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+int store_put_destination(struct store *store, const char *name, const char *host, struct error *error)
+{
+	return run(store, error,
+		"REPLACE INTO destinations(name, host, went_at) VALUES (?, ?, strftime('%s'))", "ss", name,
+		host);
+}
+
+int store_destination(
+	struct store *store, const char *name, char *host, size_t size, int64_t *went_at, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r = sqlite3_prepare_v2(
+		store->db, "SELECT host, went_at FROM destinations WHERE name = ?", -1, &statement, NULL);
+
+	*went_at = 0;
+	if (r == SQLITE_OK)
+		r = sqlite3_bind_text(statement, 1, name, -1, SQLITE_TRANSIENT);
+	if (r == SQLITE_OK)
+		r = sqlite3_step(statement);
+	if (r == SQLITE_DONE)
+		return 0;
+	if (r != SQLITE_ROW)
+		return failed(store, error);
+	snprintf(host, size, "%s", text(statement, 0));
+	*went_at = sqlite3_column_int64(statement, 1);
+	return 0;
 }

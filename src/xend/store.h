@@ -117,3 +117,8 @@ int store_clear_leftovers(struct store *store, struct error *error);
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error);
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
 	void *context, struct error *error);
+
+/* Where the guest of this name went, and when (seconds since 1970; 0: no such guest left this host). */
+int store_put_destination(struct store *store, const char *name, const char *host, struct error *error);
+int store_destination(struct store *store, const char *name, char *host, size_t size, int64_t *went_at,
+	struct error *error);

@@ -1,4 +1,5 @@
 #include "xend/xend.h"
+#include "xend/moves.h"
 
 #include <errno.h>
 #include <event2/thread.h>
@@ -66,6 +67,7 @@ void xend_free(struct xend *xend)
 		event_free(xend->posted);
 	if (xend->base)
 		event_base_free(xend->base);
+	moves_free(xend);
 	close(xend->stop);
 	pthread_mutex_destroy(&xend->lock);
 	pthread_mutex_destroy(&xend->post_lock);

@@ -23,6 +23,7 @@
 #include <sys/queue.h>
 
 struct domain;
+struct move;
 struct shared_memory;
 struct store;
 struct trust;
@@ -45,6 +46,7 @@ struct xend {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;                /* a domain's state, a job's end, a worker's end */
 	struct domain *domains;                /* in the order of their IDs */
+	struct move *moves;                    /* migrations away from here, the latest first */
 	struct shared_memory *shared_memories; /* of clones */
 	TAILQ_HEAD(, visitor) visitors;        /* of the relocation port (relocation.h) */
 	unsigned workers, carriers_started;

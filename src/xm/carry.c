@@ -5,6 +5,7 @@
 #include "xm/domain.h"
 #include "xm/handover.h"
 #include "xm/job.h"
+#include "xm/migrations.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -156,6 +157,8 @@ static int migration_body(const struct arguments *arguments, json_t **body, stru
 	const char *host = arguments->words[1];
 
 	*body = json_pack("{s:s, s:b}", "host", host, "live", option_given(arguments, "live"));
+	if (*body && option_given(arguments, "detach"))
+		json_object_set_new(*body, "detach", json_true());
 	if (!*body || !*host)
 		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++) {
@@ -209,6 +212,7 @@ static int migrate_to(struct xm *xm, const struct arguments *arguments, struct e
 	const char *domain = arguments->words[0], *host = arguments->words[1];
 	_cleanup_free_ char *doing = NULL, *cancelled = NULL;
 	_cleanup_json_ json_t *body = NULL, *done = NULL;
+	bool dryrun = option_given(arguments, "dryrun");
 	char path[256];
 	int r = domain_is_guest(domain, "migrated", error);
 
@@ -225,19 +229,32 @@ static int migrate_to(struct xm *xm, const struct arguments *arguments, struct e
 			"(xm list shows).",
 			domain) < 0)
 		return error_set(error, ENOMEM, "Out of memory.");
-	if (option_given(arguments, "dryrun"))
+	if (dryrun)
 		json_object_set_new(body, "dryrun", json_true());
-	r = job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
-	if (r >= 0)
-		(option_given(arguments, "dryrun") ? print_forecast : print_migration)(domain, host, done);
+	r = job_run(&xm->client, path, body,
+		&(struct job){doing, cancelled, .lines = true,
+			.detach = option_given(arguments, "detach") && !dryrun},
+		&done, error);
+	if (r >= 0 && done)
+		(dryrun ? print_forecast : print_migration)(domain, host, done);
+	else if (r >= 0)
+		printf("%s goes on by itself: xm migrate --status %s tells how far it is.\n", doing, domain);
 	return r;
 }
 
 static int migrate(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
+	if (option_given(arguments, "status") && arguments->word_count <= 1)
+		return migrations_status(xm, arguments, error);
+	if (arguments->word_count == 0) {
+		xm->wrong_arguments = true;
+		return error_set(error, EINVAL, "xm migrate: expected <Domain> <Host>, found no word.");
+	}
 	if (option_given(arguments, "resolve") || option_given(arguments, "keep") ||
 		option_given(arguments, "forget"))
 		return handover_resolve(xm, arguments, error);
+	if (option_given(arguments, "cancel") && arguments->word_count == 1)
+		return migrations_cancel(xm, arguments, error);
 	if (arguments->word_count == 2)
 		return migrate_to(xm, arguments, error);
 	xm->wrong_arguments = true;
@@ -258,7 +275,8 @@ const struct command carry_commands[] = {
 			{"name", 'n', "NEW",
 				"make a clone of this name: new uuid and MACs, disk=[…] of its own"}},
 		1, 3, restore},
-	{"migrate", NULL, "<Domain> <Host> | --resolve <Domain>", "Move a domain to another host.",
+	{"migrate", NULL, "<Domain> <Host> | --status [Domain] | --cancel <Domain> | --resolve <Domain>",
+		"Move a domain to another host.",
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
 			{"resource", 'r', "MBIT", "copy at most this many megabits per second"},
@@ -276,6 +294,9 @@ const struct command carry_commands[] = {
 				"only ask the other host whether it would take the domain, and tell how long "
 				"that "
 				"would take"},
+			{"detach", 'd', NULL, "leave it alone once memory is being copied"},
+			{"status", 0, NULL, "tell how far migrations are, and what became of the latest"},
+			{"cancel", 0, NULL, "end a migration that is under way; the domain runs on here"},
 			{"resolve", 0, NULL,
 				"tell what each side knows of a hand-over that the other host has not "
 				"confirmed"},
@@ -284,6 +305,6 @@ const struct command carry_commands[] = {
 				"here"},
 			{"forget", 0, NULL,
 				"with --resolve: the domain runs there, or nowhere, and is ended here"}},
-		1, 2, migrate},
+		0, 2, migrate},
 	{0},
 };

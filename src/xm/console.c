@@ -3,6 +3,7 @@
 #include "base/cleanup.h"
 #include "xm/command.h"
 #include "xm/domain.h"
+#include "xm/migrations.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -184,6 +185,10 @@ int console_attach(struct client *client, long long id, bool history, const char
 		r = transfer_result(&output, error);
 	if (terminal.raw)
 		write_all("\r\n", 2, NULL);
+	if (r >= 0 && output.ended) {
+		terminal_restore(&terminal);
+		migrations_tell_destination(client, id);
+	}
 	return r;
 }
 

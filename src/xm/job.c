@@ -8,10 +8,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #define EVENT_MAX (1024UL * 1024) /* bytes of one event */
 #define BAR_WIDTH 20
+#define LINE_EVERY_S 10
 
 /* What the events of a running job have come to. */
 struct events {
@@ -20,12 +22,33 @@ struct events {
 	json_t *last; /* done or failed */
 	bool shows;   /* standard error is a terminal */
 	bool shown;
+	long long line_round; /* of the latest line, where there is no terminal */
+	time_t line_at;
+	bool left; /* detached */
 };
 
 static void events_free(struct events *events)
 {
 	buffer_free(&events->line);
 	json_decref(events->last);
+}
+
+/* What is expected of the rest of a live migration, as far as that is known. */
+static void tell_expected(char *text, size_t size, const json_t *event)
+{
+	long long dirty = json_integer_value(json_object_get(event, "dirty_pages"));
+	long long left_ms = json_integer_value(json_object_get(event, "expected_left_ms"));
+	long long downtime = json_integer_value(json_object_get(event, "expected_downtime_ms"));
+	long long slowed = json_integer_value(json_object_get(event, "slowed_percent"));
+	size_t used = 0;
+
+	*text = '\0';
+	if (downtime > 0)
+		used = (size_t)snprintf(text, size,
+			", %lld dirty, %lld:%02lld left, downtime %lld ms expected", dirty, left_ms / 60000,
+			left_ms / 1000 % 60, downtime);
+	if (slowed > 0 && used < size)
+		snprintf(text + used, size - used, ", slowed by %lld %%", slowed);
 }
 
 void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns)
@@ -38,15 +61,16 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 	double part = total > 0 && sent >= 0 ? sent / total : 0;
 	long long left_s =
 		rate >= 1 && total > sent && total < 1e18 ? (long long)((total - sent) / rate + 0.5) : 0;
-	char bar[BAR_WIDTH + 1];
+	char bar[BAR_WIDTH + 1], expected[160];
 
+	tell_expected(expected, sizeof(expected), event);
 	part = part > 1 ? 1 : part;
 	memset(bar, ' ', BAR_WIDTH);
 	memset(bar, '#', (size_t)(part * BAR_WIDTH));
 	bar[BAR_WIDTH] = '\0';
 	if (round > 1)
-		snprintf(line, size, "%s: round %lld, %.0f MB sent, %lld pages left, %.0f MB/s", doing, round,
-			sent / 1e6, pages, rate / 1e6);
+		snprintf(line, size, "%s: round %lld, %.0f MB sent, %lld pages left, %.0f MB/s%s", doing,
+			round, sent / 1e6, pages, rate / 1e6, expected);
 	else
 		snprintf(line, size, "%s [%s] %3.0f%%  %.0f of %.0f MB  %.0f MB/s  %lld:%02lld left", doing,
 			bar, part * 100, sent / 1e6, total / 1e6, rate / 1e6, left_s / 60, left_s % 60);
@@ -54,13 +78,36 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 		line[columns - 1] = '\0';
 }
 
+/* For a log: a line for each round, and one every ten seconds. */
+static void print_line(struct events *events, const json_t *event)
+{
+	long long round = json_integer_value(json_object_get(event, "round"));
+	time_t now = time(NULL);
+	char line[512];
+
+	if (!events->line_round) {
+		events->line_round = 1;
+		events->line_at = now;
+	}
+	if (round <= events->line_round && now - events->line_at < LINE_EVERY_S)
+		return;
+	events->line_round = round;
+	events->line_at = now;
+	job_progress_line(line, sizeof(line), events->job->doing, event, 0);
+	fprintf(stderr, "%s\n", line);
+}
+
 static void show_progress(struct events *events, const json_t *event)
 {
 	struct winsize window = {0};
 	char line[512];
 
-	if (!events->shows)
+	events->left = events->job->detach;
+	if (!events->shows) {
+		if (events->job->lines && !events->left)
+			print_line(events, event);
 		return;
+	}
 	if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) < 0 || !window.ws_col)
 		window.ws_col = 80;
 	job_progress_line(line, sizeof(line), events->job->doing, event, window.ws_col);
@@ -171,7 +218,7 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 		return error_set(error, errno, "Unable to wait for signals: %s.", strerror(errno));
 	r = transfer_start(
 		&transfer, client, "POST", path, text, strlen(text), NULL, receive_events, &events, error);
-	while (r >= 0 && !transfer.ended && !events.last) {
+	while (r >= 0 && !transfer.ended && !events.last && !events.left) {
 		struct pollfd descriptor = {.fd = signals, .events = POLLIN};
 
 		r = client_wait(client, &descriptor, 1, -1, error);
@@ -181,5 +228,7 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 		}
 	}
 	clear_progress(&events);
+	if (r >= 0 && events.left && !events.last)
+		return 0;
 	return r < 0 ? r : result_of(&transfer, &events, done, error);
 }

@@ -10,6 +10,8 @@
 struct job {
 	const char *doing;     /* "Saving TestGuest", for the progress line */
 	const char *cancelled; /* what ^C comes to, a sentence for the user */
+	bool lines;            /* where there is no terminal: a line now and then on standard error */
+	bool detach;           /* leave as soon as there is progress; *done is then NULL */
 };
 
 /* Runs a job to its end. *done is its last event, owned by the caller. */

@@ -192,6 +192,36 @@ class Moves(unittest.TestCase):
         self.slow().leave()
         self.one_owner(on_one=True)
 
+    def test_a_migration_goes_on_without_its_client(self):
+        self.bulky()
+        stream = self.one.stream("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003, "live": True,
+                                                                "rate_mbit": 20, "detach": True})
+        wait_until(lambda: self.move()["progress"], "the copying")
+        stream.leave()
+        wait_until(lambda: self.move()["detached"], "the client's leaving")
+        self.one_owner(on_one=False)
+        wait_until(lambda: self.move()["state"] == "done", "the end")
+        self.assertGreater(self.move()["result"]["rounds"], 0)
+        for name in ("TestGuest", "1"):
+            self.refused("does not exist. It was migrated to 10.0.0.1 at ", self.one.get, f"/domains/{name}")
+        self.one.kill()
+        self.one.start()
+        self.refused("It was migrated to 10.0.0.1 at ", self.one.get, "/domains/TestGuest/console")
+
+    def move(self):
+        return (self.one.get("/migrations")["migrations"] or [{"progress": None}])[-1]
+
+    def test_a_migration_is_cancelled_by_somebody_else(self):
+        self.bulky()
+        self.refused("nothing that could be cancelled", self.one.post, "/domains/1/cancel")
+        stream = self.slow()
+        self.assertEqual(self.move()["state"], "running")
+        self.one.post("/domains/1/cancel")
+        with self.assertRaises(Refused):
+            stream.end()
+        self.one_owner(on_one=True)
+        self.assertEqual((self.move()["state"], self.move()["error"]), ("failed", "Cancelled."))
+
     def test_destroy_cancels(self):
         self.bulky()
         stream = self.slow()

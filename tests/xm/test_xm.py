@@ -258,6 +258,47 @@ def test_migrate_says_what_it_did_to_the_domain(xend):
          "compressed from 142.6 MB, slowed by up to 75 %.\n", "")
 
 
+def test_migrate_detached(xend):
+    xend.job("/domains/1/migrate", PROGRESS, cut=True)
+    assert xend.xm("migrate", "--live", "--detach", "1", "h") == \
+        (0, "Migrating 1 to h goes on by itself: xm migrate --status 1 tells how far it is.\n", "")
+    assert xend.asked[-1][2] == {"host": "h", "live": True, "detach": True}
+    xend.job("/domains/1/migrate", {"event": "failed", "error": "h refuses the guest."})
+    assert xend.xm("migrate", "--detach", "1", "h") == (1, "", "Error: h refuses the guest.\n")
+
+
+def test_migrate_prints_lines_where_there_is_no_terminal(xend):
+    more = {"dirty_pages": 812, "expected_left_ms": 61500, "expected_downtime_ms": 44, "slowed_percent": 50}
+    xend.job("/domains/1/migrate", PROGRESS, dict(PROGRESS, round=2, remaining_pages=12, **more),
+             dict(PROGRESS, round=2, remaining_pages=2), {"event": "done"})
+    assert xend.xm("migrate", "1", "h") == (
+        0, "Migrated 1 to h.\n", "Migrating 1 to h: round 2, 32 MB sent, 12 pages left, 120 MB/s, 812 dirty, 1:01 left, "
+        "downtime 44 ms expected, slowed by 50 %\n")
+
+
+def test_migrate_status_and_cancel(xend):
+    move = {"name": "TestGuest", "id": 1, "host": "h", "began_at": 1200000000, "ended_at": 0, "detached": True,
+            "progress": None, "result": None, "error": None}
+    xend.routes["GET", "/migrations"] = (200, {"migrations": [
+        dict(move, id=7, name="Other", state="done", ended_at=1200000009, result={"milliseconds": 3100, "downtime_ms": 38}),
+        dict(move, state="failed", error="The line broke.", ended_at=1200000009),
+        dict(move, state="running", progress=dict(PROGRESS, round=2, remaining_pages=12)),
+        dict(move, state="running")]})
+    code, out, err = xend.xm("migrate", "--status", "TestGuest")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0].startswith("TestGuest (ID 1) to h: failed at ")
+    assert out.splitlines()[0].endswith(": The line broke.")
+    assert out.splitlines()[1] == "TestGuest (ID 1) to h: round 2, 32 MB sent, 12 pages left, 120 MB/s"
+    assert out.splitlines()[2].startswith("TestGuest (ID 1) to h: begun at ")
+    assert xend.xm("migrate", "--status")[1].splitlines()[0].endswith(", in 3.1 s, downtime 38 ms")
+    assert xend.xm("migrate", "--status", "7")[1].startswith("Other (ID 7) to h: done at ")
+    assert xend.xm("migrate", "--status", "x") == \
+        (1, "", "Error: Domain 'x' has not been migrated from here since xend was started.\n")
+    xend.routes["POST", "/domains/1/cancel"] = (200, {})
+    assert xend.xm("migrate", "--cancel", "1") == (0, "", "")
+    assert xend.xm("migrate")[0] == 1
+
+
 def test_migrate_over_a_line_that_broke_at_the_end(xend):
     xend.job("/domains/1/migrate", {"event": "progress", "phase": "uncertain", "error": "The line broke; asking."},
              {"event": "done"})
@@ -477,8 +518,17 @@ def test_create_with_console_loses_no_byte(xend):
     xend.routes["POST", "/domains/1/unpause"] = unpause
     assert xend.xm("create", "-c", "g") == \
         (0, 'Using config file "./g".\nStarted domain TestGuest\nfirst byte\r\n', "")
-    assert [path for _, path, _ in xend.asked] == ["/domains", "/domains/1/console?history=1", "/domains/1/unpause"]
+    assert [path for _, path, _ in xend.asked][:3] == ["/domains", "/domains/1/console?history=1", "/domains/1/unpause"]
     assert xend.asked[0][2]["paused"] is True
+
+
+def test_console_of_a_guest_that_goes_to_another_host(xend):
+    xend.routes["GET", "/domains/1/console?history=1"] = lambda handler: (handler.begin("application/octet-stream"),
+                                                                          handler.end())
+    xend.routes["GET", "/migrations"] = (200, {"migrations": [{"name": "TestGuest", "id": 1, "host": "10.0.0.2",
+                                                               "state": "done"}]})
+    assert xend.xm("console", "1", stdin=subprocess.DEVNULL) == \
+        (0, "", "TestGuest was migrated to 10.0.0.2; there, xm console TestGuest goes on.\n")
 
 
 def test_console_of_a_guest_that_is_gone(xend):

@@ -1,0 +1,118 @@
+#include "xm/migrations.h"
+
+#include "base/cleanup.h"
+#include "xm/domain.h"
+#include "xm/job.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+static int get_migrations(struct client *client, json_t **reply, struct error *error)
+{
+	return client_call(client, "GET", "/migrations", NULL, reply, error);
+}
+
+static const char *member(const json_t *migration, const char *key)
+{
+	const char *text = json_string_value(json_object_get(migration, key));
+
+	return text ? text : "";
+}
+
+static void clock_text(const json_t *migration, const char *key, char text[16])
+{
+	time_t at = json_integer_value(json_object_get(migration, key));
+	struct tm local;
+
+	*text = '\0';
+	if (localtime_r(&at, &local))
+		strftime(text, 16, "%H:%M:%S", &local);
+}
+
+static void print_migration(const json_t *migration)
+{
+	const char *state = member(migration, "state");
+	const json_t *progress = json_object_get(migration, "progress"),
+		     *result = json_object_get(migration, "result");
+	char head[1024], line[1536], began[16], ended[16];
+
+	clock_text(migration, "began_at", began);
+	clock_text(migration, "ended_at", ended);
+	snprintf(head, sizeof(head), "%s (ID %lld) to %s", member(migration, "name"),
+		(long long)json_integer_value(json_object_get(migration, "id")), member(migration, "host"));
+	if (!strcmp(state, "running") && json_is_object(progress)) {
+		job_progress_line(line, sizeof(line), head, progress, 0);
+		printf("%s\n", line);
+	} else if (!strcmp(state, "running")) {
+		printf("%s: begun at %s\n", head, began);
+	} else if (!strcmp(state, "done") && json_is_object(result)) {
+		printf("%s: done at %s, in %.1f s, downtime %lld ms\n", head, ended,
+			json_number_value(json_object_get(result, "milliseconds")) / 1e3,
+			(long long)json_integer_value(json_object_get(result, "downtime_ms")));
+	} else if (!strcmp(state, "done")) {
+		printf("%s: done at %s\n", head, ended);
+	} else if (!strcmp(state, "failed")) {
+		printf("%s: failed at %s: %s\n", head, ended, member(migration, "error"));
+	} else {
+		printf("%s: %s: %s\n", head, state, member(migration, "error"));
+	}
+}
+
+static bool is_of(const json_t *migration, const char *name_or_id)
+{
+	char id[32];
+
+	snprintf(id, sizeof(id), "%lld", (long long)json_integer_value(json_object_get(migration, "id")));
+	return !name_or_id || !strcmp(member(migration, "name"), name_or_id) || !strcmp(id, name_or_id);
+}
+
+int migrations_status(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	const char *domain = arguments->word_count ? arguments->words[0] : NULL;
+	_cleanup_json_ json_t *reply = NULL;
+	const json_t *list;
+	size_t shown = 0;
+	int r = get_migrations(&xm->client, &reply, error);
+
+	if (r < 0)
+		return r;
+	list = json_object_get(reply, "migrations");
+	for (size_t i = 0; i < json_array_size(list); i++)
+		if (is_of(json_array_get(list, i), domain)) {
+			print_migration(json_array_get(list, i));
+			shown++;
+		}
+	if (!shown && domain)
+		return error_set(error, ENOENT,
+			"Domain '%s' has not been migrated from here since xend was started.", domain);
+	return 0;
+}
+
+int migrations_cancel(struct xm *xm, const struct arguments *arguments, struct error *error)
+{
+	char path[256];
+	int r = domain_path(path, arguments->words[0], "/cancel", error);
+
+	return r < 0 ? r : client_call(&xm->client, "POST", path, NULL, NULL, error);
+}
+
+void migrations_tell_destination(struct client *client, long long id)
+{
+	_cleanup_json_ json_t *reply = NULL;
+	const json_t *list;
+
+	if (get_migrations(client, &reply, NULL) < 0)
+		return;
+	list = json_object_get(reply, "migrations");
+	for (size_t i = 0; i < json_array_size(list); i++) {
+		const json_t *migration = json_array_get(list, i);
+
+		if (json_integer_value(json_object_get(migration, "id")) == id &&
+			!strcmp(member(migration, "state"), "done"))
+			fprintf(stderr, "%s was migrated to %s; there, xm console %s goes on.\n",
+				member(migration, "name"), member(migration, "host"),
+				member(migration, "name"));
+	}
+}
