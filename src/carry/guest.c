@@ -17,6 +17,8 @@ static int call(
 	_cleanup_json_ json_t *owned = request;
 	int r = channel_call(guest->channel, owned, fd, fd ? 1 : 0, reply, ANSWER_MS, error);
 
+	if (r == -EPIPE || r == -ECONNRESET)
+		return error_set(error, -r, "The guest's process has ended.");
 	return r < 0 ? error_prefix(error, "The guest's process does not do as asked: ") : 0;
 }
 

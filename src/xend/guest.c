@@ -21,6 +21,7 @@
 
 #define CREATE_MS 60000
 #define QUIT_MS 2000
+#define LAST_BREATH_MS 100 /* from a closed channel to the end of its process */
 
 struct guest_place {
 	char directory[112], control[128], record[128], carrier[128];
@@ -215,16 +216,30 @@ static int create_machine(
 	return channel_call(control, request, list.fds, list.count, NULL, CREATE_MS, error);
 }
 
+int guest_explain(const struct domain *domain, int r, struct error *error)
+{
+	char how[64];
+	int status = 0;
+
+	if ((r != -EPIPE && r != -ECONNRESET && r != -ECONNREFUSED) || domain->process < 0 ||
+		process_wait(domain->process, LAST_BREATH_MS, &status) < 0)
+		return r;
+	if (status > 128)
+		snprintf(how, sizeof(how), "was killed by signal %d (%s)", status - 128,
+			strsignal(status - 128));
+	else
+		snprintf(how, sizeof(how), "ended with status %d", status);
+	return error_set(error, EIO, "The process of domain '%s' %s; what it said of that is in %s.",
+		domain->config.name, how, domain->xend->config.logfile);
+}
+
 /* ferry-guest knows neither names nor paths, and a dead one says nothing. */
 static int explain(const struct domain *domain, bool incoming, int r, struct error *error)
 {
 	const struct guest_config *config = &domain->config;
 
-	if (r == -EPIPE || r == -ECONNRESET)
-		return error_set(error, EIO,
-			"The process of domain '%s' ended while the guest was being made; its reason is in "
-			"%s.",
-			config->name, domain->xend->config.logfile);
+	if (r == -EPIPE || r == -ECONNRESET || r == -ECONNREFUSED)
+		return guest_explain(domain, r, error);
 	if (r < 0 && !incoming)
 		return error_prefix(error, "Domain '%s' with kernel %s%s%s: ", config->name, config->kernel,
 			config->ramdisk ? " and ramdisk " : "", config->ramdisk ? config->ramdisk : "");

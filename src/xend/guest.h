@@ -29,6 +29,12 @@ enum guest_beginning {
  */
 int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error);
 
+/*
+ * After something asked of the guest has failed with r: where its channel broke because its process has
+ * ended, *error says so, and of what. Returns r, or -EIO then.
+ */
+int guest_explain(const struct domain *domain, int r, struct error *error);
+
 /* Finds the process that an earlier xend has started for the domain. -ESRCH: it is no more. */
 int guest_find(struct domain *domain, struct error *error);
 

@@ -216,6 +216,8 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 		r = run_restore(&restoring, reply, &loaded, &restoring.error);
 	}
 	domain = restoring.domain;
+	if (domain)
+		r = guest_explain(domain, r, &restoring.error);
 	filling = r >= 0 && json_is_true(json_object_get(loaded.body, "filling"));
 	if (r >= 0 && domain)
 		r = settle_in(&restoring, filling, &restoring.error);

@@ -2,13 +2,15 @@
 """A ferry-guest for xend's tests: speaks docs/internal/guest-control.md, has RAM, runs nothing.
 
 What it does is said by words in its kernel's command line: crash (a moment after it is
-resumed), error (KVM cannot run it), deaf (ignores the power button).
+resumed), error (KVM cannot run it), deaf (ignores the power button); and by files beside the program:
+features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that).
 """
 import array
 import json
 import mmap
 import os
 import selectors
+import signal
 import socket
 import struct
 import sys
@@ -16,13 +18,16 @@ import threading
 import time
 
 
-def features():
-    """Of this host's processor: those of a file beside the program, where there is one."""
-    path = os.path.join(os.path.dirname(sys.argv[0]), "features")
+def words_beside(name, otherwise):
+    path = os.path.join(os.path.dirname(sys.argv[0]), name)
     if not os.path.exists(path):
-        return ["sse3", "avx2"]
+        return otherwise
     with open(path, encoding="ascii") as file:
         return file.read().split()
+
+
+def features():
+    return words_beside("features", ["sse3", "avx2"])
 
 
 class Guest:
@@ -64,6 +69,8 @@ class Guest:
         if not data:
             return self.drop(connection)
         message = json.loads(data)
+        if message["do"] in words_beside("dies", []):
+            os.kill(os.getpid(), signal.SIGKILL)
         verb = "do_" + message["do"].replace("-", "_")
         try:
             reply, out = getattr(self, verb)(message, list(fds), connection)

@@ -110,6 +110,17 @@ class Moves(unittest.TestCase):
         self.refused("Unable to open disk", self.one.job, "/restore", {"file": self.checkpoint})
         self.assertEqual((self.one.names(), self.one.guests()), ([], []))
 
+    def test_a_guest_that_dies_while_it_is_made(self):
+        self.one.create()
+        self.save()
+        for verb in ("create", "memory", "load-state"):
+            (self.one.root / "libexec/dies").write_text(verb)
+            self.refused("The process of domain 'TestGuest' was killed by signal 9 (Killed); what it said of that is in",
+                         self.one.job, "/restore", {"file": self.checkpoint})
+            self.assertEqual((self.one.names(), self.one.guests()), ([], []))
+        (self.one.root / "libexec/dies").write_text("create")
+        self.refused("was killed by signal 9", self.one.create)
+
     def test_a_full_file_system(self):
         mounted = self.one.root / "small"
         mounted.mkdir()
