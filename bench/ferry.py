@@ -112,6 +112,21 @@ class Host:
             own_memory_mib(pid) for pid in self._family()[1:] if comm(f"/proc/{pid}").startswith("ferry-guest")
         )
 
+    def guest_memory_mib(self):
+        """Of all guests together: the memory files that there are, each once, and what clones have beside them."""
+        files, kib = {}, 0
+        for fd in os.listdir(f"/proc/{self.process.pid}/fd"):
+            path = f"/proc/{self.process.pid}/fd/{fd}"
+            if os.path.lexists(path) and os.readlink(path).startswith("/memfd:guest-ram"):
+                status = os.stat(path)
+                files[status.st_ino] = status.st_blocks // 2
+        for uuid in self.guests():
+            with open(f"{self.root}/run/guests/{uuid}/process", encoding="ascii") as record:
+                pid = int(record.read().split()[0])
+            with open(f"/proc/{pid}/status", encoding="ascii") as status:
+                kib += next(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
+        return (kib + sum(files.values())) >> 10
+
     def _family(self):
         family = [self.process.pid]
         for pid in family:

@@ -11,8 +11,6 @@ from test_errors import refusal
 from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, start_xend, wait_until
 from test_native import names, start
 
-MIB = 1 << 20
-
 
 @pytest.fixture
 def host(hosts):
@@ -65,14 +63,6 @@ class Clones:
         for uuid in self.beats:
             wait_until(lambda uuid=uuid: not self.status(uuid)["filling"], "the memory of a clone")
 
-    def memory(self):
-        """Of all of them together, bytes; what several have counts once."""
-        total = 0
-        for uuid in self.beats:
-            with open(f"/proc/{self.pid(uuid)}/smaps_rollup", encoding="ascii") as rollup:
-                total += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:")) << 10
-        return total
-
     def all_beat(self, count=100):
         since = time.monotonic()
         for beats in self.beats.values():
@@ -118,7 +108,7 @@ def test_clones_share_what_they_do_not_write(host, heartbeat, kernel, tmp_path, 
         clones.restore(path, f"Clone{number}")
     clones.filled()
     clones.all_beat(count=1000)
-    assert clones.memory() < 1.5 * 256 * MIB
+    assert 256 <= host.guest_memory_mib() < 1.5 * 256
     assert all(clones.status(uuid)["shared"] for uuid in clones.beats)
     for number in range(0, 6, 2):
         host.xm("destroy", f"Clone{number}")
