@@ -138,6 +138,12 @@ static int admit_memory(struct xend *xend, const struct newcomer *newcomer, size
 	(void)index;
 	if (r < 0 || needed <= free_mib)
 		return r;
+	if (newcomer->is_clone)
+		return error_set(error, ENOMEM,
+			"Domain '%s' needs %" PRIu64 " MiB beside the %" PRIu64
+			" MiB that clones of its checkpoint share, but this host has %" PRIu64
+			" MiB left for guests; end another guest.",
+			config->name, needed, config->memory, free_mib);
 	return error_set(error, ENOMEM,
 		"Domain '%s' needs %" PRIu64 " MiB (memory=%" PRIu64
 		" and %d for running it), but this host has "
