@@ -45,6 +45,9 @@ class Rig:
     def restore(self):
         return self.xm("restore", self.file)
 
+    def clone(self):
+        return self.xm("restore", "--name", "Clone", self.file)
+
     def restart_xend(self):
         self.host.process.wait(10)
         self.host.start()
@@ -99,7 +102,7 @@ class Rig:
             self.listen()
             self.beats()
             self.nothing_left(1)
-            self.host.xm("destroy", "Native")
+            self.host.xm("destroy", self.names()[0])
         self.nothing_left(0)
 
 
@@ -122,14 +125,16 @@ def test_the_carrier_of_a_save(rig):
     enumerate_kills(attempt, rig.carrier.trace, POINTS)
 
 
-def test_the_carrier_of_a_restore(rig):
+@pytest.mark.parametrize("what", ["restore", "clone"])
+def test_the_carrier_of_a(rig, what):
     assert rig.save() == (0, "")
+    name = {"restore": "Native", "clone": "Clone"}[what]
 
     def attempt(point):
         rig.carrier.order("all", point)
-        status, said = rig.restore()
+        status, said = getattr(rig, what)()
         assert status == 0 or said.startswith("Error: ")
-        assert rig.names() == (["Native"] if status == 0 else [])
+        assert rig.names() == ([name] if status == 0 else [])
         if status == 0:  # before the carrier of this restore can have come to its end
             rig.listen()
             rig.beats()
@@ -158,9 +163,10 @@ def test_xend_in_a_save(rig):
     enumerate_kills(xend_dies(rig, rig.save, rig.back_again), f"{rig.directory}.trace", POINTS)
 
 
-def test_xend_in_a_restore(rig):
+@pytest.mark.parametrize("what", ["restore", "clone"])
+def test_xend_in_a(rig, what):
     assert rig.save() == (0, "")
-    enumerate_kills(xend_dies(rig, rig.restore, rig.gone_again), f"{rig.directory}.trace", POINTS)
+    enumerate_kills(xend_dies(rig, getattr(rig, what), rig.gone_again), f"{rig.directory}.trace", POINTS)
 
 
 def test_the_guest_in_a_restore(rig):
