@@ -225,6 +225,8 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 		log_warning("%s was not restored: %s", options->file, restoring.error.text);
 		if (domain && domain->phase != DOMAIN_GONE)
 			lifecycle_finish(domain);
+		/* Before it is said: who hears of it finds nothing left. */
+		carrier_end(&restoring.carrier);
 		reply_error(reply, &restoring.error);
 	} else {
 		restored(&restoring, &loaded, reply);
