@@ -15,7 +15,7 @@
 #include "xend/domain.h"
 
 #define WHO_HAS_REACH_MS 2000
-#define WHO_HAS_ANSWER_MS 10000
+#define WHO_HAS_ANSWER_MS 8000
 
 /* A guest has gone to this host, or come from it. */
 void peers_remember(struct xend *xend, const char *host, unsigned port);

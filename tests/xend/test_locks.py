@@ -218,7 +218,7 @@ class TwoHosts(unittest.TestCase):
         self.addCleanup(deaf.close)
         for host, port, least, most, words in (
                 ("10.9.9.9", 18002, 1.5, 4, "10.9.9.9 could not be reached in time and asked whether it has domain 'TestGuest'"),
-                ("10.0.0.1", 18004, 9.5, 12, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
+                ("10.0.0.1", 18004, 7.5, 10, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
                 ("10.0.0.1", 1, 0, 2, "10.0.0.1 was not heard about domain 'TestGuest'")):
             with sqlite3.connect(self.one.root / "state/xend.db") as store:
                 store.execute("DELETE FROM peers")
