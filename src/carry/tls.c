@@ -15,6 +15,7 @@
 
 #define CERTIFICATES_MAX 16384 /* bytes of a peer's certificate chain */
 #define CHAIN_DEPTH 4
+#define READ_AHEAD 65536 /* bytes that one system call may bring: four records */
 #define ADDRESS_SIZE 64
 /* A key serves 2^24.5 full records of AES-GCM (RFC 8446, section 5.5), some 380 GiB. */
 #define RENEW_AFTER (UINT64_C(64) << 30)
@@ -24,7 +25,7 @@ struct tls {
 	SSL *line;
 	const json_t *trusted; /* borrowed from the job: [{"host", "address", "fingerprint"}, …] */
 	char *host;            /* whom the source means; NULL at the destination */
-	bool any, authority, certified;
+	bool any, authority;
 	char own[FINGERPRINT_SIZE], theirs[FINGERPRINT_SIZE];
 	char here[ADDRESS_SIZE], there[ADDRESS_SIZE]; /* this connection's two addresses */
 	struct error refusal;                         /* why the peer is not trusted */
@@ -128,10 +129,7 @@ static int judge(X509_STORE_CTX *check, void *argument)
 
 	if (!certificate || fingerprint_of(certificate, tls->theirs, &tls->refusal) < 0)
 		return 0;
-	if (tls->any || pinned(tls))
-		return 1;
-	tls->certified = certified(tls, check);
-	if (tls->certified)
+	if (tls->any || pinned(tls) || certified(tls, check))
 		return 1;
 	if (!tls->refusal.code)
 		refuse(tls);
@@ -222,7 +220,7 @@ static bool make_context(struct tls *tls)
 	if (!context || !SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) ||
 		!SSL_CTX_set_ciphersuites(context, cipher_suites()) || !SSL_CTX_set_num_tickets(context, 0))
 		return false;
-	SSL_CTX_set_options(context, SSL_OP_NO_TICKET | SSL_OP_ENABLE_KTLS);
+	SSL_CTX_set_options(context, SSL_OP_NO_TICKET);
 	SSL_CTX_set_session_cache_mode(context, SSL_SESS_CACHE_OFF);
 	SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
 	SSL_CTX_set_max_cert_list(context, CERTIFICATES_MAX);
@@ -232,11 +230,19 @@ static bool make_context(struct tls *tls)
 	return true;
 }
 
+/* What is read from the socket passes a buffer: OpenSSL asks for each record's head and body alone. */
 static bool make_line(struct tls *tls, int fd)
 {
+	BIO *buffer = BIO_new(BIO_f_buffer()), *socket = BIO_new_socket(fd, BIO_NOCLOSE);
+
 	tls->line = SSL_new(tls->context);
-	if (!tls->line || !SSL_set_fd(tls->line, fd))
+	if (!tls->line || !buffer || !socket || !BIO_set_read_buffer_size(buffer, READ_AHEAD) ||
+		!SSL_set_wfd(tls->line, fd)) {
+		BIO_free(buffer);
+		BIO_free(socket);
 		return false;
+	}
+	SSL_set0_rbio(tls->line, BIO_push(buffer, socket));
 	if (tls->host)
 		SSL_set_connect_state(tls->line);
 	else
@@ -369,11 +375,11 @@ int tls_handshake(struct tls *tls, short *events, struct error *error)
 	return r == 1 ? 0 : outcome(tls, r, events, error);
 }
 
-/* The next thing sent tells the peer that a new key follows. The kernel keeps the one it was given. */
+/* The next thing sent tells the peer that a new key follows. */
 static void renew_key(struct tls *tls, size_t sent)
 {
 	tls->sent += sent;
-	if (tls->sent < tls->renew_after || tls_in_kernel(tls))
+	if (tls->sent < tls->renew_after)
 		return;
 	SSL_key_update(tls->line, SSL_KEY_UPDATE_NOT_REQUESTED);
 	tls->sent = 0;
@@ -430,16 +436,6 @@ const char *tls_fingerprint(const struct tls *tls)
 const char *tls_address(const struct tls *tls)
 {
 	return tls->there;
-}
-
-bool tls_certified(const struct tls *tls)
-{
-	return tls->certified;
-}
-
-bool tls_in_kernel(const struct tls *tls)
-{
-	return BIO_get_ktls_send(SSL_get_wbio(tls->line));
 }
 
 void tls_renew_after(struct tls *tls, uint64_t bytes)

@@ -44,9 +44,5 @@ void tls_finish(struct tls *tls);
 /* After the handshake: the peer's key, and its address as this host sees it. */
 const char *tls_fingerprint(const struct tls *tls);
 const char *tls_address(const struct tls *tls);
-/* Whether an authority of ours has certified it, rather than a person trusted its key. */
-bool tls_certified(const struct tls *tls);
-/* Whether the kernel encrypts what is sent. */
-bool tls_in_kernel(const struct tls *tls);
 /* Keys are renewed after so many bytes sent; for tests. */
 void tls_renew_after(struct tls *tls, uint64_t bytes);

@@ -5,8 +5,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -305,11 +307,29 @@ void trust_identify(struct call *call)
 			search.fingerprint));
 }
 
+/* The address that a name has now: a guest may also be sent to that. "" where it has none. Lets go of the
+ * lock. */
+static void resolve(struct xend *xend, const char *host, char address[HOST_MAX + 1])
+{
+	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG};
+	struct addrinfo *found = NULL;
+
+	address[0] = 0;
+	xend_unlock(xend);
+	if (getaddrinfo(host, NULL, &hints, &found) == 0) {
+		getnameinfo(
+			found->ai_addr, found->ai_addrlen, address, HOST_MAX + 1, NULL, 0, NI_NUMERICHOST);
+		freeaddrinfo(found);
+	}
+	xend_lock(xend);
+}
+
 void trust_add(struct call *call)
 {
 	const char *host = call_host(call);
 	const char *address = json_string_value(json_object_get(call->body, "address"));
 	const char *fingerprint = json_string_value(json_object_get(call->body, "fingerprint"));
+	char resolved[HOST_MAX + 1];
 	struct error error;
 
 	if (!host)
@@ -321,9 +341,12 @@ void trust_add(struct call *call)
 		reply_error(call->reply, &error);
 		return;
 	}
+	if (!address || !*address) {
+		resolve(call->xend, host, resolved);
+		address = resolved;
+	}
 	if (store_trust(call->xend->store,
-		    &(struct trusted_host){
-			    .host = host, .address = address ? address : "", .fingerprint = fingerprint},
+		    &(struct trusted_host){.host = host, .address = address, .fingerprint = fingerprint},
 		    &error) < 0) {
 		reply_error(call->reply, &error);
 		return;

@@ -80,6 +80,20 @@ class Trust(unittest.TestCase):
         self.refused(["does not trust this host"], self.migrate)
         self.stays()
 
+    def test_a_host_trusted_by_name_is_reached_by_address_too(self):
+        self.xends()
+        hosts = self.one.root / "hosts"
+        hosts.write_text(f"127.0.0.1 localhost\n{HERE} two.test\n")
+        rig.run(f"mount --bind {hosts} /etc/hosts")  # in this test's own mount namespace
+        self.addCleanup(rig.run, "umount /etc/hosts")
+        for xend, other in ((self.one, self.two), (self.two, self.one)):
+            xend.trust(other, "two.test")
+            self.assertEqual(xend.get("/trust")["hosts"][0]["address"], HERE)
+        self.one.create()
+        self.migrate()
+        self.two.job("/domains/TestGuest/migrate", {"host": "two.test", "port": 18002})
+        self.assertEqual(self.one.names(), ["TestGuest"])
+
     def test_the_key_is_the_hosts_own_and_stays(self):
         self.xends()
         rig.acquaint(self.one, self.two)
