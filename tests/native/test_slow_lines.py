@@ -1,10 +1,14 @@
 """A guest that writes faster than the line carries: it is slowed, arrives or stays as told, and is itself again."""
 
 import re
+import shutil
+import signal
+import tempfile
 import time
 
 import pytest
 
+from conftest import BUILD
 from test_native import arrived, names, start
 
 # Rewritten as fast as the processor can, over a line of 10 MB/s: 0.8 s, or 3.2 s, for each round.
@@ -78,3 +82,66 @@ def test_memory_is_compressed_where_the_line_is_slow(hosts, heartbeat, kernel, c
     said, _ = migrate(hosts, compress=choice)
     assert ("compressed from" in said) == compressed
     arrived(hosts[1], heartbeat)
+
+
+@pytest.fixture
+def far_hosts(native_kvm):
+    """Two xends in network namespaces of their own, with 80 Mbit/s between them."""
+    from ferry import Host
+    from link import Link
+
+    root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
+    with Link(80) as link:
+        made = []
+        try:
+            made.append(Host(f"{root}/1", BUILD, 8002, link.source, link.source_address))
+            made.append(Host(f"{root}/2", BUILD, 8002, link.dest, link.dest_address))
+            made[0].trust(made[1])
+            made[1].trust(made[0])
+            yield made
+        finally:
+            for host in made:
+                host.close()
+            shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("on_stall", ["stop", "cancel"])
+def test_a_line_that_is_slow_itself(far_hosts, heartbeat, kernel, on_stall):
+    """Unlike -r, it does not become fast when the guest stands still."""
+    here, there = far_hosts
+    control = start(here, heartbeat, kernel, line=SMALL if on_stall == "stop" else FAST)
+    mover = here.start_xm("migrate", "--live", "--compress", "no", "--max-downtime", "1", "--timeout", "3", "--on-stall",
+                          on_stall, "Native", "192.168.77.2")
+    if on_stall == "stop":
+        mover.finish()
+        assert float(re.search(r" in ([0-9.]+) s:", mover.output).group(1)) < 3.5
+        arrived(there, heartbeat)
+    else:
+        with pytest.raises(RuntimeError, match="--on-stall cancel was asked for"):
+            mover.finish()
+        status = control.call({"do": "status"})
+        assert (status["state"], status["throttle"]) == ("running", 0)
+        heartbeat.wait_after(time.monotonic(), count=200)
+        assert heartbeat.whole()
+    assert len(names(here)) + len(names(there)) == 3
+
+
+def test_interrupted_at_any_time_it_stays(hosts, heartbeat, kernel):
+    """^C: the migration is gone when xm is, the guest is here and as fast as ever."""
+    control = start(hosts[0], heartbeat, kernel, line=SMALL)
+    for number, seconds in enumerate((0, 0.3, 1, 2.5)):
+        mover = hosts[0].start_xm("migrate", "--live", "-p", str(hosts[1].port), "-r", "40", "--compress", "no",
+                                  "--max-downtime", "1", "Native", "127.0.0.1")
+        while hosts[0].xm("migrate", "--status").count("\n") <= number:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        mover.process.send_signal(signal.SIGINT)
+        with pytest.raises(RuntimeError, match="Interrupted: the migration is cancelled"):
+            mover.finish()
+        end = time.monotonic() + 10
+        while names(hosts[1]) != ["Domain-0"] or control.call({"do": "status"})["throttle"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        heartbeat.wait_after(time.monotonic(), count=100)
+    assert heartbeat.whole()
+    assert names(hosts[0]) == ["Domain-0", "Native"]
