@@ -81,8 +81,11 @@ def clones(host):
     made.close()
 
 
-@pytest.mark.parametrize("options", [[], ["--eager"]], ids=["lazy", "eager"])
+@pytest.mark.parametrize("options", [[], ["--eager"], ["compressed"]], ids=["lazy", "eager", "compressed"])
 def test_clones_run_beside_their_origin(host, heartbeat, checkpoint, clones, options):
+    if options == ["compressed"]:
+        host.xm("save", "-c", "-z", "-f", "Native", checkpoint)
+        options = []
     uuids = {clones.restore(checkpoint, f"Clone{number}", *options) for number in range(3)}
     assert len(uuids) == 3
     assert names(host) == ["Domain-0", "Native", "Clone0", "Clone1", "Clone2"]

@@ -1,8 +1,10 @@
-/* Memory that clones share: filled once, written apart, and left with what each has of its own. */
+/* Clones: what of a configuration is theirs; memory that they share, filled once, written apart, left with
+ * what each has of its own. */
 #include "base/cleanup.h"
 #include "carry/shared.h"
 #include "vmm/memory.h"
 #include "vmm/own_memory.h"
+#include "xend/clone.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -150,9 +152,93 @@ static void carriers_fill_it_together(void **state)
 	shared_close(&two);
 }
 
+static void configure(struct guest_config *config, const char *more)
+{
+	_cleanup_free_ char *text = NULL;
+	struct error error;
+
+	assert_true(asprintf(&text,
+			    "name = 'One'\nmemory = 64\nuuid = 'cc0029f5-10a1-e6d0-3c92-19b0ea021f21'\n%s",
+			    more) > 0);
+	if (guest_config_from_text(config, "test", text, strlen(text), NULL, 0, &error) < 0 ||
+		guest_config_complete(config, &error) < 0)
+		fail_msg("%s", error.text);
+}
+
+static int clone_as(struct guest_config *config, const char *disk, const char *vif, struct error *error)
+{
+	_cleanup_json_ json_t *disks = disk ? json_loads(disk, 0, NULL) : NULL;
+	_cleanup_json_ json_t *vifs = vif ? json_loads(vif, 0, NULL) : NULL;
+
+	return clone_config(
+		config, &(struct clone_options){.name = "Two", .disk = disks, .vif = vifs}, error);
+}
+
+static void a_clone_is_somebody_else(void **state)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	static const uint8_t mac[6] = {0x00, 0x16, 0x3e, 0x55, 0x9d, 0xb0};
+	struct error error;
+
+	(void)state;
+	configure(&config, "disk = ['file:/ro,xvda,r']\n"
+			   "vif = ['mac=00:16:3e:55:9d:b0, bridge=xenbr0, vifname=mine', 'bridge=xenbr1']\n");
+	assert_int_equal(clone_as(&config, NULL, NULL, &error), 0);
+	assert_string_equal(config.name, "Two");
+	assert_string_not_equal(config.uuid, "cc0029f5-10a1-e6d0-3c92-19b0ea021f21");
+	assert_int_equal(strlen(config.uuid), 36);
+	assert_memory_not_equal(config.vifs[0].mac, mac, 6);
+	assert_memory_equal(config.vifs[0].mac, mac, 3);
+	assert_memory_not_equal(config.vifs[0].mac, config.vifs[1].mac, 6);
+	assert_null(config.vifs[0].vifname);
+	assert_string_equal(config.vifs[0].bridge, "xenbr0");
+	assert_string_equal(config.disks[0].target, "/ro");
+}
+
+static void a_clone_has_devices_of_its_own(void **state)
+{
+	static const char base[] =
+		"disk = ['phy:/dev/vg/a,hda1,w', 'file:/ro,hdb,r']\nvif = ['bridge=xenbr0']\n";
+	static const struct {
+		const char *disk, *vif, *sentence;
+	} wrong[] = {
+		{NULL, NULL, "A clone cannot have disk /dev/vg/a (hda1)"},
+		{"[]", NULL, "has 2, and 0 are given"},
+		{"{}", NULL, "has 2, and 0 are given"},
+		{"[1, 2]", NULL, ""},
+		{"[\"file:/b,hda1,r\", \"file:/ro,hdb,r\"]", NULL, "was writable (w) in the checkpoint"},
+		{"[\"file:/b,hda1,w\", \"file:/ro,hdb,w\"]", NULL, "was read-only (r) in the checkpoint"},
+		{"[\"file:/b,hda1,w\", \"file:/ro,hdb,r\"]", "[]", "vif= must list all"},
+		{"[\"file:/b,hda1,w\", \"file:/ro,hdb,r\"]", "[\"mac=x\"]", "mac"},
+	};
+	_cleanup_guest_config_ struct guest_config right = {0};
+	struct error error;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		_cleanup_guest_config_ struct guest_config config = {0};
+
+		configure(&config, base);
+		assert_true(clone_as(&config, wrong[i].disk, wrong[i].vif, &error) < 0);
+		if (!strstr(error.text, wrong[i].sentence))
+			fail_msg("%zu: %s", i, error.text);
+	}
+	configure(&right, base);
+	assert_int_equal(clone_as(&right, "[\"file:/b,xvda,w\", \"file:/other,xvdb,r\"]",
+				 "[\"bridge=br7, mac=00:16:3e:00:00:07\"]", &error),
+		0);
+	assert_string_equal(right.disks[0].target, "/b");
+	assert_string_equal(right.disks[0].device, "hda1"); /* its guest goes on seeing the same */
+	assert_string_equal(right.disks[1].target, "/other");
+	assert_string_equal(right.vifs[0].bridge, "br7");
+	assert_int_equal(right.vifs[0].mac[5], 7);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_clone_is_somebody_else),
+		cmocka_unit_test(a_clone_has_devices_of_its_own),
 		cmocka_unit_test(a_clone_leaves_with_all_that_it_sees),
 		cmocka_unit_test(a_clone_that_cannot_leave_stays),
 		cmocka_unit_test(carriers_fill_it_together),
