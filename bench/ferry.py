@@ -165,10 +165,10 @@ class Control:
             raise RuntimeError(answer["error"])
         return answer
 
-    def console(self):
-        """A stream socket with the console's output from its beginning."""
+    def console(self, history=True):
+        """A stream socket with the console's output, from its beginning or from now on."""
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.call({"do": "console", "stream": {"fd": 0}, "history": True}, [there.fileno()])
+        self.call({"do": "console", "stream": {"fd": 0}, "history": history}, [there.fileno()])
         there.close()
         return here
 

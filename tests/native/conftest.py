@@ -55,23 +55,35 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def hosts(native_kvm):
-    """Two xends side by side."""
+def side_by_side(**settings):
+    """Two xends."""
     from ferry import Host
 
     root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
     made = []
     try:
         for number in (1, 2):
-            made.append(Host(f"{root}/{number}", BUILD, free_port()))
-        made[0].trust(made[1])
-        made[1].trust(made[0])
+            made.append(Host(f"{root}/{number}", BUILD, free_port(), **settings))
+        if not settings.get("clear_text"):
+            made[0].trust(made[1])
+            made[1].trust(made[0])
         yield made
     finally:
         for host in made:
             host.close()
         shutil.rmtree(root)
+
+
+@pytest.fixture
+def hosts(native_kvm):
+    """Two xends side by side, which trust each other."""
+    yield from side_by_side()
+
+
+@pytest.fixture
+def clear_hosts(native_kvm):
+    """The same with a line between them that can be read, and with room for a third on the same address."""
+    yield from side_by_side(clear_text=True)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ class Rig:
         self.file = f"{directory}/c"
         self.carrier, self.guest = Wrapped(host, "ferry-carrier"), Wrapped(host, "ferry-guest")
         host.xm("create", "-q", host.write_config("Native", kernel, 64, 1, LINE))
-        self.listen()
+        self.listen(history=True)
         heartbeat.wait_ready()
 
     def xm(self, *words):
@@ -52,9 +52,9 @@ class Rig:
         self.host.process.wait(10)
         self.host.start()
 
-    def listen(self):
+    def listen(self, history=False):
         self.heartbeat.beats.clear()
-        self.heartbeat.add(self.host.wait_guest(10).console())
+        self.heartbeat.add(self.host.wait_guest(10).console(history))
 
     def names(self):
         return [line.split()[0] for line in self.host.xm("list").splitlines()[2:]]
