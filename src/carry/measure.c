@@ -87,7 +87,7 @@ int measure_job(struct job *job, confine_function *confine, struct error *error)
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)
-		r = guest_open(&guest, channel, false, error);
+		r = guest_open(&guest, channel, GUEST_FILL, error);
 	if (r == 0)
 		r = touched_pages(&guest, &pages, error);
 	if (r == 0 && live)

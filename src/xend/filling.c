@@ -263,7 +263,7 @@ int filling_wait(struct domain *domain, int cancel, struct error *error)
 	}
 	if (has_ended(domain))
 		return error_set(error, EBUSY, "Domain '%s' has ended meanwhile.", domain->config.name);
-	return shared_memory_leave(domain, error);
+	return 0;
 }
 
 void filling_end(struct domain *domain)

@@ -40,7 +40,7 @@ void filling_adopt(struct domain *domain);
 
 /*
  * Before a job that needs all of the memory: waits for it, a few minutes at most, unless `cancel` is
- * signalled or the guest ends; a clone then gets memory of its own. Lets go of the lock.
+ * signalled or the guest ends. Lets go of the lock.
  */
 int filling_wait(struct domain *domain, int cancel, struct error *error);
 

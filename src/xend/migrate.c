@@ -10,6 +10,7 @@
 #include "xend/trust.h"
 #include "xend/objections.h"
 #include "xend/peers.h"
+#include "xend/shared_memory.h"
 #include "xend/uuid.h"
 
 #include <errno.h>
@@ -85,6 +86,8 @@ static int run_send(struct sending *sending, struct message *done, struct error 
 	_cleanup_carrier_ struct carrier carrier = {.told = move_progress, .context = move};
 	int r = filling_wait(sending->domain, move->ends, error);
 
+	if (r >= 0)
+		r = shared_memory_leave(sending->domain, error);
 	if (r >= 0)
 		r = carrier_start(&carrier, sending->domain->xend, move->ends, NULL, error);
 	if (r >= 0)

@@ -24,6 +24,8 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 		return guest;
 	r = filling_wait(domain, reply_cancel_fd(reply), error);
 	if (r >= 0)
+		r = shared_memory_leave(domain, error);
+	if (r >= 0)
 		r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
 	if (r >= 0)
 		r = carrier_say(&carrier,

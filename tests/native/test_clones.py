@@ -134,6 +134,8 @@ def test_a_clone_is_saved_and_moved_like_any_guest(hosts, host, heartbeat, check
         kill_xend(host)
         start_xend(host)
     if how == "migrate":
+        assert "would take Clone" in host.xm("migrate", "--live", "--dryrun", "-p", port, "Clone", "127.0.0.1")
+        assert clones.status(uuid)["shared"]
         host.xm("migrate", "--live", "-p", port, "Clone", "127.0.0.1")
         del clones.beats[uuid]
         heartbeat.beats.clear()
