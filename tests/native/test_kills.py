@@ -194,7 +194,7 @@ def test_the_guest_in_a_save(rig, kernel):
 
     def attempt(point):
         rig.host.xm("create", "-q", config)
-        rig.listen()
+        rig.listen(history=True)
         rig.heartbeat.wait_ready()
         (guest,) = processes(rig.host, "ferry-guest")
         if os.path.exists(rig.carrier.trace):
