@@ -574,7 +574,11 @@ int api_start(struct xend *xend, struct error *error)
 		return error_set(error, ENOMEM, "Unable to serve %s.", path);
 	evhttp_set_max_body_size(http, BODY_MAX);
 	evhttp_set_max_headers_size(http, 16384);
-	evhttp_set_allowed_methods(http, EVHTTP_REQ_GET | EVHTTP_REQ_POST);
+	/* All of them: what a route does not take, find_route refuses with a sentence, where libevent answers
+	 * in HTML. */
+	evhttp_set_allowed_methods(http, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_PUT |
+						 EVHTTP_REQ_DELETE | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_TRACE |
+						 EVHTTP_REQ_CONNECT | EVHTTP_REQ_PATCH);
 	evhttp_set_default_content_type(http, NULL);
 	evhttp_set_gencb(http, handle_request, xend);
 	return 0;

@@ -203,7 +203,8 @@ class Daemon(unittest.TestCase):
 
     def test_garbage_on_the_socket(self):
         for bytes_ in (b"\0" * 5000, b"GET\r\n\r\n", b"POST /domains HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
-                       os.urandom(4096), b"DELETE /domains/1 HTTP/1.1\r\nHost: x\r\n\r\n"):
+                       os.urandom(4096), b"DELETE /domains/1 HTTP/1.1\r\nHost: x\r\n\r\n",
+                       b"HEAD /domains HTTP/1.1\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\n\r\n", b"OPTIONS * HTTP/1.1\r\n\r\n"):
             with socket.socket(socket.AF_UNIX) as garbage:
                 garbage.settimeout(5)
                 garbage.connect(str(self.xend.root / "socket"))
@@ -214,6 +215,8 @@ class Daemon(unittest.TestCase):
         self.refused("not a JSON object", self.xend.ask, "POST", "/domains", b"{]")
         self.refused("config", self.xend.post, "/domains", {"paused": True})
         self.refused("knows nothing at", self.xend.get, "/nowhere")
+        for method in ("DELETE", "PUT", "PATCH", "OPTIONS"):
+            self.refused("does not understand that method for '/domains'", self.xend.ask, method, "/domains")
         self.refused("Domain 'x' does not exist.", self.xend.get, "/domains/x")
         self.refused("Domain '77' does not exist.", self.xend.post, "/domains/77/destroy")
         self.assertEqual(len(self.xend.domains()), 1)
