@@ -134,15 +134,6 @@ struct trust *trust_open(struct xend *xend)
 	return trust;
 }
 
-void trust_close(struct trust *trust)
-{
-	if (!trust)
-		return;
-	free(trust->identity);
-	free(trust->authority);
-	free(trust);
-}
-
 /* ---- jobs ---- */
 
 static int add_trusted(void *context, const struct trusted_host *host)

@@ -19,10 +19,9 @@ struct trust {
 	struct error unusable;              /* why there is no identity where there should be one */
 };
 
-/* Reads or makes the key. A host without a usable one runs its guests all the same, and says why at each
- * move. */
+/* Reads or makes the key, for as long as xend lives. A host without a usable one runs its guests all the
+ * same, and says why at each move. */
 struct trust *trust_open(struct xend *xend);
-void trust_close(struct trust *trust);
 
 /* Gives a carrier a job that speaks with another host: carrier_say with `secure` added to `body`, which is
  * consumed. */
