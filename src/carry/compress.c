@@ -10,7 +10,7 @@
 #define STRETCH_NS (50 * NS_PER_MS)
 /* A sender that waits for so much of its time is limited by the line. */
 #define LINE_LIMITS 0.3
-/* One that compresses and still waits so much has processor to spare. */
+/* One that compresses and still waits so much has processor to spare, or a peer that has none. */
 #define LINE_STILL_LIMITS 0.1
 /* LZ4 compresses hardly more than this in a ns: a line as fast needs no help. */
 #define FAST_LINE 0.8
@@ -83,28 +83,28 @@ static void judge_plain(struct compressor *compressor, const struct stretch *str
 	}
 }
 
+/*
+ * What counts is how much memory gets through. A sender that waits says little here: it may wait for a peer
+ * whose processor is busy unpacking.
+ */
 static void judge_compressed(struct compressor *compressor, const struct stretch *stretch, double ns)
 {
-	bool limits = (double)stretch->waited_ns > LINE_STILL_LIMITS * ns;
+	bool waits = (double)stretch->waited_ns > LINE_STILL_LIMITS * ns;
 	double memory = (double)stretch->memory_bytes;
-	bool gains = limits ? memory >= (double)stretch->line_bytes * GAIN
-			    : memory / ns >= compressor->line * GAIN;
 
-	if (!gains &&
-		limits) { /* this memory does not compress; what comes next may, and a trial costs little */
+	if (waits && memory < (double)stretch->line_bytes * GAIN) {
+		/* This memory does not compress; what comes next may, and a trial costs little. */
 		compressor->on = false;
 		compressor->patience = 1;
-		return;
-	}
-	if (!gains) {
+	} else if (memory / ns < compressor->line * GAIN) {
 		try_later(compressor);
-		return;
-	}
-	compressor->failures = 0;
-	/* How fast the line is cannot be seen while the processor is the limit: look now and then. */
-	if (!limits && compressor->patience-- == 0) {
-		compressor->on = false;
-		compressor->patience = 0;
+	} else {
+		compressor->failures = 0;
+		/* How fast the line is cannot be seen now: look once in a while. */
+		if (compressor->patience-- == 0) {
+			compressor->on = false;
+			compressor->patience = 0;
+		}
 	}
 }
 

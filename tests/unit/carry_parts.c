@@ -166,7 +166,7 @@ static void rounds_end_in_time(void **state)
 /* A second over a line that takes `line` MB a second, by a sender that compresses `cpu` MB a second to
  * `part`. */
 static void send_for_a_second(struct compressor *compressor, int64_t *now, double line, double cpu,
-	double part, unsigned *compressed)
+	double part, double peer, unsigned *compressed)
 {
 	const double batch = 1 << 20;
 
@@ -174,8 +174,11 @@ static void send_for_a_second(struct compressor *compressor, int64_t *now, doubl
 	for (int64_t end = *now + NS_PER_S; *now < end;) {
 		double wire = compressor->on ? batch * part : batch;
 		int64_t busy = (int64_t)(batch * 1000 / (compressor->on ? cpu : 4000));
-		int64_t all = (int64_t)(wire * 1000 / line), took = all > busy ? all : busy;
+		int64_t line_ns = (int64_t)(wire * 1000 / line);
+		int64_t peer_ns = compressor->on ? (int64_t)(batch * 1000 / peer) : 0;
+		int64_t took = line_ns > busy ? line_ns : busy;
 
+		took = took > peer_ns ? took : peer_ns;
 		*now += took;
 		*compressed += compressor->on;
 		compressor_measure(compressor, (uint64_t)batch, (uint64_t)wire, took - busy, *now);
@@ -185,16 +188,14 @@ static void send_for_a_second(struct compressor *compressor, int64_t *now, doubl
 static void compression_is_for_slow_lines(void **state)
 {
 	static const struct {
-		double line, cpu, part; /* MB a second; what a byte is compressed to */
+		double line, cpu, part, peer; /* MB a second; `part`: what a byte is compressed to */
 		bool compresses;
 	} cases[] = {
-		{100, 500, 0.4, true},
-		{12, 500, 0.9, true},
-		{100, 500, 1, false},   /* what cannot be compressed */
-		{600, 500, 0.4, false}, /* a line that is faster than LZ4 */
-		{400, 500, 0.4, true},
-		{2500, 500, 0.4, false},
-		{5000, 500, 0.4, false},
+		{100, 500, 0.4, 900, true}, {12, 500, 0.9, 900, true},
+		{100, 500, 1, 900, false},   /* what cannot be compressed */
+		{600, 500, 0.4, 900, false}, /* a line that is faster than LZ4 */
+		{400, 500, 0.4, 900, true}, {2500, 500, 0.4, 900, false}, {5000, 500, 0.4, 900, false},
+		{400, 500, 0.7, 300, false}, /* a peer whose processor is slower than the line */
 	};
 	struct compressor compressor;
 	unsigned compressed;
@@ -205,8 +206,8 @@ static void compression_is_for_slow_lines(void **state)
 
 		assert_true(compressor_begin(&compressor, COMPRESSION_AUTO, now));
 		for (unsigned second = 0; second < 10; second++)
-			send_for_a_second(
-				&compressor, &now, cases[i].line, cases[i].cpu, cases[i].part, &compressed);
+			send_for_a_second(&compressor, &now, cases[i].line, cases[i].cpu, cases[i].part,
+				cases[i].peer, &compressed);
 		if (cases[i].compresses ? compressed == 0 : compressed > 100)
 			fail_msg("case %u: %u batches compressed in the last second", i, compressed);
 		compressor_end(&compressor);
@@ -216,10 +217,10 @@ static void compression_is_for_slow_lines(void **state)
 		int64_t now = 1;
 
 		assert_true(compressor_begin(&compressor, COMPRESSION_AUTO, now));
-		send_for_a_second(&compressor, &now, 100, 500, 0.4, &compressed);
+		send_for_a_second(&compressor, &now, 100, 500, 0.4, 900, &compressed);
 		assert_true(compressed > 100);
 		for (unsigned second = 0; second < 8; second++)
-			send_for_a_second(&compressor, &now, 3000, 500, 0.4, &compressed);
+			send_for_a_second(&compressor, &now, 3000, 500, 0.4, 900, &compressed);
 		assert_true(compressed < 200);
 		compressor_end(&compressor);
 	}
