@@ -15,7 +15,7 @@
 #include <time.h>
 
 #define BLOCK 4096u
-#define BLOCKS_MAX 24u
+#define BLOCKS_MAX 40u
 #define SPREAD 12u
 #define SETTLE_NS 20000000
 #define IDENTITY_MAX 256
@@ -172,17 +172,19 @@ static bool block_digest(int fd, uint64_t at, uint64_t *digest)
 
 /*
  * Where file systems and partition tables say who they are (ext and XFS in the first block, btrfs at 64 KiB,
- * the usual first partition at 1 MiB, GPT's copy at the end), and some evenly spread.
+ * the usual first partition at 1 MiB, GPT's copy at the end), what lies near that and rarely changes, and
+ * some evenly spread.
  */
 static unsigned choose_blocks(uint64_t size, uint64_t at[BLOCKS_MAX])
 {
-	static const uint64_t known[] = {0, 4096, 65536, 1048576, 1048576 + 65536};
+	static const uint64_t known_kib[] = {
+		0, 4, 8, 12, 16, 20, 24, 28, 64, 128, 256, 512, 1024, 1028, 1088, 2048};
 	uint64_t blocks = size / BLOCK;
 	unsigned count = 0;
 
-	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
-		if (known[i] / BLOCK < blocks)
-			at[count++] = known[i];
+	for (size_t i = 0; i < ARRAY_SIZE(known_kib); i++)
+		if (known_kib[i] * 1024 / BLOCK < blocks)
+			at[count++] = known_kib[i] * 1024;
 	if (blocks > 2 * BLOCKS_MAX) {
 		at[count++] = (blocks - 1) * BLOCK;
 		for (unsigned i = 1; i <= SPREAD; i++)

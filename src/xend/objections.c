@@ -56,7 +56,8 @@ static int judge_disk(
 			"Disk %s (%s) has %" PRIu64 " bytes here and %" PRIu64
 			" on the host that the guest comes from: it is not the same disk.",
 			disk->target, disk->device, likeness->size, likeness->other_size);
-	if (likeness->unequal > likeness->equal)
+	/* One block alone, the guest may just have written. */
+	if (likeness->unequal > 1 && likeness->unequal > likeness->equal)
 		return error_set(error, EXDEV,
 			"Disk %s (%s) holds something else here than on the host that the guest comes from: "
 			"it is not the same disk.",
