@@ -271,8 +271,12 @@ static int send_guest(struct send *send, struct error *error)
 		r = peer_tell_clock(&send->wire, error);
 	if (r == 0)
 		r = offer(send, error);
+	/* Where the guest is to stay rather than be late, a line that hangs is not waited for either. */
+	if (send->copy.may_not_stall)
+		send->wire.deadline = send->copy.deadline;
 	if (r == 0)
 		r = copy_guest(&send->copy, error);
+	wire_limit(&send->wire, 0);
 	send->copied_at = monotonic_ns();
 	if (r == 0)
 		r = send_state(send, error);

@@ -87,16 +87,17 @@ static void *pass_on(void *context)
 static void fill_small(struct fake_guest *guest)
 {
 	fake_guest_fill(guest, 10, 2, 1);
+	memset(guest->ram + 20 * FAKE_PAGE, 0x5a, 3 * FAKE_PAGE); /* these travel compressed */
 }
 
 static void begin_source(struct carrier_thread *source, struct fake_guest *guest, int port)
 {
 	carrier_thread_begin(source, send_job);
 	carrier_say(source,
-		json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i}", "do", "send",
-			"guest", "fd", 0, "host", "127.0.0.1", "port", port, "domain", "name", "TestGuest",
-			"uuid", UUID, "memory_mib", (json_int_t)1, "ticket", TICKET, "live", 0, "rate_mbit",
-			0, "max_downtime_ms", 50),
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i, s:s}", "do",
+			"send", "guest", "fd", 0, "host", "127.0.0.1", "port", port, "domain", "name",
+			"TestGuest", "uuid", UUID, "memory_mib", (json_int_t)1, "ticket", TICKET, "live", 0,
+			"rate_mbit", 0, "max_downtime_ms", 50, "compress", "yes"),
 		&guest->carrier_end, 1);
 }
 
