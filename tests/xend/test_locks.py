@@ -1,14 +1,21 @@
 #!/usr/bin/python3
 """One owner: what is found out before a guest moves, a guest wanted on two hosts, a hand-over in doubt."""
+import json
 import os
+import pathlib
 import socket
 import sqlite3
+import struct
+import sys
 import threading
 import time
 import unittest
 
 import rig
 from rig import Refused, Xend, wait_until
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
+from checkpoint_file import digest  # noqa: E402
 
 
 class Objections(unittest.TestCase):
@@ -236,6 +243,69 @@ class TwoHosts(unittest.TestCase):
         wait_until(lambda: [one["id"] for one in self.one.domains()[1:]] not in ([], [domain["id"]]), "its second start")
         self.assertNotIn("was not heard about", self.one.log.read_text())
         self.two.start()
+
+
+class Liars(unittest.TestCase):
+    """A peer that speaks the protocol and says anything: nothing of it is believed that cannot be, or reaches a terminal."""
+
+    def setUp(self):
+        self.xend = Xend(port=18002, settings="(xend-relocation-clear-text yes)")
+        self.addCleanup(self.xend.close)
+        self.listener = socket.create_server(("10.0.0.1", 18005))
+        self.addCleanup(self.listener.close)
+        with sqlite3.connect(self.xend.root / "state/xend.db") as store:
+            store.execute("INSERT INTO peers VALUES ('10.0.0.1', 18005, ?)", (int(time.time()),))
+
+    @staticmethod
+    def record(kind, argument, payload):
+        head = struct.pack("<IIQQ", kind, 0, argument, len(payload))
+        return head[:4] + struct.pack("<I", digest(head) & 0xffffffff) + head[8:] + payload
+
+    def answer(self, text, kind=18):
+        """Serves one question."""
+        def serve():
+            line, _ = self.listener.accept()
+            with line:
+                line.sendall(line.recv(64, socket.MSG_WAITALL))  # HELLO: version 1 as it came
+                head = line.recv(24, socket.MSG_WAITALL)
+                self.query = json.loads(line.recv(struct.unpack_from("<Q", head, 16)[0], socket.MSG_WAITALL))
+                try:
+                    line.sendall(self.record(kind, digest(text), text))
+                    line.recv(1)
+                except ConnectionError:  # it has heard enough
+                    pass
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        return thread
+
+    def guest(self, **more):
+        return {"guests": [{"name": "Other", "uuid": "x", "id": 7, "how": "runs", "disk": None, **more}]}
+
+    def test_what_is_believed(self):
+        served = self.answer(json.dumps(self.guest()).encode())
+        with self.assertRaises(Refused) as refused:
+            self.xend.create()
+        self.assertIn("Domain 'TestGuest' runs on 10.0.0.1 already, as 'Other' with ID 7 there", refused.exception.sentence)
+        served.join(5)
+        self.assertEqual(self.query["query"], "who-has")
+        self.assertEqual([disk["mode"] for disk in self.query["disks"]], ["w"])
+
+    def test_what_is_not(self):
+        for said in (self.guest(name="\x1b[31mred"), self.guest(name=3), self.guest(name="a" * 500), self.guest(id=-1),
+                     self.guest(id=1 << 40), self.guest(how="%n%s"), self.guest(disk="/not/asked/about"),
+                     {"guests": 3}, {"guests": [[]]}, {"guests": []}, {}, []):
+            served = self.answer(json.dumps(said).encode())
+            self.xend.create()
+            served.join(5)
+            self.xend.post("/domains/TestGuest/destroy")
+
+    def test_what_is_no_answer(self):
+        for text, kind in ((b"[" * 50000, 18), (b"{", 18), (b"", 18), (b"{}", 4), (b"{}", 99), (b"x" * 60000, 18)):
+            served = self.answer(text, kind)
+            self.xend.create()
+            served.join(5)
+            self.xend.post("/domains/TestGuest/destroy")
+        self.assertEqual(self.xend.log.read_text().count("10.0.0.1 was not heard about domain 'TestGuest'"), 6)
 
 
 class OneDisk(unittest.TestCase):
