@@ -114,7 +114,7 @@ static int listen_to_xend(struct work *work, uint64_t pages, struct error *error
 	return job_cancelled(work->copy->job, error);
 }
 
-static int overdue(const struct copy *copy, struct error *error)
+int copy_overdue(const struct copy *copy, struct error *error)
 {
 	return error_set(error, ETIMEDOUT,
 		"The guest's memory does not arrive in the time that --timeout gives, and --on-stall cancel "
@@ -159,7 +159,7 @@ static int look_at_clock(struct work *work, uint64_t at, struct error *error)
 		return 0;
 	now = monotonic_ns();
 	if (copy->may_not_stall && now >= copy->deadline)
-		return overdue(copy, error);
+		return copy_overdue(copy, error);
 	if (!copy->live || copy->sink->last || now < work->next_look)
 		return 0;
 	work->next_look = now + LOOK_EVERY_NS;
@@ -251,7 +251,7 @@ static int at_limit(const struct work *work, enum rounds_verdict verdict, uint64
 	if (verdict == ROUNDS_FITS || !copy->may_not_stall)
 		return 0;
 	if (verdict == ROUNDS_LATE)
-		return overdue(copy, error);
+		return copy_overdue(copy, error);
 	return error_set(error, ETIMEDOUT,
 		"The guest writes its memory faster than it can be copied, even slowed by %u %%, and "
 		"--on-stall "

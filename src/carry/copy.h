@@ -52,3 +52,5 @@ struct copy {
 };
 
 int copy_guest(struct copy *copy, struct error *error);
+/* The sentence for a copy that may not stall and has not met its deadline. */
+int copy_overdue(const struct copy *copy, struct error *error);

@@ -277,6 +277,9 @@ static int send_guest(struct send *send, struct error *error)
 	if (r == 0)
 		r = copy_guest(&send->copy, error);
 	wire_limit(&send->wire, 0);
+	if (r == -ETIMEDOUT && send->copy.may_not_stall && send->copy.deadline &&
+		monotonic_ns() >= send->copy.deadline)
+		r = copy_overdue(&send->copy, error);
 	send->copied_at = monotonic_ns();
 	if (r == 0)
 		r = send_state(send, error);

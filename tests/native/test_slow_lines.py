@@ -126,6 +126,17 @@ def test_a_line_that_is_slow_itself(far_hosts, heartbeat, kernel, on_stall):
     assert len(names(here)) + len(names(there)) == 3
 
 
+def test_a_stopped_guest_that_is_late_goes_on(far_hosts, heartbeat, kernel):
+    """Warm: 3.2 s on this line."""
+    here, there = far_hosts
+    start(here, heartbeat, kernel, line=FAST)
+    with pytest.raises(RuntimeError, match="does not arrive in the time that --timeout gives"):
+        here.xm("migrate", "--compress", "no", "--timeout", "1", "--on-stall", "cancel", "Native", "192.168.77.2")
+    heartbeat.wait_after(time.monotonic(), count=200)
+    assert heartbeat.whole()
+    assert (names(here), names(there)) == (["Domain-0", "Native"], ["Domain-0"])
+
+
 def test_interrupted_at_any_time_it_stays(hosts, heartbeat, kernel):
     """^C: the migration is gone when xm is, the guest is here and as fast as ever."""
     control = start(hosts[0], heartbeat, kernel, line=SMALL)
