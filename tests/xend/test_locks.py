@@ -224,9 +224,9 @@ class TwoHosts(unittest.TestCase):
         deaf = socket.create_server(("10.0.0.1", 18004), backlog=4)
         self.addCleanup(deaf.close)
         for host, port, least, most, words in (
-                ("10.9.9.9", 18002, 1.5, 4, "10.9.9.9 could not be reached in time and asked whether it has domain 'TestGuest'"),
-                ("10.0.0.1", 18004, 7.5, 10, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
-                ("10.0.0.1", 1, 0, 2, "10.0.0.1 was not heard about domain 'TestGuest'")):
+                ("10.9.9.9", 18002, 1.5, 7, "10.9.9.9 could not be reached in time and asked whether it has domain 'TestGuest'"),
+                ("10.0.0.1", 18004, 7.5, 15, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
+                ("10.0.0.1", 1, 0, 6, "10.0.0.1 was not heard about domain 'TestGuest'")):
             with sqlite3.connect(self.one.root / "state/xend.db") as store:
                 store.execute("DELETE FROM peers")
                 store.execute("INSERT INTO peers VALUES (?, ?, ?)", (host, port, int(time.time())))
