@@ -461,6 +461,7 @@ static void a_clone_sends_as_itself(void **state)
 
 	(void)state;
 	set_up(&f, ALL);
+	provide(&f, 20, 2048);
 	assert_true(leaves(&f, mac) && leaves(&f, second)); /* a bridge in the guest may */
 	for (unsigned i = 0; i < ARRAY_SIZE(own); i++) {
 		_cleanup_buffer_ struct buffer saved = {0};
@@ -473,8 +474,13 @@ static void a_clone_sends_as_itself(void **state)
 		assert_memory_equal(&config, own[i], 6);
 		assert_false(leaves(&f, mac));
 		assert_false(leaves(&f, own[1 - i]));
+		assert_true(send_frame(&f, 100, 7)); /* meant for the other one */
+		rig_run(f.rig, 3);
+		assert_false(driver_has_used(&f.driver, RECEIVE));
 	}
 	assert_true(leaves(&f, third) && leaves(&f, mac));
+	assert_true(send_frame(&f, 200, 8));
+	assert_received(&f, 200, 8);
 	tear_down(&f);
 }
 

@@ -84,6 +84,28 @@ static void wait_for_tap(struct virtio_net *net, uint32_t events)
 /* Receiving and sending */
 
 /*
+ * A clone's guest goes on with the address of the guest that it is a clone of, until its driver is started
+ * anew or somebody tells it the address that is its own. What it sends before would have switches take one
+ * for the other, and what it hears is meant for the other: it is as if its cable were out.
+ */
+static bool is_connected(const struct virtio_net *net)
+{
+	return memcmp(net->known_mac, net->mac, ETH_ALEN) == 0;
+}
+
+/* It knows its address now. What has come meanwhile was not for it. */
+static void connect_guest(struct virtio_net *net)
+{
+	uint8_t frame[NET_HEADER_SIZE];
+
+	if (is_connected(net))
+		return;
+	memcpy(net->known_mac, net->mac, ETH_ALEN);
+	while (!net->tap_lost && read(net->tap.fd, frame, sizeof(frame)) > 0)
+		;
+}
+
+/*
  * Receives until the tap is empty, the driver's buffers are used up, or others shall have their turn. The tap
  * is watched only while there are buffers, the driver's notifications wanted only while there are none.
  */
@@ -93,6 +115,10 @@ static void receive(struct virtio_net *net)
 	bool merge = virtio_has(&net->virtio, VIRTIO_NET_F_MRG_RXBUF);
 	enum received last = RECEIVED;
 
+	if (!is_connected(net)) {
+		wait_for_tap(net, 0);
+		return;
+	}
 	for (unsigned i = 0; i < BATCH && last == RECEIVED; i++)
 		last = window_receive(&net->window, queue, merge, net->tap.fd);
 	virtqueue_flush(queue);
@@ -106,22 +132,18 @@ static void receive(struct virtio_net *net)
 	}
 }
 
-/*
- * A clone's guest goes on with the address of the guest that it is a clone of, until its driver is started
- * anew or somebody tells it the address that is its own. What it sends before would have switches
- * take one for the other: nothing of that leaves.
- */
 static bool may_send(struct virtio_net *net, const struct iovec *iov, unsigned count)
 {
 	uint8_t source[ETH_ALEN];
 
-	if (memcmp(net->known_mac, net->mac, ETH_ALEN) == 0)
+	if (is_connected(net))
 		return true;
 	if (iov_read(iov, count, NET_HEADER_SIZE + offsetof(struct ether_header, ether_shost), source,
 		    ETH_ALEN) != ETH_ALEN ||
 		memcmp(source, net->mac, ETH_ALEN) != 0)
 		return false;
-	memcpy(net->known_mac, net->mac, ETH_ALEN);
+	connect_guest(net);
+	wait_for_tap(net, EPOLLIN);
 	return true;
 }
 
@@ -343,7 +365,7 @@ static void reset(struct virtio_device *virtio)
 	wait_for_tap(net, 0);
 	set_offload(net, 0);
 	set_status(net, VIRTIO_NET_S_LINK_UP);
-	memcpy(net->known_mac, net->mac, ETH_ALEN); /* where its driver will read it */
+	connect_guest(net); /* its driver will read its address */
 }
 
 /* Buffers popped ahead go back, so that the ring alone says where the device stands. */
