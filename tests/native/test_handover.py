@@ -112,7 +112,7 @@ class Pair:
         return subprocess.Popen([f"{BUILD}/src/xm/xm", *words], env=self.here.environment, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True)
 
-    def migrate(self, arm=None, live=True, port=None, meanwhile=None, patience=60):
+    def migrate(self, arm=None, live=True, port=None, meanwhile=None, patience=60, guests=1):
         """One migration; arm() gives what says afterwards whether it came to the kill; meanwhile(xm) runs beside it.
         Exit status, what was said, where the guest is, killed."""
         watch = Watch(self.hosts)
@@ -128,19 +128,19 @@ class Pair:
         assert mover.returncode in (0, 1), (mover.returncode, said)
         killed = killed and killed()
         self.revive()
-        where = self.settle()
+        where = self.settle(guests)
         watch.end()
         return mover.returncode, said, where, killed
 
-    def settle(self):
-        """Until one host has the guest and nothing is in doubt: "source" or "destination"."""
+    def settle(self, guests=1):
+        """Until one host has the guest (or none) and nothing is in doubt: "source", "destination" or "nowhere"."""
         found = {}
 
         def settled():
             for host in self.hosts:
                 found[host] = names(host)
             count = sum(map(len, found.values()))
-            return count == 1 and not any(self.remains(host, len(found[host])) for host in self.hosts)
+            return count == guests and not any(self.remains(host, len(found[host])) for host in self.hosts)
 
         try:
             wait_for(settled, "a settled hand-over", timeout=40)
@@ -148,7 +148,7 @@ class Pair:
             remains = [f"{side}: {found[host]} {self.remains(host, len(found[host]))}" for side, host in
                        zip(SIDES, (self.here, self.there))]
             raise AssertionError(f"{failure} {remains}\n{self.logs()}") from failure
-        return "source" if found[self.here] else "destination"
+        return "source" if found[self.here] else "destination" if guests else "nowhere"
 
     def remains(self, host, guests):
         """What is on this host beside that many guests."""
@@ -382,6 +382,43 @@ def interrupt(mover, line):
         assert ended_soon(mover, 5), "xm does not end"
         time.sleep(0.1)
     line.release()
+
+
+def cut_power(host):
+    """Everything on it ends at once; what is not on its disk is gone, and the next start is another boot."""
+    for pid in (host.process.pid, *processes(host, "ferry-guest"), *processes(host, "ferry-carrier")):
+        os.kill(pid, signal.SIGKILL)
+    host.process.wait()
+    shutil.rmtree(f"{host.root}/run")
+    database = sqlite3.connect(f"{host.root}/state/xend.db")
+    database.execute("UPDATE host SET value = value || '-' WHERE key = 'boot'")
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_power_cuts(clear_pair, line, side, capsys):
+    """A host goes down with all that is on it while a record is on its way. Its guest goes with it; whose it is, is clear."""
+    pair, table = clear_pair, Table()
+    for record in records_of(pair, line, live=False):
+        handed_over = record[1] == "RUNNING"
+        survives = handed_over if side == "source" else not handed_over
+
+        def cut(_):
+            assert line.reached.wait(10)
+            cut_power(pair.here if side == "source" else pair.there)
+            line.release()
+
+        line.arm(record, "swallowed", pair.there.port)
+        status, _, where, _ = pair.migrate(port=line.port, live=False, meanwhile=cut, guests=int(survives))
+        table.add(step_of(record), True, status, where)
+        assert where == (("destination" if handed_over else "source") if survives else "nowhere")
+        if where == "nowhere":
+            pair.create()
+        elif where == "destination":
+            pair.turn()
+        pair.guest_is_right()
+    table.print(f"the {side} loses its power while a record is on its way", capsys)
 
 
 @pytest.mark.skipif(not EXHAUSTIVE, reason="takes minutes: FERRY_EXHAUSTIVE=1")
