@@ -44,11 +44,10 @@ static void tell_expected(char *text, size_t size, const json_t *event)
 
 	*text = '\0';
 	if (downtime > 0)
-		used = (size_t)snprintf(text, size,
-			", %lld dirty, %lld:%02lld left, downtime %lld ms expected", dirty, left_ms / 60000,
-			left_ms / 1000 % 60, downtime);
+		used = (size_t)snprintf(text, size, ", %lld dirty, %lld:%02lld left, %lld ms downtime", dirty,
+			left_ms / 60000, left_ms / 1000 % 60, downtime);
 	if (slowed > 0 && used < size)
-		snprintf(text + used, size - used, ", slowed by %lld %%", slowed);
+		snprintf(text + used, size - used, ", slowed %lld %%", slowed);
 }
 
 void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns)
