@@ -5,9 +5,6 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
-/* Short enough that a guest's users see a slow machine rather than one that stands still now and then. */
-#define PERIOD_NS 10000000l
-
 static void take_out(void *context, uint32_t events)
 {
 	struct throttle *throttle = context;
@@ -20,7 +17,7 @@ static void take_out(void *context, uint32_t events)
 
 static int start(struct throttle *throttle, struct error *error)
 {
-	const struct itimerspec every = {.it_value.tv_nsec = 1, .it_interval.tv_nsec = PERIOD_NS};
+	const struct itimerspec every = {.it_value.tv_nsec = 1, .it_interval.tv_nsec = VCPU_PERIOD_NS};
 	int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK), r;
 
 	if (fd < 0)

@@ -15,8 +15,9 @@
 
 #define STACK_SIZE (128u << 10)
 #define NS_PER_S 1000000000ll
-#define REST_MAX_NS (NS_PER_S / 5) /* at a stretch, also after a long run */
-#define KICK_SIGNAL SIGUSR1        /* main has an empty handler for it */
+/* At a stretch, also after a long run: a guest's processors wait for each other. */
+#define REST_PERIODS_MAX 6
+#define KICK_SIGNAL SIGUSR1 /* main has an empty handler for it */
 
 static void exit_ports(struct platform *platform, struct kvm_run *run)
 {
@@ -193,15 +194,24 @@ static int64_t clock_ns(clockid_t clock)
 	return now.tv_sec * NS_PER_S + now.tv_nsec;
 }
 
-/* What it has run since it was last asked, it rests for in proportion. */
+/*
+ * What it has run since it was last asked, it rests for in proportion. One that runs all the time comes in
+ * again just before it is taken out, so that it runs for no longer than it may.
+ */
 static void charge(struct vcpu *vcpu)
 {
+	struct vcpus *all = vcpu->all;
 	int64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID), ran = spent - vcpu->charged;
-	int64_t rest = ran * vcpu->all->slowed / (100 - vcpu->all->slowed);
+	int64_t part = VCPU_PERIOD_NS / 100 * (100 - all->slowed);
+	int64_t rest = ran * all->slowed / (100 - all->slowed);
+	int64_t periods = (rest + part + VCPU_PERIOD_NS / 2) / VCPU_PERIOD_NS;
 
 	vcpu->due = false;
 	vcpu->charged = spent;
-	vcpu->rest_until = clock_ns(CLOCK_MONOTONIC) + (rest < REST_MAX_NS ? rest : REST_MAX_NS);
+	if (periods > REST_PERIODS_MAX)
+		periods = REST_PERIODS_MAX;
+	vcpu->rest_until = ran >= part / 2 ? all->charged_at + periods * VCPU_PERIOD_NS - part
+					   : clock_ns(CLOCK_MONOTONIC) + rest;
 }
 
 /* Stays outside for a while where it shall be slowed, unless something else is wanted meanwhile. */
@@ -381,6 +391,7 @@ void vcpus_slow(struct vcpus *vcpus, unsigned percent)
 
 void vcpus_charge(struct vcpus *vcpus)
 {
+	vcpus->charged_at = clock_ns(CLOCK_MONOTONIC);
 	for (uint32_t i = 0; i < vcpus->count; i++)
 		vcpus->vcpu[i].due = true;
 	kick(vcpus);

@@ -11,6 +11,8 @@
 
 #include <pthread.h>
 
+#define VCPU_PERIOD_NS 10000000ll /* of vcpus_charge */
+
 struct vcpus;
 
 struct vcpu {
@@ -37,7 +39,8 @@ struct vcpus {
 	int fds[VCPUS_MAX]; /* borrowed from vcpu[]: for clock.h */
 	bool wanted;        /* they shall run */
 	bool ending;
-	uint8_t slowed; /* percent of its time that each is to be kept out of the guest */
+	int64_t charged_at; /* monotonic ns: vcpus_charge */
+	uint8_t slowed;     /* percent of its time that each is to be kept out of the guest */
 	uint32_t parked_count;
 	pthread_cond_t changed;            /* wanted, ending or slowed changed */
 	void (*all_parked)(void *context); /* on a vCPU's thread, when the last one has left the guest */
