@@ -133,7 +133,7 @@ class Demo:
             met = self.type(host, f"xm trust --accept {address}").stdout
             if own not in met:
                 raise LabError(f"{host.name} met another key than {other.name} has")
-        self.note("without --accept it asks; from here on guests move through TLS 1.3, each host proving its key")
+        self.note("without --accept it asks; the next migration goes through TLS 1.3, each host proving its key")
 
     def warm(self):
         lab = self.lab
@@ -145,6 +145,8 @@ class Demo:
     def live(self):
         lab = self.lab
         self.title("Live migration, with a ping every 10 ms and a download running")
+        lab.clear_text()
+        self.note("in clear text (xend-relocation-clear-text): the emulated processors have enough to do")
         self.move("live", f"xm migrate --live TestGuest {HOST1}", lab.host2, lab.host1, load=True)
         complaints = self.guest.kernel_complaints()
         if complaints:

@@ -187,6 +187,12 @@ class Guests:
         if acquaint and host.name not in self.keys:
             self.acquaint(host)
 
+    def clear_text(self):
+        """Guests move in clear text from now on: encryption takes the emulated processors a quarter more time."""
+        for host in self.ferry_hosts():
+            host.run("echo '(xend-relocation-clear-text yes)' >> /etc/xen/xend-config.sxp; xend stop; sleep 1", timeout=60)
+            self.start_xend(host)
+
     def acquaint(self, host):
         """Once for each host: what it trusts, and its key, are on its disk."""
         key = re.search(r"key: (\S+)", host.run("xm trust").stdout).group(1)
