@@ -11,6 +11,12 @@
 #define STALLED_ROUNDS 3
 /* Before the guest is slowed; it is slowed more with every further one. */
 #define STALLED_BEFORE_SLOWED 2
+/*
+ * Being slowed is easier to bear than standing still, but may not cost the guest more than this many times
+ * what it would stand still beyond its budget: users of a guest slowed for half a minute suffer more than
+ * from a pause of a quarter of a second.
+ */
+#define SLOWING_WORTH 8
 /* Before anything was measured: 1 Gbit/s. */
 #define ASSUMED_BYTES_PER_NS 0.125
 /* What the kernel may hold of what was sent when the guest stops to meet its deadline. */
@@ -61,6 +67,8 @@ static void slow(struct rounds *rounds, uint64_t pages)
 	double part = pages ? 0.5 * (double)rounds->moved_pages / (double)pages : 1;
 	unsigned runs = 100 - rounds->slowed;
 
+	if (!rounds->slowed)
+		rounds->worth_ns = SLOWING_WORTH * (rounds_downtime_ns(rounds, pages) - rounds->budget_ns);
 	part = part < 0.25 ? 0.25 : part > 0.8 ? 0.8 : part;
 	runs = (unsigned)(runs * part);
 	rounds->slowed = runs > 100 - SLOWED_MOST ? 100 - runs : SLOWED_MOST;
@@ -75,9 +83,13 @@ enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t n
 	bool halves = pages < rounds->last_pages / 2 && rest_ns > NEGLIGIBLE_NS;
 	/* A round that leaves less than two thirds of the least rest so far is worth its time. */
 	bool shrinks = pages < rounds->least_pages - rounds->least_pages / 3;
-	bool slower = rounds->may_slow && rounds->slowed < SLOWED_MOST;
-	bool many;
+	bool dear, slower, many;
 
+	if (rounds->last_ns)
+		rounds->lost_ns += (now_ns - rounds->last_ns) * rounds->slowed / 100;
+	rounds->last_ns = now_ns;
+	dear = rounds->slowed && rounds->lost_ns >= rounds->worth_ns;
+	slower = rounds->may_slow && rounds->slowed < SLOWED_MOST && !dear;
 	rounds->done++;
 	rounds->stalled = shrinks ? 0 : rounds->stalled + 1;
 	rounds->last_pages = pages;
@@ -92,5 +104,6 @@ enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t n
 		slow(rounds, pages);
 		return ROUNDS_SLOW;
 	}
-	return many || rounds->stalled >= STALLED_ROUNDS ? ROUNDS_STALLED : ROUNDS_GO_ON;
+	return many || rounds->stalled >= STALLED_ROUNDS || (dear && !shrinks) ? ROUNDS_STALLED
+									       : ROUNDS_GO_ON;
 }

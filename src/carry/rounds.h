@@ -2,8 +2,8 @@
  * When to stop copying a running guest in rounds: when the rest fits the downtime
  * budget at the measured bandwidth and another round would not make it much less. When
  * rounds stop shrinking the guest is slowed, step by step; when that does not help
- * either, or there is just enough time left for the rest, rounds are at their limit
- * (the chapter's M10).
+ * either, or has cost the guest more than standing still would, or there is just enough
+ * time left for the rest, rounds are at their limit (the chapter's M10).
  */
 #pragma once
 
@@ -24,6 +24,9 @@ struct rounds {
 	uint64_t least_pages;   /* smallest rest so far */
 	unsigned done, stalled; /* rounds; those in a row that did not shrink */
 	unsigned slowed;        /* percent by which the guest is to be slowed */
+	int64_t last_ns;        /* monotonic: when the last round ended, 0: none has */
+	int64_t lost_ns;        /* what being slowed has cost the guest */
+	int64_t worth_ns;       /* what it may cost */
 };
 
 enum rounds_verdict {

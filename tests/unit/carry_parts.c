@@ -147,6 +147,25 @@ static void a_guest_that_writes_too_fast_is_slowed(void **state)
 	assert_int_equal(rounds.slowed, SLOWED_MOST);
 }
 
+/* A guest that writes the same pages whatever happens is not slowed for longer than that is worth. */
+static void slowing_that_gains_nothing_ends(void **state)
+{
+	struct rounds rounds;
+	enum rounds_verdict verdict;
+	int64_t now = NS_PER_S;
+
+	(void)state;
+	rounds_begin(&rounds, 50);
+	rounds.may_slow = true;
+	rounds_measure(&rounds, 50000 * PAGE, NS_PER_S);
+	/* 10000 pages would stop it for 210 ms; but a round takes half a second. */
+	while ((verdict = rounds_next(&rounds, 10000, now)) == ROUNDS_GO_ON || verdict == ROUNDS_SLOW)
+		now += NS_PER_S / 2;
+	assert_int_equal(verdict, ROUNDS_STALLED);
+	assert_true(rounds.slowed > 0 && rounds.slowed < SLOWED_MOST);
+	assert_true(rounds.lost_ns >= 8 * 160 * NS_PER_MS && rounds.lost_ns < 1800 * NS_PER_MS);
+}
+
 static void rounds_end_in_time(void **state)
 {
 	struct rounds rounds;
@@ -334,6 +353,7 @@ int main(void)
 		cmocka_unit_test(rounds_end_when_the_rest_fits),
 		cmocka_unit_test(rounds_that_do_not_shrink_end),
 		cmocka_unit_test(a_guest_that_writes_too_fast_is_slowed),
+		cmocka_unit_test(slowing_that_gains_nothing_ends),
 		cmocka_unit_test(rounds_end_in_time),
 		cmocka_unit_test(compression_is_for_slow_lines),
 		cmocka_unit_test(compressed_pages_come_back),
