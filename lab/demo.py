@@ -145,7 +145,7 @@ class Demo:
     def live(self):
         lab = self.lab
         self.title("Live migration, with a ping every 10 ms and a download running")
-        lab.clear_text()
+        lab.secure(False)
         self.note("in clear text (xend-relocation-clear-text): the emulated processors have enough to do")
         self.move("live", f"xm migrate --live TestGuest {HOST1}", lab.host2, lab.host1, load=True)
         complaints = self.guest.kernel_complaints()

@@ -37,6 +37,8 @@ void *buffer_extend(struct buffer *buffer, size_t size)
 		buffer->data = data;
 		buffer->capacity = capacity;
 	}
+	if (size == 0)
+		return buffer->data; /* which is NULL as long as nothing was put into it */
 	memset(buffer->data + buffer->size, 0, size);
 	buffer->size = needed;
 	return buffer->data + needed - size;

@@ -24,6 +24,7 @@ def the_lab():
 def lab(the_lab):
     """The lab, with every host up and its xend running; after the test, with nothing left of it."""
     the_lab.repair()
+    the_lab.secure(True)
     yield the_lab
     the_lab.repair()
     the_lab.remove_guests()

@@ -12,6 +12,7 @@ from ferrylab.observe import Download, Ping
 @pytest.mark.parametrize("live", ["", "--live"])
 def test_busy_guest_moves_and_comes_back(lab, host1, host2, running_guest, vcpus, live):
     """M3, M4: same address, same hardware address, connections survive; to and fro."""
+    lab.secure(vcpus == 1)
     guest = running_guest(host1, vcpus=vcpus, memory=160)
     make_busy(guest, vcpus)
     boot = guest.run("cat /proc/sys/kernel/random/boot_id; cat /sys/class/net/e*/address").stdout

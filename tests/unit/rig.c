@@ -14,7 +14,7 @@
 
 #include <linux/pci_regs.h>
 
-#define TIMEOUT_SECONDS 20
+#define TIMEOUT_SECONDS 60
 
 /* Interrupts: what interrupts.h says, without KVM. */
 
