@@ -245,7 +245,10 @@ class Lab(Guests):
         self.hosts = {name: Host(self, name) for name in self.names}
         for name, host in self.hosts.items():
             setattr(self, name, host)
-        self.spawn(["vde_switch", "-s", str(self.directory / "switch"), "-m", "600"], "switch.log")
+        # As real switches do, it believes at once that an address has moved; by itself it would take 3 s of silence.
+        rules = self.directory / "switch.rc"
+        rules.write_text("hash/setminper 0\n")
+        self.spawn(["vde_switch", "-s", str(self.directory / "switch"), "-m", "600", "-f", str(rules)], "switch.log")
         deadline = time.monotonic() + 10
         while not (self.directory / "switch" / "ctl").exists():
             if time.monotonic() > deadline:

@@ -42,7 +42,7 @@ static const struct {
 };
 
 /* When frames that tell switches where the guest is are sent again: milliseconds after the one before. */
-static const unsigned announce_delays[] = {50, 100, 200, 400};
+static const unsigned announce_delays[] = {50, 100, 200, 400, 800, 1600};
 
 struct virtio_net {
 	struct virtio_device virtio;
