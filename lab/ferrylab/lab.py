@@ -245,9 +245,10 @@ class Lab(Guests):
         self.hosts = {name: Host(self, name) for name in self.names}
         for name, host in self.hosts.items():
             setattr(self, name, host)
-        # As real switches do, it believes at once that an address has moved; by itself it would take 3 s of silence.
+        # As real switches do, it believes at once that an address has moved; by itself it would take 3 s of silence,
+        # and with 0 until the next second of the clock.
         rules = self.directory / "switch.rc"
-        rules.write_text("hash/setminper 0\n")
+        rules.write_text("hash/setminper -1\n")
         self.spawn(["vde_switch", "-s", str(self.directory / "switch"), "-m", "600", "-f", str(rules)], "switch.log")
         deadline = time.monotonic() + 10
         while not (self.directory / "switch" / "ctl").exists():
