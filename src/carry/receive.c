@@ -13,9 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
-
-#define POPULATE_PAGES 16u /* shorter runs fault in by themselves */
+#include <unistd.h>
 
 /* A hand-over under way, seen from the destination. */
 struct receive {
@@ -42,10 +40,13 @@ static void receive_free(struct receive *receive)
 
 /* ---- memory ---- */
 
-int reception_begin(struct reception *reception, struct wire *wire, uint8_t *ram, int ram_fd, uint64_t pages,
-	struct error *error)
+int reception_begin(
+	struct reception *reception, struct wire *wire, int ram_fd, uint64_t pages, struct error *error)
 {
-	*reception = (struct reception){.wire = wire, .ram = ram, .ram_fd = ram_fd, .pages = pages};
+	*reception = (struct reception){.wire = wire, .ram_fd = ram_fd, .pages = pages};
+	reception->contents = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
+	if (!reception->contents)
+		return error_set(error, ENOMEM, "Out of memory for the pages that are to come.");
 	if (!page_digests_begin(&reception->digests, pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
 	return 0;
@@ -55,17 +56,8 @@ void reception_end(struct reception *reception)
 {
 	page_digests_free(&reception->digests);
 	buffer_free(&reception->state);
-	free(reception->blocks);
-}
-
-/* Pages that had contents and are zero now. */
-static void clear_pages(struct reception *reception, const struct peer_run *run)
-{
-	for (uint64_t page = run->first; page < run->first + run->count; page++)
-		if (page_digests_clear(&reception->digests, page) &&
-			fallocate(reception->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				(off_t)(page * PAGE_SIZE), PAGE_SIZE) < 0)
-			memset(reception->ram + page * PAGE_SIZE, 0, PAGE_SIZE);
+	free(reception->contents);
+	free(reception->unpacked);
 }
 
 static int breaks_protocol(const struct reception *reception, const char *how, struct error *error)
@@ -107,85 +99,98 @@ static int check_runs(const struct reception *reception, const struct record *re
 	return 0;
 }
 
-/* Compressed runs are smaller than their pages, and there are PEER_PAGES_MAX of those at most. */
-static int make_room(struct reception *reception, struct error *error)
+/* Pages that had contents and are zero now. */
+static int clear_pages(struct reception *reception, const struct peer_run *run, struct error *error)
 {
-	if (!reception->blocks)
-		reception->blocks = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
-	return reception->blocks ? 0 : error_set(error, ENOMEM, "Out of memory for compressed pages.");
+	for (uint64_t page = run->first; page < run->first + run->count; page++)
+		if (page_digests_clear(&reception->digests, page) &&
+			fallocate(reception->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				(off_t)(page * PAGE_SIZE), PAGE_SIZE) < 0)
+			return error_set(error, errno, "Unable to clear pages of the guest's memory: %s.",
+				strerror(errno));
+	return 0;
 }
 
-/* Where the contents of each run go: into the guest's memory, or beside it where they are compressed. */
-static int place_runs(struct reception *reception, const struct peer_run *runs, uint64_t run_count,
-	struct iovec *parts, unsigned *count, struct error *error)
+/*
+ * Pages go into the guest's memory from a buffer that stays in the processor's cache: written, a fresh page
+ * is neither zeroed nor mapped before (bench/NOTES.md).
+ */
+static int put_pages(
+	struct reception *reception, const struct peer_run *run, const uint8_t *contents, struct error *error)
 {
-	size_t used = 0;
+	size_t size = run->count * (size_t)PAGE_SIZE, done = 0;
 
-	for (uint64_t i = 0; i < run_count; i++) {
-		const struct peer_run *run = &runs[i];
-		uint8_t *at = reception->ram + run->first * PAGE_SIZE;
-		size_t size = run->count * (size_t)PAGE_SIZE;
+	page_digests_set(&reception->digests, run->first, run->count, contents);
+	while (done < size) {
+		ssize_t n = pwrite(reception->ram_fd, contents + done, size - done,
+			(off_t)(run->first * PAGE_SIZE + done));
 
-		if (run->kind == RUN_ZERO) {
-			clear_pages(reception, run);
+		if (n < 0 && errno == EINTR)
 			continue;
-		}
-		if (run->count >= POPULATE_PAGES && !reception->digests.of_page[run->first])
-			madvise(at, size, MADV_POPULATE_WRITE);
-		if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
-			int r = make_room(reception, error);
-
-			if (r < 0)
-				return r;
-			at = reception->blocks + used;
-			size = RUN_SIZE(run->kind);
-			used += size;
-		}
-		parts[(*count)++] = (struct iovec){.iov_base = at, .iov_len = size};
+		if (n <= 0)
+			return error_set(error, n < 0 ? errno : EIO,
+				"Unable to fill the guest's memory: %s. Is there enough on this host?",
+				strerror(n < 0 ? errno : EIO));
+		done += (size_t)n;
 	}
+	reception->received_pages += run->count;
 	return 0;
+}
+
+/* Compressed runs are smaller than their pages, and there are PEER_PAGES_MAX of those at most. */
+static int unpack(
+	struct reception *reception, const struct peer_run *run, const uint8_t *block, struct error *error)
+{
+	if (!reception->unpacked)
+		reception->unpacked = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
+	if (!reception->unpacked)
+		return error_set(error, ENOMEM, "Out of memory for compressed pages.");
+	return decompress_pages(block, RUN_SIZE(run->kind), reception->unpacked, run->count)
+		       ? 0
+		       : breaks_protocol(reception, "compressed pages are damaged", error);
 }
 
 /* All contents are here. */
 static int take_runs(
 	struct reception *reception, const struct peer_run *runs, uint64_t run_count, struct error *error)
 {
-	const uint8_t *block = reception->blocks;
+	const uint8_t *contents = reception->contents;
+	int r = 0;
 
-	for (uint64_t i = 0; i < run_count; i++) {
+	for (uint64_t i = 0; r == 0 && i < run_count; i++) {
 		const struct peer_run *run = &runs[i];
-		uint8_t *at = reception->ram + run->first * PAGE_SIZE;
 
-		if (run->kind == RUN_ZERO)
-			continue;
-		if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
-			if (!decompress_pages(block, RUN_SIZE(run->kind), at, run->count))
-				return breaks_protocol(reception, "compressed pages are damaged", error);
-			block += RUN_SIZE(run->kind);
+		if (run->kind == RUN_ZERO) {
+			r = clear_pages(reception, run, error);
+		} else if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
+			r = unpack(reception, run, contents, error);
+			if (r == 0)
+				r = put_pages(reception, run, reception->unpacked, error);
+			contents += RUN_SIZE(run->kind);
+		} else {
+			r = put_pages(reception, run, contents, error);
+			contents += run->count * (size_t)PAGE_SIZE;
 		}
-		page_digests_set(&reception->digests, run->first, run->count, at);
-		reception->received_pages += run->count;
 	}
-	return 0;
+	return r;
 }
 
 static int receive_pages(struct reception *reception, const struct record *record, struct error *error)
 {
 	struct peer_run runs[PEER_RUNS_MAX];
-	struct iovec parts[PEER_RUNS_MAX] = {
-		{.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])}};
-	unsigned count = 0;
+	struct iovec part = {.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])};
+	size_t size;
 	int r;
 
-	if (record->length < parts[0].iov_len)
+	if (record->length < part.iov_len)
 		return breaks_protocol(reception, "a record is too short", error);
-	r = wire_receive(reception->wire, parts, 1, error);
+	size = record->length - part.iov_len;
+	r = wire_receive(reception->wire, &part, 1, error);
 	if (r == 0)
 		r = check_runs(reception, record, runs, error);
+	part = (struct iovec){.iov_base = reception->contents, .iov_len = size};
 	if (r == 0)
-		r = place_runs(reception, runs, record->argument, parts, &count, error);
-	if (r == 0)
-		r = wire_receive(reception->wire, parts, count, error);
+		r = wire_receive(reception->wire, &part, 1, error);
 	return r == 0 ? take_runs(reception, runs, record->argument, error) : r;
 }
 
@@ -307,8 +312,8 @@ static int take_guest(struct receive *receive, struct message *answer, struct er
 			error, EPROTO, "xend made the guest with another memory size than was offered.");
 	r = description_match_regions(receive->description, receive->guest.regions, error);
 	if (r == 0)
-		r = reception_begin(&receive->reception, &receive->wire, receive->guest.ram,
-			receive->guest.ram_fd, receive->guest.pages, error);
+		r = reception_begin(&receive->reception, &receive->wire, receive->guest.ram_fd,
+			receive->guest.pages, error);
 	receive->reception.compressed = receive->hello.features & PEER_COMPRESSED;
 	return r;
 }

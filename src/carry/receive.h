@@ -11,22 +11,22 @@
 #include "carry/peer.h"
 
 struct reception {
-	struct wire *wire; /* borrowed, as the RAM and its memfd */
-	uint8_t *ram;
+	struct wire *wire; /* borrowed, as the RAM's memfd */
 	int ram_fd;
 	uint64_t pages;
 	struct page_digests digests;
 	struct buffer state; /* device-state records, once they came */
 	bool compressed;     /* the source may send compressed pages */
-	uint8_t *blocks;     /* owned: room for those of one record; NULL until they come */
+	uint8_t *contents;   /* owned: room for what one record brings */
+	uint8_t *unpacked;   /* owned: room for a compressed run's pages; NULL until one comes */
 	uint64_t received_pages;
 	unsigned rounds;
 	int64_t began; /* monotonic ns */
 };
 
 /* RAM must be all zero. */
-int reception_begin(struct reception *reception, struct wire *wire, uint8_t *ram, int ram_fd, uint64_t pages,
-	struct error *error);
+int reception_begin(
+	struct reception *reception, struct wire *wire, int ram_fd, uint64_t pages, struct error *error);
 /* Receives up to END. 0: RAM is what the source's was, and the state is here and whole. */
 int reception_run(struct reception *reception, struct job *job, struct error *error);
 void reception_end(struct reception *reception);

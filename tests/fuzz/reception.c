@@ -95,7 +95,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct job nobody = {.channel = -1};
 	struct reception reception;
 	struct wire wire;
-	uint8_t *ram;
 	int pair[2];
 
 	while (cursor_left(&in) && stream.size < 1 << 17)
@@ -103,17 +102,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0 ||
 		ftruncate(ram_fd, PAGES * PAGE) < 0)
 		return 0;
-	ram = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
 	send(pair[0], stream.data, stream.size, MSG_DONTWAIT | MSG_NOSIGNAL);
 	shutdown(pair[0], SHUT_WR);
 	if (wire_adopt(&wire, &nobody, pair[1], "peer", NULL) == 0 &&
-		reception_begin(&reception, &wire, ram, ram_fd, PAGES, NULL) == 0) {
+		reception_begin(&reception, &wire, ram_fd, PAGES, NULL) == 0) {
 		reception.compressed = true;
 		reception_run(&reception, &nobody, &(struct error){0});
 		reception_end(&reception);
 	}
 	wire_close(&wire);
 	close(pair[0]);
-	munmap(ram, PAGES * PAGE);
 	return 0;
 }
