@@ -85,7 +85,7 @@ static int check_disk(
 }
 
 static void check_host(
-	const struct xend *xend, const struct guest_config *config, const json_t *offer, json_t *objections)
+	struct xend *xend, const struct guest_config *config, const json_t *offer, json_t *objections)
 {
 	const json_t *portraits = json_object_get(offer, "portraits");
 	struct error error;

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define TELL_MS 5000
 #define TOLD_MAX 65536
@@ -64,6 +65,58 @@ static int ask_features(const struct xend *xend, json_t **features, struct error
 				 "What this host's processor can do, its ferry-guest does not tell.");
 }
 
+/*
+ * What the answer depends on while this host is up: the program that gives it, and KVM's modules, whose
+ * directories are others once they were loaded anew. False: it cannot be told.
+ */
+static bool look_at_sources(const struct xend *xend, struct processor_source sources[PROCESSOR_SOURCES])
+{
+	static const char *const modules[] = {
+		"/sys/module/kvm", "/sys/module/kvm_amd", "/sys/module/kvm_intel"};
+	char program[320];
+	unsigned found = 0;
+
+	_Static_assert(ARRAY_SIZE(modules) + 1 == PROCESSOR_SOURCES, "a place for each source");
+	memset(sources, 0, PROCESSOR_SOURCES * sizeof(*sources));
+	snprintf(program, sizeof(program), "%s/ferry-guest", xend->paths.libexec);
+	for (unsigned i = 0; i < PROCESSOR_SOURCES; i++) {
+		struct stat status;
+
+		if (stat(i == 0 ? program : modules[i - 1], &status) < 0)
+			continue;
+		sources[i].inode = status.st_ino;
+		sources[i].changed_s = status.st_ctim.tv_sec;
+		sources[i].changed_ns = status.st_ctim.tv_nsec;
+		found += i > 0;
+	}
+	return found > 0;
+}
+
+/* A new reference to the array of names: as it was told before, unless that may be out of date. */
+static int know_features(struct xend *xend, json_t **features, struct error *error)
+{
+	struct known_processor *known = &xend->processor;
+	struct processor_source sources[PROCESSOR_SOURCES];
+	bool lasting = look_at_sources(xend, sources);
+	int r;
+
+	xend_lock(xend);
+	if (lasting && known->features && memcmp(known->sources, sources, sizeof(sources)) == 0)
+		*features = json_incref(known->features);
+	xend_unlock(xend);
+	if (*features)
+		return 0;
+	r = ask_features(xend, features, error);
+	if (r < 0 || !lasting)
+		return r;
+	xend_lock(xend);
+	json_decref(known->features);
+	known->features = json_incref(*features);
+	memcpy(known->sources, sources, sizeof(sources));
+	xend_unlock(xend);
+	return 0;
+}
+
 static bool has(const json_t *names, const char *name)
 {
 	for (size_t i = 0; i < json_array_size(names); i++) {
@@ -75,11 +128,11 @@ static bool has(const json_t *names, const char *name)
 	return false;
 }
 
-int processor_check(const struct xend *xend, const json_t *seen, struct error *error)
+int processor_check(struct xend *xend, const json_t *seen, struct error *error)
 {
 	_cleanup_json_ json_t *here = NULL;
 	char missing[512] = "";
-	int r = json_array_size(seen) ? ask_features(xend, &here, error) : 0;
+	int r = json_array_size(seen) ? know_features(xend, &here, error) : 0;
 
 	if (r < 0)
 		return r;

@@ -7,7 +7,7 @@
 
 /*
  * -EOPNOTSUPP with a sentence that names what a guest that comes has seen and would miss here. `seen` is an
- * array of names from a peer, or NULL, which passes. Starts a process and waits for it: call without the
- * lock.
+ * array of names from a peer, or NULL, which passes. The first time, and after KVM's modules or ferry-guest
+ * have changed, starts a process and waits for it: call without the lock.
  */
-int processor_check(const struct xend *xend, const json_t *seen, struct error *error);
+int processor_check(struct xend *xend, const json_t *seen, struct error *error);

@@ -68,6 +68,7 @@ void xend_free(struct xend *xend)
 	if (xend->base)
 		event_base_free(xend->base);
 	moves_free(xend);
+	json_decref(xend->processor.features);
 	close(xend->stop);
 	pthread_mutex_destroy(&xend->lock);
 	pthread_mutex_destroy(&xend->post_lock);

@@ -18,8 +18,10 @@
 #include "xend/paths.h"
 
 #include <event2/event.h>
+#include <jansson.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/queue.h>
 
 struct domain;
@@ -36,6 +38,17 @@ struct post {
 	void *argument;
 };
 
+#define PROCESSOR_SOURCES 4u
+
+/* What this host's processor can do, as ferry-guest told last (processor.h), and what that depends on. */
+struct known_processor {
+	json_t *features; /* owned; NULL: not asked yet */
+	struct processor_source {
+		uint64_t inode;
+		int64_t changed_s, changed_ns;
+	} sources[PROCESSOR_SOURCES];
+};
+
 struct xend {
 	struct paths paths;
 	struct xend_config config;
@@ -48,7 +61,8 @@ struct xend {
 	struct domain *domains;                /* in the order of their IDs */
 	struct move *moves;                    /* migrations away from here, the latest first */
 	struct shared_memory *shared_memories; /* of clones */
-	TAILQ_HEAD(, visitor) visitors;        /* of the relocation port (relocation.h) */
+	struct known_processor processor;
+	TAILQ_HEAD(, visitor) visitors; /* of the relocation port (relocation.h) */
 	unsigned workers, carriers_started;
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */
