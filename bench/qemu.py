@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -9,12 +10,17 @@ import time
 from processes import own_memory_mib, process_seconds, threads_seconds
 
 UNLIMITED = 2**40  # bytes a second
+DOWNTIME_MS = 50  # as Ferry's default
+
+
+class GaveUp(Exception):
+    """A migration did not end in the time that it had."""
 
 
 class Qemu:
     name = "QEMU"
 
-    def __init__(self, directory, kernel, memory_mib, vcpus, command_line, incoming=None, downtime_ms=50, multifd=0, prefix=()):
+    def __init__(self, directory, kernel, memory_mib, vcpus, command_line, incoming=None, capabilities=(), prefix=()):
         self.directory = directory
         os.makedirs(directory, exist_ok=True)
         self._beat = socket.socket(socket.AF_UNIX)
@@ -29,6 +35,7 @@ class Qemu:
         ]
         if incoming:
             arguments += ["-incoming", incoming]
+        self._touched_mib = int(re.search(r"touch=([0-9]+)", command_line).group(1))
         self.started = time.monotonic()
         self.process = subprocess.Popen(arguments)
         self.console = self._beat.accept()[0]
@@ -42,11 +49,12 @@ class Qemu:
         self._lines = self._qmp.makefile("rw")
         self._read()
         self.command("qmp_capabilities")
-        if multifd:
-            self.command("migrate-set-capabilities", capabilities=[{"capability": "multifd", "state": True}])
-            self.command("migrate-set-parameters", **{"multifd-channels": multifd})
+        if capabilities:
+            self.command("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in capabilities])
+        if "multifd" in capabilities:
+            self.command("migrate-set-parameters", **{"multifd-channels": capabilities["multifd"]})
         if not incoming:
-            self.command("migrate-set-parameters", **{"max-bandwidth": UNLIMITED, "downtime-limit": downtime_ms})
+            self.command("migrate-set-parameters", **{"max-bandwidth": UNLIMITED, "downtime-limit": DOWNTIME_MS})
 
     def _read(self):
         line = self._lines.readline()
@@ -64,7 +72,7 @@ class Qemu:
             if "return" in answer:
                 return answer["return"]
 
-    def migrate(self, uri, live=True):
+    def migrate(self, uri, live=True, patience=600):
         """Seconds, and QEMU's own statistics."""
         start = time.monotonic()
         if not live:
@@ -76,6 +84,8 @@ class Qemu:
                 return time.monotonic() - start, status
             if status.get("status") in ("failed", "cancelled"):
                 raise RuntimeError(f"migration {status}")
+            if time.monotonic() > start + patience:
+                raise GaveUp(f"not done after {patience} s")
             time.sleep(0.002)
 
     def resume(self):
@@ -91,8 +101,8 @@ class Qemu:
         return threads_seconds(self.process.pid, "CPU ")
 
     def resident_mib(self):
-        """Guest memory, which is the process's own with QEMU, included."""
-        return own_memory_mib(self.process.pid)
+        """Without the guest's memory, which is the process's own with QEMU."""
+        return own_memory_mib(self.process.pid) - self._touched_mib
 
     def close(self):
         self.process.kill()
