@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
 
 from processes import own_memory_mib, process_seconds, threads_seconds
@@ -112,3 +113,25 @@ class Qemu:
         for name in ("beat", "qmp"):
             if os.path.exists(f"{self.directory}/{name}"):
                 os.unlink(f"{self.directory}/{name}")
+
+
+BEATS_ENOUGH = 100  # of the bench guest: KVM works
+
+
+def beats_here(kernel, seconds=20):
+    """Tries whether this machine's KVM works: how often the bench guest beats, run by QEMU for a moment."""
+    with tempfile.TemporaryDirectory() as directory:
+        beat = f"{directory}/beat"
+        qemu = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "64", "-nodefaults",
+             "-display", "none", "-no-reboot", "-kernel", kernel, "-append", "touch=4 tsc_khz=1000000",
+             "-chardev", f"file,id=c,path={beat}", "-device", "isa-debugcon,iobase=0x3f8,chardev=c"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        beats, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end and qemu.poll() is None and beats < BEATS_ENOUGH:
+            time.sleep(0.05)
+            beats = os.path.getsize(beat) if os.path.exists(beat) else 0
+        qemu.kill()
+        qemu.wait()
+    return beats

@@ -22,30 +22,15 @@ def kernel():
     return os.path.join(BUILD, "bench/guest/bench-guest")
 
 
-def beats_in(path):
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
 @pytest.fixture(scope="session")
 def native_kvm(kernel):
     """Tries it: QEMU runs the bench guest for a moment. Independent of Ferry, so that a bug of Ferry's never skips a test."""
     if os.geteuid() != 0:
         pytest.skip("xend needs root: this machine's KVM was not tried")
-    with tempfile.TemporaryDirectory() as directory:
-        beat = f"{directory}/beat"
-        qemu = subprocess.Popen(
-            ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host,-arch-capabilities", "-m", "64", "-nodefaults",
-             "-display", "none", "-no-reboot", "-kernel", kernel, "-append", "touch=4 tsc_khz=1000000",
-             "-chardev", f"file,id=c,path={beat}", "-device", "isa-debugcon,iobase=0x3f8,chardev=c"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        end = time.monotonic() + 20
-        while time.monotonic() < end and qemu.poll() is None and beats_in(beat) < 100:
-            time.sleep(0.05)
-        qemu.kill()
-        qemu.wait()
-        beats = beats_in(beat)
-    if beats < 100:
+    from qemu import BEATS_ENOUGH, beats_here
+
+    beats = beats_here(kernel)
+    if beats < BEATS_ENOUGH:
         pytest.skip(f"this machine's KVM ran the bench guest for {beats} beats: it does not work")
 
 
