@@ -1,5 +1,6 @@
 #include "vmm/dev/blk.h"
 #include "vmm/dev/blk_image.h"
+#include "vmm/dev/blk_request.h"
 #include "vmm/dev/virtio.h"
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -17,33 +18,12 @@
 #define QUEUE_SIZE VIRTQUEUE_SIZE_MAX
 #define SECTOR 512u
 #define SEGMENTS_MAX (QUEUE_SIZE - 2) /* beside header and status */
-#define BOUNCE_SIZE (256u << 10)
 /* One request must be over soon, for a pause waits for it. */
 #define DISCARD_MAX (256u << 20)
 #define ZEROES_MAX (8u << 20)
 #define COMPLAINTS_MAX 10u
 #define BATCH 64u
 #define CONFIG_SIZE (offsetof(struct virtio_blk_config, write_zeroes_may_unmap) + 4)
-
-/*
- * One request of the guest, from popped to answered. Its data pieces are
- * iov[first] to iov[first + count - 1]; of `size` bytes `done` are over. What the
- * image did only in part is submitted again for the rest.
- */
-struct request {
-	struct request *next_free;
-	struct virtio_chain chain;
-	uint32_t type;
-	unsigned first, count;
-	uint64_t position, size, done; /* bytes: in the image, of the transfer, of it over */
-	uint8_t *bounce;               /* owned; the data passes through it where not NULL */
-	int allocate;                  /* fallocate(2) mode of what is under way; 0: a transfer */
-	uint8_t *status;               /* in guest memory */
-	uint64_t status_gpa;
-	struct iovec iov[VIRTQUEUE_SIZE_MAX];
-	uint64_t gpa[VIRTQUEUE_SIZE_MAX];
-	uint32_t length[VIRTQUEUE_SIZE_MAX]; /* of the pieces as popped */
-};
 
 struct virtio_blk {
 	struct virtio_device virtio;
@@ -88,20 +68,15 @@ static void give_back(struct virtio_blk *blk, struct request *request)
 	blk->free_requests = request;
 }
 
-static bool into_guest(const struct request *request)
-{
-	return request->type == VIRTIO_BLK_T_IN || request->type == VIRTIO_BLK_T_GET_ID;
-}
-
 /* Ends the request towards the driver, who sees it after virtqueue_flush. */
 static void answer(struct virtio_blk *blk, struct request *request, uint8_t status)
 {
 	struct virtqueue *queue = the_queue(blk);
 	unsigned pieces = request->chain.readable + request->chain.writable;
-	uint32_t written = into_guest(request) ? (uint32_t)request->done : 0;
+	uint32_t written = request_into_guest(request) ? (uint32_t)request->done : 0;
 
 	/* All of it: a transfer that failed may have written anything. */
-	for (unsigned i = request->chain.readable; into_guest(request) && i < pieces; i++)
+	for (unsigned i = request->chain.readable; request_into_guest(request) && i < pieces; i++)
 		memory_wrote(queue->memory, request->gpa[i], request->length[i]);
 	*request->status = status;
 	memory_wrote(queue->memory, request->status_gpa, 1);
@@ -109,38 +84,14 @@ static void answer(struct virtio_blk *blk, struct request *request, uint8_t stat
 	give_back(blk, request);
 }
 
-static void skip_pieces(struct request *request, uint64_t bytes)
-{
-	while (bytes && request->count) {
-		struct iovec *piece = &request->iov[request->first];
-		uint64_t here = piece->iov_len < bytes ? piece->iov_len : bytes;
-
-		piece->iov_base = (char *)piece->iov_base + here;
-		piece->iov_len -= here;
-		bytes -= here;
-		if (piece->iov_len == 0) {
-			request->first++;
-			request->count--;
-		}
-	}
-}
-
-/* The bytes that pass through the bounce buffer next. */
-static unsigned bounce_part(const struct request *request)
-{
-	uint64_t left = request->size - request->done;
-
-	return left < BOUNCE_SIZE ? (unsigned)left : BOUNCE_SIZE;
-}
-
 static void prepare_transfer(struct virtio_blk *blk, struct request *request, struct io_uring_sqe *sqe)
 {
-	bool write = !into_guest(request);
+	bool write = !request_into_guest(request);
 	uint64_t position = request->position + request->done;
 	const struct iovec *pieces = request->iov + request->first;
 
 	if (request->bounce) {
-		unsigned part = bounce_part(request);
+		unsigned part = request_bounce_part(request);
 
 		if (write)
 			iov_read(pieces, request->count, 0, request->bounce, part);
@@ -191,18 +142,6 @@ static void submit(void *context)
 			blk->virtio.pci.device.instance, strerror(-r));
 }
 
-/* Zeroed, so that it serves for writing zeroes as it is. */
-static bool add_bounce(struct request *request)
-{
-	void *bounce;
-
-	if (posix_memalign(&bounce, 4096, BOUNCE_SIZE))
-		return false;
-	memset(bounce, 0, BOUNCE_SIZE);
-	request->bounce = bounce;
-	return true;
-}
-
 static bool within_image(const struct virtio_blk *blk, uint64_t sector, uint64_t size)
 {
 	return sector <= blk->image.size / SECTOR && size <= blk->image.size - sector * SECTOR &&
@@ -218,7 +157,8 @@ static int begin_transfer(struct virtio_blk *blk, struct request *request, uint6
 	if (request->size == 0)
 		return VIRTIO_BLK_S_OK;
 	request->position = sector * SECTOR;
-	if (!image_takes(&blk->image, request->iov + request->first, request->count) && !add_bounce(request))
+	if (!image_takes(&blk->image, request->iov + request->first, request->count) &&
+		!request_add_bounce(request))
 		return VIRTIO_BLK_S_IOERR;
 	prepare(blk, request);
 	return -1;
@@ -277,42 +217,6 @@ static int begin(struct virtio_blk *blk, struct request *request, uint64_t secto
 	}
 }
 
-/* Takes the chain apart (5.2.6): header, data, the status byte at the very end. */
-static bool dissect(struct request *request, uint64_t *sector)
-{
-	struct virtio_chain *chain = &request->chain;
-	unsigned pieces = chain->readable + chain->writable;
-	struct virtio_blk_outhdr header;
-	struct iovec *last;
-
-	/* A chain may also consist of nothing but empty pieces, which are not counted. */
-	if (chain->writable == 0 ||
-		iov_read(request->iov, chain->readable, 0, &header, sizeof(header)) != sizeof(header))
-		return false;
-	last = &request->iov[pieces - 1];
-	for (unsigned i = 0; i < pieces; i++)
-		request->length[i] = (uint32_t)request->iov[i].iov_len;
-	request->type = header.type;
-	*sector = header.sector;
-	request->done = 0;
-	request->allocate = 0;
-	last->iov_len--;
-	request->length[pieces - 1]--;
-	request->status = (uint8_t *)last->iov_base + last->iov_len;
-	request->status_gpa = request->gpa[pieces - 1] + last->iov_len;
-	if (into_guest(request)) {
-		request->first = chain->readable;
-		request->count = chain->writable - (last->iov_len == 0);
-		request->size = chain->writable_bytes - 1;
-	} else {
-		request->first = 0;
-		request->count = chain->readable;
-		skip_pieces(request, sizeof(header));
-		request->size = chain->readable_bytes - sizeof(header);
-	}
-	return true;
-}
-
 /* A driver that offers chains a second time before they are answered can have every request in flight. */
 static bool exhausted(const struct virtio_blk *blk)
 {
@@ -335,7 +239,7 @@ static void take_chains(struct virtio_blk *blk)
 			give_back(blk, request);
 			return;
 		}
-		if (!dissect(request, &sector)) {
+		if (!request_dissect(request, &sector)) {
 			give_back(blk, request);
 			virtio_broken(&blk->virtio, queue, "has a request without header or status");
 			return;
@@ -384,7 +288,7 @@ static int fall_back(struct virtio_blk *blk, struct request *request)
 		return VIRTIO_BLK_S_OK;
 	if (request->allocate & FALLOC_FL_PUNCH_HOLE)
 		request->allocate = FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE;
-	else if (add_bounce(request))
+	else if (request_add_bounce(request))
 		request->allocate = 0;
 	else
 		return VIRTIO_BLK_S_IOERR;
@@ -405,7 +309,7 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 		return fall_back(blk, request);
 	/* O_DIRECT that wants more alignment than it says. */
 	if (result == -EINVAL && transfer && !request->bounce && blk->image.memory_alignment > 1 &&
-		add_bounce(request)) {
+		request_add_bounce(request)) {
 		prepare(blk, request);
 		return -1;
 	}
@@ -415,9 +319,9 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 	}
 	if (!transfer)
 		return VIRTIO_BLK_S_OK;
-	if (request->bounce && into_guest(request))
+	if (request->bounce && request_into_guest(request))
 		iov_write(request->iov + request->first, request->count, 0, request->bounce, (size_t)result);
-	skip_pieces(request, (uint64_t)result);
+	request_skip(request, (uint64_t)result);
 	request->done += (uint64_t)result;
 	if (request->done == request->size)
 		return VIRTIO_BLK_S_OK;
