@@ -40,15 +40,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def side_by_side(**settings):
-    """Two xends."""
+def side_by_side(places=None, **settings):
+    """Two xends, on ports of this machine or at `places`: (command prefix, address, port) of each."""
     from ferry import Host
 
     root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
     made = []
     try:
-        for number in (1, 2):
-            made.append(Host(f"{root}/{number}", BUILD, free_port(), **settings))
+        for number in (0, 1):
+            prefix, address, port = places[number] if places else ((), "127.0.0.1", free_port())
+            made.append(Host(f"{root}/{number + 1}", BUILD, port, prefix, address, **settings))
         if not settings.get("clear_text"):
             made[0].trust(made[1])
             made[1].trust(made[0])

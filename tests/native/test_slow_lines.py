@@ -1,14 +1,12 @@
 """A guest that writes faster than the line carries: it is slowed, arrives or stays as told, and is itself again."""
 
 import re
-import shutil
 import signal
-import tempfile
 import time
 
 import pytest
 
-from conftest import BUILD
+from conftest import side_by_side
 from test_native import arrived, names, start
 
 # Rewritten as fast as the processor can, over a line of 10 MB/s: 0.8 s, or 3.2 s, for each round.
@@ -98,22 +96,10 @@ def test_memory_is_compressed_where_the_line_is_slow(hosts, heartbeat, kernel, c
 @pytest.fixture
 def far_hosts(native_kvm):
     """Two xends in network namespaces of their own, with 80 Mbit/s between them."""
-    from ferry import Host
     from link import Link
 
-    root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
     with Link(80) as link:
-        made = []
-        try:
-            made.append(Host(f"{root}/1", BUILD, 8002, link.source, link.source_address))
-            made.append(Host(f"{root}/2", BUILD, 8002, link.dest, link.dest_address))
-            made[0].trust(made[1])
-            made[1].trust(made[0])
-            yield made
-        finally:
-            for host in made:
-                host.close()
-            shutil.rmtree(root)
+        yield from side_by_side([(link.source, link.source_address, 8002), (link.dest, link.dest_address, 8002)])
 
 
 @pytest.mark.parametrize("on_stall", ["stop", "cancel"])
