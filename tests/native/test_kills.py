@@ -9,11 +9,12 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 
 import pytest
-from conftest import BUILD, TOP
-from kills import GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, read, wait_for
+from conftest import BUILD, TOP, free_port
+from kills import NEW_GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, processes, read, wait_for
 
 POINTS = 25  # of each test, unless all are taken
 LINE = "tsc_khz=2000000 touch=8 dirty=2 rate=20000"
@@ -28,9 +29,18 @@ class Rig:
         self.host, self.heartbeat, self.directory = host, heartbeat, directory
         self.file = f"{directory}/c"
         self.carrier, self.guest = Wrapped(host, "ferry-carrier"), Wrapped(host, "ferry-guest")
-        host.xm("create", "-q", host.write_config("Native", kernel, 64, 1, LINE))
+        host.xm("create", "-q", self.write_config(kernel))
         self.listen(history=True)
         heartbeat.wait_ready()
+
+    def write_config(self, kernel, *more):
+        """Of a guest with a disk and a network device, so that there is something that may be left behind."""
+        path = self.host.write_config("Native", kernel, 64, 1, LINE)
+        with open(f"{self.host.root}/disk", "ab") as disk:
+            disk.truncate(1 << 20)
+        with open(path, "a", encoding="ascii") as config:
+            config.write(f"disk = ['file:{self.host.root}/disk,xvda,w']\nvif = ['bridge=xenbr0']\n" + "".join(f"{line}\n" for line in more))
+        return path
 
     def xm(self, *words):
         """Exit status, and what was said."""
@@ -46,7 +56,7 @@ class Rig:
         return self.xm("restore", self.file)
 
     def clone(self):
-        return self.xm("restore", "--name", "Clone", self.file)
+        return self.xm("restore", "--name", "Clone", self.file, f"disk=['file:{self.host.root}/disk,xvda,w']")
 
     def restart_xend(self):
         self.host.process.wait(10)
@@ -72,6 +82,8 @@ class Rig:
         self.wait(lambda: not os.listdir(f"{root}/run/carriers") and processes(self.host, "ferry-carrier") == [], "the carriers' end")
         self.wait(lambda: len(self.host.guests()) == guests, f"{guests} guests' run directories")
         assert len(processes(self.host, "ferry-guest")) == guests
+        self.wait(lambda: len(self.host.interfaces()) == guests, f"{guests} network devices")
+        assert len(memory_files(self.host)) <= guests
 
     def file_is_whole(self):
         subprocess.run([f"{TOP}/tools/ferry-checkpoint.py", "verify", self.file], check=True, stdout=subprocess.DEVNULL)
@@ -106,11 +118,47 @@ class Rig:
         self.nothing_left(0)
 
 
+def memory_files(host):
+    """Guest memory that xend holds."""
+    held, found = f"/proc/{host.process.pid}/fd", set()
+    for fd in os.listdir(held):
+        path = f"{held}/{fd}"
+        if os.path.lexists(path) and os.readlink(path).startswith("/memfd:guest-ram"):
+            found.add(os.stat(path).st_ino)
+    return found
+
+
 @pytest.fixture
-def rig(hosts, heartbeat, kernel, tmp_path):
+def bridged_host(native_kvm):
+    """A host with a network of its own, in which there is a bridge for guests."""
+    from ferry import Host
+
+    name, root, host = f"ferry-kills-{os.getpid()}", tempfile.mkdtemp(prefix="ferry-", dir="/tmp"), None
+
+    def links(*words):
+        return subprocess.run(["ip", "-n", name, "-br", "link", *words], check=True, capture_output=True, text=True).stdout.splitlines()
+
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        links("set", "lo", "up")
+        links("add", "xenbr0", "type", "bridge")
+        links("set", "xenbr0", "up")
+        host = Host(root, BUILD, free_port(), prefix=["ip", "netns", "exec", name])
+        os.symlink(f"{TOP}/scripts", f"{root}/scripts")
+        host.interfaces = lambda: [line for line in links() if line.split()[0] not in ("lo", "xenbr0")]
+        yield host
+    finally:
+        if host:
+            host.close()
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+        shutil.rmtree(root)
+
+
+@pytest.fixture
+def rig(bridged_host, heartbeat, kernel, tmp_path):
     place = tmp_path / "place"
     place.mkdir()
-    return Rig(hosts[0], heartbeat, kernel, str(place))
+    return Rig(bridged_host, heartbeat, kernel, str(place))
 
 
 def test_the_carrier_of_a_save(rig):
@@ -169,16 +217,17 @@ def test_xend_in_a(rig, what):
     enumerate_kills(xend_dies(rig, getattr(rig, what), rig.gone_again), f"{rig.directory}.trace", POINTS)
 
 
-def test_the_guest_in_a_restore(rig):
+@pytest.mark.parametrize("what", ["restore", "clone"])
+def test_the_guest_in_a(rig, what):
     assert rig.save() == (0, "")
 
     def attempt(point):
-        rig.guest.order(GUEST_CALLS, point)
-        status, said = rig.restore()
+        rig.guest.order(NEW_GUEST_CALLS, point)
+        status, said = getattr(rig, what)()
         assert status == 0 or said.startswith("Error: ") and rig.names() == []
         killed = status != 0 and rig.guest.withdraw()
         # A restored one may die at any time from now on, as any guest may; on_crash then starts it anew.
-        rig.wait(lambda: rig.names() == [] or rig.xm("destroy", "Native") is None, "the guest's end")
+        rig.wait(lambda: rig.names() == [] or rig.xm("destroy", rig.names()[0]) is None, "the guest's end")
         rig.gone_again()
         return killed
 
@@ -188,9 +237,7 @@ def test_the_guest_in_a_restore(rig):
 def test_the_guest_in_a_save(rig, kernel):
     """Its steps in a save are those that its carrier asks for: it dies before each call of the carrier's."""
     rig.host.xm("destroy", "Native")
-    config = rig.host.write_config("Native", kernel, 64, 1, LINE)
-    with open(config, "a", encoding="ascii") as more:
-        more.write("on_crash = 'destroy'\n")
+    config = rig.write_config(kernel, "on_crash = 'destroy'")
 
     def attempt(point):
         rig.host.xm("create", "-q", config)
