@@ -301,6 +301,14 @@ static void small_end(struct small *small)
 	fake_guest_end(&small->guest);
 }
 
+/* Holes are looked at here and there, unless somebody asks for all of it, which takes minutes. */
+static bool every_byte(void)
+{
+	const char *exhaustive = getenv("FERRY_EXHAUSTIVE");
+
+	return exhaustive && strcmp(exhaustive, "1") == 0;
+}
+
 /* All that is in the small guest is in its first pages. */
 #define SMALL_PAGES 8
 
@@ -334,6 +342,7 @@ static void flip_every_byte(unsigned how)
 	_cleanup_free_ uint8_t *ram = malloc(SMALL_PAGES * FAKE_PAGE);
 	struct small small;
 	unsigned refused = 0;
+	bool every = every_byte();
 
 	small_begin(&small, how);
 	assert_int_equal(read_small(&small, ram, NULL), 0);
@@ -347,7 +356,7 @@ static void flip_every_byte(unsigned how)
 			contents = at >= CHECKPOINT_RAM_AT && at < CHECKPOINT_RAM_AT + 4 * FAKE_PAGE;
 
 		/* Holes between: one byte of each page is enough. */
-		if (!ends && !contents && at % FAKE_PAGE)
+		if (!ends && !contents && at % FAKE_PAGE && !every)
 			continue;
 		small.bytes[at] ^= 0x20;
 		if (read_small(&small, ram, &error) < 0) {
@@ -367,16 +376,17 @@ static void cut_everywhere(unsigned how)
 {
 	_cleanup_free_ uint8_t *ram = malloc(SMALL_PAGES * FAKE_PAGE), *copy = NULL;
 	struct small small;
+	bool every = every_byte();
 
 	small_begin(&small, how);
 	copy = malloc(small.size);
 	memcpy(copy, small.bytes, small.size);
 	for (uint64_t size = small.size - 1; size > 0;
-		size -= size > CHECKPOINT_RAM_AT || size <= 4096 ? 1 : 4096) {
+		size -= size > CHECKPOINT_RAM_AT || size <= 4096 || every ? 1 : 4096) {
 		struct error error = {0};
 		_cleanup_checkpoint_ struct checkpoint checkpoint = {0};
 
-		if (size > CHECKPOINT_RAM_AT && size % 97 && size < small.size - 2 * 4096)
+		if (size > CHECKPOINT_RAM_AT && size % 97 && size < small.size - 2 * 4096 && !every)
 			continue;
 		assert_int_equal(ftruncate(small.file, (off_t)size), 0);
 		assert_true(checkpoint_open(&checkpoint, small.file, &error) < 0);
