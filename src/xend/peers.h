@@ -1,6 +1,6 @@
 /*
- * The other hosts: those that this one has relocated guests with are remembered,
- * and asked before a guest is started whether they have it. No lock of a block
+ * The other hosts: those that this one has relocated guests with, or was told to trust, are
+ * remembered, and asked before a guest is started whether they have it. No lock of a block
  * device crosses hosts, so this is what keeps a guest from being started twice.
  *
  * It is advice, not proof: a host that cannot be reached within WHO_HAS_REACH_MS, or
@@ -17,7 +17,7 @@
 #define WHO_HAS_REACH_MS 2000
 #define WHO_HAS_ANSWER_MS 8000
 
-/* A guest has gone to this host, or come from it. */
+/* A guest has gone to this host, or come from it, or may. */
 void peers_remember(struct xend *xend, const char *host, unsigned port);
 /* The same for the other end of a connection, whose xend listens on `port`. */
 void peers_remember_socket(struct xend *xend, int socket, unsigned port);

@@ -391,6 +391,13 @@ int store_put_peer(struct store *store, const char *host, unsigned port, struct 
 		"si", host, (int64_t)port);
 }
 
+int store_drop_peer(struct store *store, const char *host, struct error *error)
+{
+	return run(store, error,
+		"DELETE FROM peers WHERE host = ?1 OR host IN (SELECT address FROM trusted WHERE host = ?1)",
+		"s", host);
+}
+
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
 	void *context, struct error *error)
 {

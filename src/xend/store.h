@@ -113,8 +113,10 @@ int store_drop_leftover(struct store *store, const char *path, struct error *err
 /* Removes every such file: what a killed xend has left. */
 int store_clear_leftovers(struct store *store, struct error *error);
 
-/* Hosts that guests have gone to or come from; each of them of the last 90 days, the latest first. */
+/* Hosts that guests have gone to or come from, or may; each of them of the last 90 days, the latest first. */
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error);
+/* By its name or address, or by the name under which it is trusted. */
+int store_drop_peer(struct store *store, const char *host, struct error *error);
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
 	void *context, struct error *error);
 

@@ -1,6 +1,7 @@
 #include "xend/trust.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/peers.h"
 #include "xend/store.h"
 
 #include <errno.h>
@@ -320,11 +321,17 @@ void trust_add(struct call *call)
 	const char *host = call_host(call);
 	const char *address = json_string_value(json_object_get(call->body, "address"));
 	const char *fingerprint = json_string_value(json_object_get(call->body, "fingerprint"));
+	const json_t *port = json_object_get(call->body, "port");
 	char resolved[HOST_MAX + 1];
 	struct error error;
 
 	if (!host)
 		return;
+	if (json_integer_value(port) < 0 || json_integer_value(port) > 65535) {
+		error_set(&error, EINVAL, "The host's port is not one.");
+		reply_error(call->reply, &error);
+		return;
+	}
 	if (!fingerprint || !fingerprint_valid(fingerprint) || (address && strlen(address) > HOST_MAX)) {
 		error_set(&error, EINVAL,
 			"'%.60s' is no fingerprint of a key, like SHA256:… of 43 characters.",
@@ -343,6 +350,12 @@ void trust_add(struct call *call)
 		return;
 	}
 	log_info("%s is trusted with the key %s.", host, fingerprint);
+	/* It may have guests that are about to be started here as well. */
+	if (port)
+		peers_remember(call->xend, *address ? address : host,
+			(unsigned)(json_integer_value(port)
+					   ? json_integer_value(port)
+					   : (json_int_t)call->xend->config.relocation_port));
 	reply_json(call->reply, 200, json_object());
 }
 
@@ -354,7 +367,9 @@ void trust_forget(struct call *call)
 
 	if (!host)
 		return;
-	r = store_distrust(call->xend->store, host, &error);
+	r = store_drop_peer(call->xend->store, host, &error);
+	if (r >= 0)
+		r = store_distrust(call->xend->store, host, &error);
 	if (r < 0) {
 		reply_error(call->reply, &error);
 		return;

@@ -61,14 +61,17 @@ static int forget(struct xm *xm, const char *host, struct error *error)
 	return client_call(&xm->client, "POST", "/trust/forget", body, NULL, error);
 }
 
-static int remember(
-	struct xm *xm, const char *host, const char *address, const char *fingerprint, struct error *error)
+/* `port`: where its xend is, 0: as is usual, -1: nobody has said. */
+static int remember(struct xm *xm, const char *host, long port, const char *address, const char *fingerprint,
+	struct error *error)
 {
 	_cleanup_json_ json_t *body =
 		json_pack("{s:s, s:s, s:s}", "host", host, "address", address, "fingerprint", fingerprint);
 
 	if (!body)
 		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
+	if (port >= 0)
+		json_object_set_new(body, "port", json_integer(port));
 	return client_call(&xm->client, "POST", "/trust", body, NULL, error);
 }
 
@@ -122,7 +125,7 @@ static int meet(struct xm *xm, const char *host, unsigned long port, bool accept
 		r = consent(host, error);
 	}
 	if (r == 0)
-		r = remember(xm, host, text_of(reply, "address"), fingerprint, error);
+		r = remember(xm, host, (long)port, text_of(reply, "address"), fingerprint, error);
 	if (r == 0)
 		printf("%s is trusted now. It must trust this host as well: xm trust there.\n", host);
 	return r;
@@ -147,7 +150,7 @@ static int trust(struct xm *xm, const struct arguments *arguments, struct error 
 	if (option_given(arguments, "forget"))
 		return forget(xm, host, error);
 	if (fingerprint)
-		return remember(xm, host, "", fingerprint, error);
+		return remember(xm, host, port ? (long)port : -1, "", fingerprint, error);
 	return meet(xm, host, port, option_given(arguments, "accept"), error);
 }
 

@@ -227,8 +227,8 @@ class Xend:
     def job(self, path, body):
         return self.stream(path, body).end()
 
-    def trust(self, other, host="10.0.0.1"):
-        self.post("/trust", {"host": host, "fingerprint": other.get("/trust")["fingerprint"]})
+    def trust(self, other, host="10.0.0.1", **more):
+        self.post("/trust", {"host": host, "fingerprint": other.get("/trust")["fingerprint"], **more})
 
     def domains(self):
         return self.get("/domains")["domains"]

@@ -212,6 +212,17 @@ class TwoHosts(unittest.TestCase):
         self.one.post("/domains/TestGuest/destroy")
         self.two.job("/restore", {"file": checkpoint})
 
+    def test_a_host_that_is_only_trusted_is_asked_too(self):
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            store.execute("DELETE FROM peers")
+        self.two.create(disk=[], uuid=self.UUID)
+        self.one.create(disk=[], uuid=self.UUID)  # it knows of nobody
+        self.one.post("/domains/TestGuest/destroy")
+        self.one.trust(self.two, port=18003)
+        self.refused("'TestGuest' runs on 10.0.0.1 already", self.one.create, disk=[], uuid=self.UUID)
+        self.one.post("/trust/forget", {"host": "10.0.0.1"})
+        self.one.create(disk=[], uuid=self.UUID)
+
     def test_other_guests_with_other_disks(self):
         self.one.create()
         self.two.create()  # its own file under the same name, as the two file systems say
@@ -224,9 +235,9 @@ class TwoHosts(unittest.TestCase):
         deaf = socket.create_server(("10.0.0.1", 18004), backlog=4)
         self.addCleanup(deaf.close)
         for host, port, least, most, words in (
-                ("10.9.9.9", 18002, 1.5, 7, "10.9.9.9 could not be reached in time and asked whether it has domain 'TestGuest'"),
-                ("10.0.0.1", 18004, 7.5, 15, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
-                ("10.0.0.1", 1, 0, 6, "10.0.0.1 was not heard about domain 'TestGuest'")):
+                ("10.9.9.9", 18002, 1.5, 20, "10.9.9.9 could not be reached in time and asked whether it has domain 'TestGuest'"),
+                ("10.0.0.1", 18004, 7.5, 30, "10.0.0.1 did not say in time whether it has domain 'TestGuest'"),
+                ("10.0.0.1", 1, 0, 20, "10.0.0.1 was not heard about domain 'TestGuest'")):
             with sqlite3.connect(self.one.root / "state/xend.db") as store:
                 store.execute("DELETE FROM peers")
                 store.execute("INSERT INTO peers VALUES (?, ?, ?)", (host, port, int(time.time())))

@@ -21,7 +21,7 @@ def posts(xend):
     return [(path, body) for method, path, body in xend.asked if method == "POST"]
 
 
-TRUSTED = ("/trust", {"host": "host2", "address": "10.0.0.2", "fingerprint": NEW})
+TRUSTED = ("/trust", {"host": "host2", "address": "10.0.0.2", "fingerprint": NEW, "port": 0})
 
 
 def test_list(xend):
@@ -40,7 +40,7 @@ def test_accept(xend):
     meets(xend)
     status, out, _ = xend.xm("trust", "--accept", "-p", "8003", "host2")
     assert status == 0 and f"host2 has the key {NEW}." in out and "It must trust this host as well" in out
-    assert posts(xend) == [("/trust/identify", {"host": "host2", "port": 8003}), TRUSTED]
+    assert posts(xend) == [("/trust/identify", {"host": "host2", "port": 8003}), ("/trust", {**TRUSTED[1], "port": 8003})]
 
 
 def test_without_anybody_to_ask(xend):
