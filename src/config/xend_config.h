@@ -41,12 +41,14 @@ struct xend_config {
 	char *relocation_key_file;        /* PEM: its key, '': in the same file */
 	uint64_t relocation_max_downtime; /* milliseconds a live migration may stand still, 50 */
 
-	uint64_t console_limit; /* KiB of history, 1024 */
-	char *network_script;   /* network-bridge and its arguments, '': none */
-	char *vif_script;       /* vif-bridge */
-	uint64_t dom0_min_mem;  /* MiB kept for the host, 0 */
-	uint64_t dom0_cpus;     /* 0: all */
-	bool enable_dump;       /* no */
+	uint64_t
+		storage_timeout; /* seconds that a checkpoint's storage may take to answer, 60; 0: for ever */
+	uint64_t console_limit;  /* KiB of history, 1024 */
+	char *network_script;    /* network-bridge and its arguments, '': none */
+	char *vif_script;        /* vif-bridge */
+	uint64_t dom0_min_mem;   /* MiB kept for the host, 0 */
+	uint64_t dom0_cpus;      /* 0: all */
+	bool enable_dump;        /* no */
 	char *external_migration_tool;
 	char *vnc_listen;
 	char *vncpasswd;

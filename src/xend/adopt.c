@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/carrier.h"
+#include "xend/checkpoint_file.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/guest_disks.h"
@@ -147,16 +148,15 @@ static void end_unless_live(struct domain *domain)
 
 int adopt_all(struct xend *xend, struct error *error)
 {
-	int r = store_clear_leftovers(xend->store, error);
+	int r = store_each_domain(xend->store, take_up, xend, error);
 
-	if (r >= 0)
-		r = store_each_domain(xend->store, take_up, xend, error);
 	if (r >= 0)
 		r = refuse_unowned(xend, error);
 	if (r < 0)
 		return r;
 	carrier_end_strays(xend);
 	guest_end_strays(xend);
+	checkpoint_file_clear_leftovers(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	for_each(xend, take_up_guest, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);

@@ -10,6 +10,8 @@
 
 /* How long a carrier has to notice that its channel is closed. */
 #define END_MS 3000
+/* How long a killed process has to leave the kernel. */
+#define KILLED_MS 2000
 
 int carrier_start(
 	struct carrier *carrier, struct xend *xend, int cancel, struct reply *progress, struct error *error)
@@ -77,8 +79,12 @@ static int wait_for_message(struct carrier *carrier, struct message *event, stru
 	int r;
 
 	do
-		r = poll(ready, ARRAY_SIZE(ready), -1);
+		r = poll(
+			ready, ARRAY_SIZE(ready), carrier->patience_s ? (int)carrier->patience_s * 1000 : -1);
 	while (r < 0 && errno == EINTR);
+	if (r == 0)
+		return error_set(error, ETIMEDOUT, "The checkpoint's storage has not answered for %u s.",
+			carrier->patience_s);
 	/* What the carrier has said already counts before a cancellation. */
 	if (!ready[0].revents && (ready[1].revents || ready[2].revents))
 		return error_set(
@@ -122,9 +128,47 @@ int carrier_expect(struct carrier *carrier, const char *name, struct message *ev
 	return error_set(error, EPROTO, "The carrier said something else where '%s' was due.", name);
 }
 
+struct straggler {
+	struct xend *xend;
+	int process;
+	char record[sizeof(((struct carrier *)0)->record)];
+};
+
+static void wait_for_straggler(void *argument)
+{
+	struct straggler *straggler = argument;
+
+	xend_unlock(straggler->xend);
+	process_wait(straggler->process, -1, NULL);
+	xend_lock(straggler->xend);
+	close(straggler->process);
+	unlink(straggler->record);
+	free(straggler);
+}
+
+/* It has been killed, but is in a system call that cannot be interrupted. */
+static void leave_straggler(const struct carrier *carrier, struct xend *xend)
+{
+	struct straggler *straggler = malloc(sizeof(*straggler));
+	struct error error;
+
+	log_warning("A carrier is held by storage that does not answer. It ends when that does.");
+	if (!straggler) {
+		close(carrier->process);
+		return;
+	}
+	*straggler = (struct straggler){.xend = xend, .process = carrier->process};
+	memcpy(straggler->record, carrier->record, sizeof(straggler->record));
+	if (xend_worker(xend, wait_for_straggler, straggler, &error) < 0) {
+		close(carrier->process);
+		free(straggler);
+	}
+}
+
 void carrier_end(struct carrier *carrier)
 {
 	struct xend *xend = carrier->xend;
+	int r;
 
 	if (!xend)
 		return;
@@ -135,11 +179,16 @@ void carrier_end(struct carrier *carrier)
 		return;
 	}
 	xend_unlock(xend);
-	if (process_wait(carrier->process, END_MS, NULL) < 0) {
+	r = process_wait(carrier->process, END_MS, NULL);
+	if (r < 0) {
 		log_warning("A carrier did not end by itself and was killed.");
-		process_kill(carrier->process);
+		r = process_kill_within(carrier->process, KILLED_MS);
 	}
 	xend_lock(xend);
+	if (r < 0) {
+		leave_straggler(carrier, xend);
+		return;
+	}
 	close(carrier->process);
 	unlink(carrier->record);
 }
@@ -162,7 +211,9 @@ void carrier_end_strays(struct xend *xend)
 		process = process_find(record, &pid);
 		if (process >= 0) {
 			log_warning("Ending the carrier %d of an earlier xend.", (int)pid);
-			process_kill(process);
+			if (process_kill_within(process, KILLED_MS) < 0)
+				log_warning("It is held by storage that does not answer, and ends when that "
+					    "does.");
 		}
 		unlink(record);
 	}

@@ -21,8 +21,10 @@
 struct carrier {
 	struct xend *xend; /* NULL: not started */
 	int channel, process;
-	int cancel;                                    /* eventfd that ends the job, -1: nothing does */
-	struct reply *progress;                        /* who is told of progress, NULL: nobody; borrowed */
+	int cancel;             /* eventfd that ends the job, -1: nothing does */
+	unsigned patience_s;    /* of a job whose storage may not answer: how long it may say nothing, 0: for
+				   ever */
+	struct reply *progress; /* who is told of progress, NULL: nobody; borrowed */
 	void (*told)(void *context, json_t *progress); /* instead of `progress`; NULL: that */
 	void *context;
 	bool outlives; /* carrier_end lets it go on, and xend's stop does too (filling.h) */
@@ -47,7 +49,10 @@ bool carrier_heard(const struct message *event, const char *name);
 /* The same where only one event is due. */
 int carrier_expect(struct carrier *carrier, const char *name, struct message *event, struct error *error);
 
-/* Closes the channel and waits for the process's end. Harmless when not started. Lets go of the lock. */
+/*
+ * Closes the channel and waits for the process's end: or until it will never run again, since a call to
+ * storage that does not answer keeps it in the kernel. Harmless when not started. Lets go of the lock.
+ */
 void carrier_end(struct carrier *carrier);
 
 /* At xend's start: ends the carriers of an earlier xend, before their guests are looked at. */

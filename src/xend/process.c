@@ -153,8 +153,13 @@ int process_wait(int pidfd, int timeout_ms, int *status)
 	return 0;
 }
 
-void process_kill(int pidfd)
+int process_kill_within(int pidfd, int timeout_ms)
 {
 	pidfd_send_signal(pidfd, SIGKILL, NULL, 0);
-	process_wait(pidfd, -1, NULL);
+	return process_wait(pidfd, timeout_ms, NULL);
+}
+
+void process_kill(int pidfd)
+{
+	process_kill_within(pidfd, -1);
 }

@@ -37,3 +37,6 @@ int process_wait(int pidfd, int timeout_ms, int *status);
 
 /* SIGKILL, then waits for the end. */
 void process_kill(int pidfd);
+/* The same for a process that the kernel may not let go of. -ETIMEDOUT: it has yet to end, and does nothing
+ * more. */
+int process_kill_within(int pidfd, int timeout_ms);

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/checkpoint_file.h"
+#include "xend/errand.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
@@ -27,6 +28,7 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 		r = shared_memory_leave(domain, error);
 	if (r >= 0)
 		r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
+	carrier.patience_s = (unsigned)domain->xend->config.storage_timeout;
 	if (r >= 0)
 		r = carrier_say(&carrier,
 			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b, s:b}", "do", "save", "guest", "fd", 0,
@@ -46,7 +48,7 @@ static void carry_on(struct domain *domain)
 
 void job_save(struct domain *domain, const struct save_options *options, struct reply *reply)
 {
-	_cleanup_checkpoint_file_ struct checkpoint_file file = {.fd = -1, .directory = -1};
+	_cleanup_checkpoint_file_ struct checkpoint_file *file = NULL;
 	_cleanup_message_ struct message saved = {0};
 	struct error error;
 	int r;
@@ -56,10 +58,11 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		reply_error(reply, &error);
 		return;
 	}
-	r = checkpoint_file_create(&file, domain->xend->store, options->file, options->force, &error);
+	r = checkpoint_file_create(
+		&file, domain->xend, options->file, options->force, reply_cancel_fd(reply), &error);
 	if (r >= 0) {
 		reply_stream(reply, "application/x-ndjson");
-		r = run_save(domain, options, file.fd, reply, &saved, &error);
+		r = run_save(domain, options, checkpoint_file_fd(file), reply, &saved, &error);
 	}
 	if (r >= 0)
 		r = checkpoint_file_publish(&file, &error);
@@ -86,16 +89,50 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 	reply_end(reply);
 }
 
-static int open_checkpoint(const char *path, struct error *error)
+struct opening {
+	int fd;
+	char path[];
+};
+
+static int open_file(void *context, struct error *error)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct opening *opening = context;
 	struct stat info;
 
-	if (fd < 0 || fstat(fd, &info) < 0)
-		return error_set(error, errno, "Unable to read file %s: %s.", path, strerror(errno));
+	opening->fd = open(opening->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	if (opening->fd < 0 || fstat(opening->fd, &info) < 0)
+		return error_set(error, errno, "Unable to read file %s: %s.", opening->path, strerror(errno));
 	if (!S_ISREG(info.st_mode))
-		return error_set(error, EINVAL, "Unable to read file %s: it is not a file.", path);
-	return take_fd(&fd);
+		return error_set(error, EINVAL, "Unable to read file %s: it is not a file.", opening->path);
+	return 0;
+}
+
+static void close_file(void *context)
+{
+	struct opening *opening = context;
+
+	cleanup_close(&opening->fd);
+	free(opening);
+}
+
+/* Lets go of the lock. */
+static int open_checkpoint(struct xend *xend, const char *path, int cancel, struct error *error)
+{
+	static const struct errand errand = {.run = open_file, .late = close_file};
+	struct opening *opening = malloc(sizeof(*opening) + strlen(path) + 1);
+	int r, fd = -1;
+
+	if (!opening)
+		return error_set(error, ENOMEM, "Out of memory.");
+	opening->fd = -1;
+	strcpy(opening->path, path);
+	r = errand_run(xend, &errand, &opening, cancel, error);
+	if (!opening)
+		return r == -ETIMEDOUT ? error_prefix(error, "Unable to read file %s: ", path) : r;
+	if (r >= 0)
+		fd = take_fd(&opening->fd);
+	close_file(opening);
+	return r < 0 ? r : fd;
 }
 
 struct restoring {
@@ -154,6 +191,7 @@ static int run_restore(
 	bool was_paused;
 	int r = carrier_start(carrier, restoring->xend, reply_cancel_fd(reply), reply, error);
 
+	carrier->patience_s = (unsigned)restoring->xend->config.storage_timeout;
 	if (r >= 0)
 		r = carrier_say(carrier,
 			json_pack("{s:s, s:{s:i}, s:b}", "do", "restore", "file", "fd", 0, "lazy",
@@ -207,7 +245,8 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 {
 	struct restoring restoring = {.xend = xend, .options = options, .paused = options->paused};
 	_cleanup_message_ struct message loaded = {0};
-	_cleanup_close_ int file = open_checkpoint(options->file, &restoring.error);
+	_cleanup_close_ int file =
+		open_checkpoint(xend, options->file, reply_cancel_fd(reply), &restoring.error);
 	_cleanup_domain_ struct domain *domain = NULL;
 	bool filling;
 	int r = file;
@@ -220,6 +259,7 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 	domain = restoring.domain;
 	if (domain)
 		r = guest_explain(domain, r, &restoring.error);
+	restoring.carrier.patience_s = 0;
 	filling = r >= 0 && json_is_true(json_object_get(loaded.body, "filling"));
 	if (r >= 0 && domain)
 		r = settle_in(&restoring, filling, &restoring.error);

@@ -368,21 +368,15 @@ int store_drop_leftover(struct store *store, const char *path, struct error *err
 	return run(store, error, "DELETE FROM leftovers WHERE path = ?", "s", path);
 }
 
-int store_clear_leftovers(struct store *store, struct error *error)
+json_t *store_leftovers(struct store *store)
 {
 	_cleanup_statement_ sqlite3_stmt *statement = NULL;
-	int r;
+	json_t *paths = json_array();
 
-	if (sqlite3_prepare_v2(store->db, "SELECT path FROM leftovers", -1, &statement, NULL) != SQLITE_OK)
-		return failed(store, error);
-	while ((r = sqlite3_step(statement)) == SQLITE_ROW)
-		if (unlink(text(statement, 0)) < 0 && errno != ENOENT)
-			return error_set(error, errno, "Unable to remove %s: %s.", text(statement, 0),
-				strerror(errno));
-	if (r != SQLITE_DONE)
-		return failed(store, error);
-	sqlite3_reset(statement);
-	return run(store, error, "DELETE FROM leftovers", "");
+	if (sqlite3_prepare_v2(store->db, "SELECT path FROM leftovers", -1, &statement, NULL) == SQLITE_OK)
+		while (sqlite3_step(statement) == SQLITE_ROW)
+			json_array_append_new(paths, json_string(text(statement, 0)));
+	return paths;
 }
 
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)

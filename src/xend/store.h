@@ -110,8 +110,8 @@ void store_rollback(struct store *store);
 /* Files that must not outlive the job that writes them. */
 int store_add_leftover(struct store *store, const char *path, struct error *error);
 int store_drop_leftover(struct store *store, const char *path, struct error *error);
-/* Removes every such file: what a killed xend has left. */
-int store_clear_leftovers(struct store *store, struct error *error);
+/* An array of their names: what a killed xend has left. */
+json_t *store_leftovers(struct store *store);
 
 /* Hosts that guests have gone to or come from, or may; each of them of the last 90 days, the latest first. */
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error);

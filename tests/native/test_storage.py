@@ -6,9 +6,10 @@ import os
 import signal
 import struct
 import subprocess
+import time
 
 import pytest
-from kills import hold_writer
+from kills import hold_writer, processes
 from test_checkpoints import runs_on
 from test_errors import refusal
 from test_lazy_restore import wait_until
@@ -17,6 +18,7 @@ from test_native import arrived, start
 LINE = "tsc_khz=2000000 touch=96 dirty=2 rate=2000"
 SHUTDOWN = 0x8004587d  # EXT4_IOC_SHUTDOWN (Linux, fs/ext4/ext4.h): every access is an I/O error from then on
 WITHOUT_FLUSH = struct.pack("I", 2)
+FREEZE, THAW = 0xc0045877, 0xc0045878  # FIFREEZE, FITHAW (Linux, include/uapi/linux/fs.h): whoever writes waits, and cannot be killed
 
 def run(*words):
     return subprocess.run(words, check=False, capture_output=True).returncode == 0
@@ -60,6 +62,14 @@ def break_down(place):
     directory = os.open(place, os.O_RDONLY)
     try:
         fcntl.ioctl(directory, SHUTDOWN, WITHOUT_FLUSH)
+    finally:
+        os.close(directory)
+
+
+def order(place, what):
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.ioctl(directory, what, 0)
     finally:
         os.close(directory)
 
@@ -113,3 +123,35 @@ def test_a_disk_that_breaks_while_it_is_read(host, heartbeat, mounted):
     assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
     host.xm("restore", "--eager", path)
     arrived(host, heartbeat)
+
+
+@pytest.mark.parametrize("options", [[], ["--live", "--force"]], ids=["stopped", "live"])
+def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options):
+    """Who waits for it cannot even be killed; the guest and xend do not wait."""
+    host = hosts[0]
+    with open(f"{host.root}/xend-config.sxp", "a", encoding="utf-8") as config:
+        config.write("(storage-timeout 2)\n")
+    host.process.terminate()
+    host.process.wait()
+    host.start()
+    start(host, heartbeat, kernel, memory=128, line=LINE)
+    place = mounted("300m")
+    saving = host.start_xm("save", *options, "Native", f"{place}/c")
+    held = hold_writer(host, place)
+    order(place, FREEZE)
+    try:
+        os.kill(held, signal.SIGCONT)
+        with pytest.raises(RuntimeError, match="The checkpoint's storage has not answered for 2 s"):
+            saving.finish()
+        heartbeat.wait_after(time.monotonic(), count=200)
+        # What begins while it is so: nothing can be made there, and what is asked of xend meanwhile is answered.
+        another = host.start_xm("save", "Native", f"{place}/d")
+        assert "Native" in host.xm("list")
+        with pytest.raises(RuntimeError, match=f"Unable to write file {place}/d: its storage has not answered for 2 s"):
+            another.finish()
+        heartbeat.wait_after(time.monotonic(), count=200)
+    finally:
+        order(place, THAW)
+    wait_until(lambda: os.listdir(place) == ["lost+found"] and not processes(host, "ferry-carrier"), "the end of all that waited")
+    runs_on(host, heartbeat)
+    host.xm("save", "Native", f"{place}/c")

@@ -4,6 +4,7 @@
 #include "xend/checkpoint_file.h"
 #include "xend/disks.h"
 #include "xend/domain.h"
+#include "xend/errand.h"
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
@@ -15,6 +16,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <cmocka.h>
 
@@ -138,20 +140,97 @@ static void tickets_of_guests_that_have_left_are_dropped(void **state)
 	store_close(store);
 }
 
+/* A xend with a store, whose lock this thread holds. */
+static struct xend *locked_xend(const char *boot)
+{
+	struct xend *xend = calloc(1, sizeof(*xend));
+	struct error error;
+
+	assert_non_null(xend);
+	if (xend_init(xend, &error) < 0)
+		fail_msg("%s", error.text);
+	xend->store = reopen(NULL, boot);
+	xend->config.storage_timeout = 60;
+	xend_lock(xend);
+	return xend;
+}
+
+static void free_xend(struct xend *xend)
+{
+	while (xend->workers)
+		xend_wait(xend, -1);
+	xend_unlock(xend);
+	store_close(xend->store);
+	xend_free(xend);
+	free(xend);
+}
+
 static void leftovers_are_removed_at_the_next_start(void **state)
 {
-	struct store *store = reopen(NULL, "boot-3");
+	struct xend *xend = locked_xend("boot-3");
+	_cleanup_json_ json_t *left = NULL;
 	char path[256];
 
 	(void)state;
 	path_in_root(path, "half");
-	assert_int_equal(store_add_leftover(store, path, NULL), 0);
+	assert_int_equal(store_add_leftover(xend->store, path, NULL), 0);
 	close(open(path, O_CREAT | O_WRONLY, 0600));
-	store = reopen(store, "boot-3");
-	assert_int_equal(store_clear_leftovers(store, NULL), 0);
+	xend->store = reopen(xend->store, "boot-3");
+	checkpoint_file_clear_leftovers(xend);
 	assert_int_equal(access(path, F_OK), -1);
-	assert_int_equal(store_clear_leftovers(store, NULL), 0);
-	store_close(store);
+	left = store_leftovers(xend->store);
+	assert_int_equal(json_array_size(left), 0);
+	free_xend(xend);
+}
+
+struct slow {
+	int gate;
+	bool *late;
+};
+
+static int wait_at_the_gate(void *context, struct error *error)
+{
+	struct slow *slow = context;
+	char byte;
+
+	return read(slow->gate, &byte, 1) == 1 ? 0 : error_set(error, EIO, "The gate is gone.");
+}
+
+static void note_late(void *context)
+{
+	struct slow *slow = context;
+
+	*slow->late = true;
+	free(slow);
+}
+
+static void an_errand_is_not_waited_for_for_ever(void **state)
+{
+	static const struct errand errand = {.run = wait_at_the_gate, .late = note_late, .patience_ms = 50};
+	static const struct errand patient = {.run = wait_at_the_gate, .late = note_late};
+	struct xend *xend = locked_xend("boot-8");
+	_cleanup_close_ int cancel = eventfd(1, EFD_CLOEXEC);
+	bool late[2] = {false, false};
+	struct error error;
+	int gate[2];
+
+	(void)state;
+	assert_int_equal(pipe(gate), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		struct slow *slow = malloc(sizeof(*slow));
+
+		assert_non_null(slow);
+		*slow = (struct slow){.gate = gate[0], .late = &late[i]};
+		assert_int_equal(errand_run(xend, i ? &patient : &errand, &slow, i ? cancel : -1, &error),
+			i ? -ECANCELED : -ETIMEDOUT);
+		assert_null(slow);
+	}
+	assert_false(late[0] || late[1]);
+	assert_int_equal(write(gate[1], "go", 2), 2);
+	free_xend(xend);
+	assert_true(late[0] && late[1]);
+	close(gate[0]);
+	close(gate[1]);
 }
 
 /* A xend with a store and one domain, enough for the hand-over's records. */
@@ -341,14 +420,16 @@ static void a_disk_is_locked_while_it_is_open(void **state)
 	assert_int_equal(disk_lock(three, &writer), 0);
 }
 
-static void write_checkpoint(
-	struct checkpoint_file *file, struct store *store, const char *path, bool force, const char *text)
+static struct checkpoint_file *write_checkpoint(
+	struct xend *xend, const char *path, bool force, const char *text)
 {
+	struct checkpoint_file *file = NULL;
 	struct error error = {0};
 
-	if (checkpoint_file_create(file, store, path, force, &error) < 0)
+	if (checkpoint_file_create(&file, xend, path, force, -1, &error) < 0)
 		fail_msg("%s", error.text);
-	assert_int_equal(write(file->fd, text, strlen(text)), strlen(text));
+	assert_int_equal(write(checkpoint_file_fd(file), text, strlen(text)), strlen(text));
+	return file;
 }
 
 static void read_back(const char *path, const char *text)
@@ -362,29 +443,29 @@ static void read_back(const char *path, const char *text)
 
 static void a_checkpoint_has_its_name_only_when_it_is_whole(void **state)
 {
-	struct store *store = reopen(NULL, "boot-6");
-	struct checkpoint_file file;
+	struct xend *xend = locked_xend("boot-6");
+	struct checkpoint_file *file;
 	struct error error;
 	char path[256];
 
 	(void)state;
 	path_in_root(path, "checkpoint");
-	write_checkpoint(&file, store, path, false, "one");
+	file = write_checkpoint(xend, path, false, "one");
 	assert_int_equal(access(path, F_OK), -1);
 	checkpoint_file_discard(&file);
 	assert_int_equal(access(path, F_OK), -1);
-	write_checkpoint(&file, store, path, false, "two");
+	file = write_checkpoint(xend, path, false, "two");
 	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
 	checkpoint_file_discard(&file);
 	read_back(path, "two");
-	assert_int_equal(checkpoint_file_create(&file, store, path, false, &error), -EEXIST);
+	assert_int_equal(checkpoint_file_create(&file, xend, path, false, -1, &error), -EEXIST);
 	checkpoint_file_discard(&file);
-	write_checkpoint(&file, store, path, true, "three");
+	file = write_checkpoint(xend, path, true, "three");
 	read_back(path, "two");
 	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
 	checkpoint_file_discard(&file);
 	read_back(path, "three");
-	store_close(store);
+	free_xend(xend);
 }
 
 static void what_travels_is_checked_like_a_configuration(void **state)
@@ -423,6 +504,7 @@ int main(void)
 		cmocka_unit_test(the_store_forgets_guests_but_no_tickets_with_the_boot),
 		cmocka_unit_test(tickets_of_guests_that_have_left_are_dropped),
 		cmocka_unit_test(leftovers_are_removed_at_the_next_start),
+		cmocka_unit_test(an_errand_is_not_waited_for_for_ever),
 		cmocka_unit_test(a_ticket_is_owned_only_after_it_was_received),
 		cmocka_unit_test(who_is_asked_refuses_for_ever),
 		cmocka_unit_test(command_lines_are_as_xen_made_them),

@@ -1,0 +1,84 @@
+#include "xend/errand.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+
+#define LOOK_MS 200
+
+struct going {
+	struct xend *xend;
+	struct errand errand;
+	void *context;
+	struct error error;
+	int result;
+	bool done, left;
+};
+
+static void go(void *argument)
+{
+	struct going *going = argument;
+	struct xend *xend = going->xend;
+
+	xend_unlock(xend);
+	going->result = going->errand.run(going->context, &going->error);
+	xend_lock(xend);
+	going->done = true;
+	xend_changed(xend);
+	if (!going->left)
+		return;
+	xend_unlock(xend);
+	going->errand.late(going->context);
+	xend_lock(xend);
+	free(going);
+}
+
+/* Whether it is done; or why it is not waited for any longer. */
+static int wait_for(struct going *going, int cancel, struct error *error)
+{
+	struct xend *xend = going->xend;
+	long long patience = going->errand.patience_ms ? going->errand.patience_ms
+						       : (long long)xend->config.storage_timeout * 1000;
+	long long deadline = monotonic_ms() + patience;
+
+	while (!going->done) {
+		struct pollfd cancelled = {.fd = cancel, .events = POLLIN};
+
+		if (cancel >= 0 && xend->stopping)
+			return error_set(error, ECANCELED, "xend is being stopped.");
+		if (poll(&cancelled, 1, 0) > 0)
+			return error_set(error, ECANCELED, "Cancelled.");
+		if (patience && monotonic_ms() >= deadline)
+			return error_set(
+				error, ETIMEDOUT, "its storage has not answered for %lld s", patience / 1000);
+		xend_wait(xend, LOOK_MS);
+	}
+	return 0;
+}
+
+int errand_run(struct xend *xend, const struct errand *errand, void *context, int cancel, struct error *error)
+{
+	void **place = context;
+	struct going *going = malloc(sizeof(*going));
+	int r;
+
+	if (!going)
+		return error_set(error, ENOMEM, "Out of memory.");
+	*going = (struct going){.xend = xend, .errand = *errand, .context = *place};
+	r = xend_worker(xend, go, going, error);
+	if (r < 0) {
+		free(going);
+		return r;
+	}
+	r = wait_for(going, cancel, error);
+	if (r < 0) {
+		going->left = true;
+		*place = NULL;
+		return r;
+	}
+	r = going->result;
+	if (r < 0)
+		*error = going->error;
+	free(going);
+	return r;
+}
