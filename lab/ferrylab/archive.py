@@ -89,9 +89,10 @@ class Tree:
         if interpreter and interpreter.strip("/") not in self.entries:
             self.file("usr" + interpreter, interpreter, 0o755)
         for name in names:
-            self._library(name, source)
+            self.library(name, source)
 
-    def _library(self, name, user):
+    def library(self, name, user):
+        """A library that a file of the tree needs, as its ELF header says, or only once it runs."""
         target = f"usr/lib/x86_64-linux-gnu/{name}"
         if target in self.entries or name.startswith("ld-linux"):
             return

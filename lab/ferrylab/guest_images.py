@@ -15,7 +15,9 @@ from .kernel import Modules, elf_of_bzimage
 
 MODULES = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng", "evdev", "button",
            "pvpanic_mmio"]
-PROGRAMS = ["bash", "e2fsck", "dd", "sha256sum", "stat", "timeout"]
+NFS_MODULES = ["nfsv4"]  # for a root file system on NFS
+PROGRAMS = ["bash", "e2fsck", "dd", "sha256sum", "stat", "timeout", "apache2"]
+APACHE_MODULES = ["mpm_event", "authz_core"]
 DISK_MIB = 384
 LARGE_FILE_MIB = 64
 
@@ -25,7 +27,7 @@ def large_file():
     return random.Random(13).randbytes(LARGE_FILE_MIB << 20)
 
 
-def _ramdisk(kernel_tree, trees):
+def _ramdisk(kernel_tree, trees, names):
     tree = Tree()
     for name in ("proc", "sys", "dev", "root"):
         tree.directory(name)
@@ -33,7 +35,7 @@ def _ramdisk(kernel_tree, trees):
     for applet in ("sh", "mount", "umount", "insmod", "cat", "usleep", "switch_root", "ls", "dmesg", "poweroff",
                    "reboot", "ip", "ping", "dd", "free", "echo", "sleep", "ps", "date", "mkdir"):
         tree.link(f"bin/{applet}", "busybox")
-    tree.text("modules", "\n".join(Modules(kernel_tree).add_to(tree, MODULES)) + "\n")
+    tree.text("modules", "\n".join(Modules(kernel_tree).add_to(tree, names)) + "\n")
     tree.link("lib", "usr/lib")
     tree.file("init", LAB / "guest" / "ramdisk" / "init", 0o755)
     return tree
@@ -69,7 +71,8 @@ def guest_image():
         bzimage = next((kernel_tree / "boot").glob("vmlinuz-*"))
         shutil.copy(bzimage, boot / "vmlinuz")
         (boot / "vmlinux").write_bytes(elf_of_bzimage(bzimage))
-        _ramdisk(kernel_tree, trees).write_cpio(boot / "ramdisk")
+        _ramdisk(kernel_tree, trees, MODULES).write_cpio(boot / "ramdisk")
+        _ramdisk(kernel_tree, trees, MODULES + NFS_MODULES).write_cpio(boot / "ramdisk-nfs")
         make_ext4(directory / "boot.img", boot, 128, journal=False)
         shutil.rmtree(boot)
 
@@ -80,6 +83,10 @@ def guest_image():
         tree.link("usr/sbin/init", "/usr/bin/busybox")
         tree.file("usr/bin/ferry-lab-agent", agent, 0o755)
         tree.file("usr/bin/pulse", pulse, 0o755)
+        for name in APACHE_MODULES:
+            module = f"usr/lib/apache2/modules/mod_{name}.so"
+            tree.file(module, next(t / module for t in trees if (t / module).exists()))
+        tree.library("libgcc_s.so.1", "apache2")  # by glibc's pthread_exit
         large = large_file()
         tree.text("var/www/large", large)
         tree.text("var/www/index.html", "<html><body>It works: this is a Ferry test guest.</body></html>\n")

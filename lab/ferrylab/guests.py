@@ -12,6 +12,16 @@ FIRST_NBD_PORT = 10810
 KNOWN_COMPLAINTS = Path(__file__).resolve().parents[2] / "tests/system/data/kernel-complaints.txt"
 
 
+def fresh_image(file, hostname, address):
+    """The command that makes a sparse copy of the guests' disk on `storage`. With an address, the guest takes that."""
+    script = f"cp --sparse=always /var/disks/base.img {file}"
+    if address:
+        settings = f"address={address}\nhostname={hostname}\n"
+        script += (f" && mkdir -p /mnt/guest && mount -o loop {file} /mnt/guest && printf %s"
+                   f" {shlex.quote(settings)} > /mnt/guest/etc/network.conf && umount /mnt/guest")
+    return script
+
+
 class Disk:
     """A fresh copy of the guests' disk on `storage`, reachable as the same block device on both hosts."""
 
@@ -20,18 +30,14 @@ class Disk:
         name = f"{name}-{number}"
         self.lab, self.name, self.number = lab, name, number
         self.device = f"/dev/nbd{number}"
+        self.entry = f"phy:{self.device}"  # as disk= has it
         self.port = FIRST_NBD_PORT + number
         self.file = f"/var/disks/{name}.img"
-        storage = lab.storage
-        script = f"cd /var/disks && cp --sparse=always base.img {self.file}"
-        if address:
-            settings = f"address={address}\nhostname={hostname}\n"
-            script += (f" && mkdir -p /mnt/guest && mount -o loop {self.file} /mnt/guest && printf %s"
-                       f" {shlex.quote(settings)} > /mnt/guest/etc/network.conf && umount /mnt/guest")
         # --fork returns when the server listens. As many clients as there are hosts, all at the same file.
-        script += (f" && qemu-nbd --fork --persistent --shared=8 --format=raw --cache=writeback --discard=unmap"
-                   f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}")
-        storage.run(script, timeout=60)
+        lab.storage.run(fresh_image(self.file, hostname, address) +
+                        " && qemu-nbd --fork --persistent --shared=8 --format=raw --cache=writeback --discard=unmap"
+                        f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}",
+                        timeout=60)
         for host in lab.ferry_hosts():
             self.connect(host)
 
@@ -134,6 +140,7 @@ class Guests:
     """Mixed into Lab: makes disks and guests."""
 
     def __init__(self):
+        super().__init__()
         self.disks = []
         self.keys = {}  # of the hosts that trust each other
         self.secured = True  # guests move through TLS
@@ -141,11 +148,12 @@ class Guests:
     def ferry_hosts(self):
         return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
 
-    def new_disk(self, name, address=None):
-        """A fresh disk; its `device` is good for phy: on both hosts. With an address, the guest takes that."""
+    def new_disk(self, name, address=None, kind=Disk, **more):
+        """A fresh disk, the same `device` on both hosts. With an address, the guest takes that. `kind`: Disk, or one of
+        network_storage.py."""
         used = {d.number for d in self.disks}
         number = next(n for n in range(16) if n not in used)
-        disk = Disk(self, name, number, address)
+        disk = kind(self, name, number, address, **more)
         self.disks.append(disk)
         return disk
 
@@ -167,7 +175,7 @@ class Guests:
             f'ramdisk = "{ramdisk}"',
             f'memory = "{memory}"',
             f"vcpus = {vcpus}",
-            f"disk = [ 'phy:{guest.disk.device},xvda,w' ]",
+            f"disk = [ '{guest.disk.entry},xvda,w' ]" if guest.disk.entry else "disk = [ ]",
             f"vif = [ 'mac={guest.mac}, bridge=xenbr0' ]",
             f'root = "{root}"',
             f'extra = "{extra}"',
@@ -211,7 +219,8 @@ class Guests:
         self.keys[host.name] = key
 
     def repair(self):
-        """Brings back what a test took away: power, cables, disks' connections, xend."""
+        """Brings back what a test took away: power, cables, disks' connections, the NFS server, xend."""
+        self.nfs_up()
         for host in self.hosts.values():
             if host.line is None or host.line.lost:
                 host.power_off()
@@ -226,13 +235,13 @@ class Guests:
                 self.start_xend(host)
 
     def remove_guests(self):
-        """Destroys every guest on every host, and all disks."""
+        """Destroys every guest on every host, and all their storage."""
         for host in self.ferry_hosts():
             for line in host.run("xm list").stdout.splitlines()[1:]:
                 name = line.split()[0]
                 if name != "Domain-0":
                     host.run(["xm", "destroy", name], check=False)
-        for disk in list(self.disks):
-            disk.remove()
+        for storage in self.disks + self.shares:
+            storage.remove()
         for host in self.ferry_hosts():
             host.run("rm -f /root/*")

@@ -21,6 +21,8 @@ REPOSITORY = LAB.parent
 # network-bridge script when xend starts).
 MODULES = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "loop"]
 GUEST_HOST_MODULES = ["kvm-amd", "tun", "bridge", "nbd", "sch_netem", "sch_tbf"]
+# Loaded with modprobe where they are needed: network_storage.py.
+LATER_MODULES = ["nfsd", "nfsv4", "aoe", "dm-mod"]
 # A processor that waits must not spin: others need this machine's few.
 MODULE_OPTIONS = {"kvm": "halt_poll_ns=0"}
 
@@ -28,6 +30,7 @@ MODULE_OPTIONS = {"kvm": "halt_poll_ns=0"}
 HOST_PROGRAMS = [
     "ip", "bridge", "brctl", "ping", "qemu-nbd", "nbd-client", "strace", "ps", "top", "pgrep", "free", "vmstat",
     "bash", "cp", "dd", "mv", "ls", "stat", "timeout", "truncate", "sha256sum", "mke2fs", "e2fsck", "tc", "socat",
+    "mount.nfs", "exportfs", "rpc.nfsd", "rpc.mountd", "vblade", "lvm", "dmsetup",
 ]
 
 
@@ -137,8 +140,10 @@ def host_image():
         tree = base_tree(trees, HOST_PROGRAMS)
         tree.link("usr/bin/sh", "bash")  # busybox's shell would prefer its own cp, ping and ip
         modules = Modules(kernel_tree)
-        basic = modules.add_to(tree, MODULES)
-        every = modules.add_to(tree, MODULES + GUEST_HOST_MODULES)
+        # In loading order, so that the first ones are those of the first list, and so on.
+        paths = modules.add_to(tree, MODULES + GUEST_HOST_MODULES + LATER_MODULES)
+        basic = paths[:len(modules.closure(MODULES))]
+        every = paths[:len(modules.closure(MODULES + GUEST_HOST_MODULES))]
         tree.text("etc/modules.basic", "\n".join(basic) + "\n")
         tree.text("etc/modules.guests", "".join(
             f"{m} {MODULE_OPTIONS.get(Path(m).stem, '')}".rstrip() + "\n" for m in every if m not in basic))

@@ -17,6 +17,7 @@ from pathlib import Path
 from . import guest_images, images
 from .agent import LabError, Line, Relay
 from .guests import Guests
+from .network_storage import NetworkStorage
 
 ADDRESSES = {"host1": "10.0.0.1", "host2": "10.0.0.2", "storage": "10.0.0.40", "workstation": "10.0.0.100"}
 MEMORY = {"host1": 2560, "host2": 2560, "storage": 512, "workstation": 512}
@@ -196,7 +197,7 @@ class Host(Machine):
         self._monitor("cont")
 
 
-class Lab(Guests):
+class Lab(Guests, NetworkStorage):
     """Some of the hosts of ADDRESSES, joined by a switch. Use it with `with`, or close() it."""
 
     def __init__(self, hosts=tuple(ADDRESSES), directory=None, memory=None, start=True):

@@ -70,11 +70,11 @@ class Ping:
 class Download:
     """Downloads the guest's large file on a host, again and again, until stop()."""
 
-    def __init__(self, lab, address, host=None):
-        self.host = host or lab.workstation
+    def __init__(self, lab, address, port=80):
+        self.host = lab.workstation
         self.expected = lab.guest_facts["large_sha256"]
         self.directory = f"/tmp/download-{address}"
-        url = f"http://{address}/large"
+        url = f"http://{address}:{port}/large"
         # Each line: exit status of wget, its bytes, their checksum.
         self.process = self.host.spawn(
             f"rm -rf {self.directory}; mkdir {self.directory}; cd {self.directory}; touch go; n=0; "

@@ -31,6 +31,9 @@ PACKAGES = [
     "bash", "libtinfo6", "coreutils", "libacl1", "libattr1", "libselinux1",
     "procps", "libproc2-0", "strace", "libunwind8", "liblzma5", "libdw1", "libsystemd0",
     "libgcrypt20", "libgpg-error0", "liblz4-1", "libzstd1", "zlib1g", "libbz2-1.0",
+    "nfs-kernel-server", "nfs-common", "libtirpc3", "libmount1",
+    "vblade", "lvm2", "dmsetup", "libdevmapper1.02.1", "libdevmapper-event1.02.1", "libedit2", "libudev1",
+    "apache2-bin", "libapr1", "libaprutil1", "libexpat1", "libcrypt1",
 ]
 
 
