@@ -37,12 +37,19 @@ enum disk_mode {
 	DISK_WRITE_SHARED, /* w!: the user answers for who else writes */
 };
 
+/* What a disk's target is on this host: found out by xend (disks_look), not part of a configuration. */
+struct disk_place {
+	bool known, block;
+	uint64_t device, inode; /* of a block device its own number, and 0 */
+};
+
 struct guest_disk {
 	enum disk_kind kind; /* tap is a raw file (tap:aio:), like file */
 	char *target;        /* absolute path of the image or block device */
 	char *device;        /* as written: xvda, sda1, hda … */
 	enum disk_mode mode;
 	bool cdrom;
+	struct disk_place place;
 };
 
 struct guest_vif {

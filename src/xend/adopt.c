@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/checkpoint_file.h"
+#include "xend/disks.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/guest_disks.h"
@@ -15,6 +16,8 @@
 #include <errno.h>
 #include <string.h>
 
+/* How long a guest's storage may take to say what it is. */
+#define LOOK_MS 3000
 /* A guest whose process has not answered for so long will not. */
 #define ADOPT_ATTEMPTS 3
 
@@ -140,6 +143,15 @@ static void lock_disks(struct domain *domain)
 		guest_relock_disks(domain);
 }
 
+/* Which disks its are, for admission of others; of one whose storage does not answer, the name will do. */
+static void look_at_disks(struct domain *domain)
+{
+	struct error error;
+
+	if (disks_look(domain->xend, &domain->config, LOOK_MS, -1, &error) < 0)
+		log_warning("%s", error.text);
+}
+
 static void end_unless_live(struct domain *domain)
 {
 	if (domain->phase != DOMAIN_LIVE)
@@ -159,6 +171,7 @@ int adopt_all(struct xend *xend, struct error *error)
 	checkpoint_file_clear_leftovers(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	for_each(xend, take_up_guest, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, look_at_disks, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);
 	handover_resume(xend);
 	for_each(xend, let_run, DOMAIN_LIVE, DOMAIN_LIVE);

@@ -1,5 +1,6 @@
 #include "xend/disks.h"
 #include "base/cleanup.h"
+#include "xend/errand.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -79,13 +80,84 @@ int disk_open(const struct guest_disk *disk, const char *domain, enum disk_lock 
 	return r;
 }
 
-bool disk_same(const char *one, const char *other)
-{
-	struct stat a, b;
+struct looking {
+	size_t count;
+	struct guest_disk *disks; /* only target and place */
+};
 
-	if (strcmp(one, other) == 0)
-		return true;
-	if (stat(one, &a) < 0 || stat(other, &b) < 0 || (a.st_mode & S_IFMT) != (b.st_mode & S_IFMT))
-		return false;
-	return S_ISBLK(a.st_mode) ? a.st_rdev == b.st_rdev : a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+static void forget_looking(void *context)
+{
+	struct looking *looking = context;
+
+	for (size_t i = 0; i < looking->count; i++)
+		free(looking->disks[i].target);
+	free(looking->disks);
+	free(looking);
+}
+
+static struct looking *looking_new(const struct guest_config *config)
+{
+	struct looking *looking = calloc(1, sizeof(*looking));
+
+	if (!looking || !(looking->disks = calloc(config->disk_count, sizeof(*looking->disks)))) {
+		free(looking);
+		return NULL;
+	}
+	for (; looking->count < config->disk_count; looking->count++)
+		if (!(looking->disks[looking->count].target = strdup(config->disks[looking->count].target))) {
+			forget_looking(looking);
+			return NULL;
+		}
+	return looking;
+}
+
+static int look(void *context, struct error *error)
+{
+	struct looking *looking = context;
+
+	(void)error;
+	for (size_t i = 0; i < looking->count; i++) {
+		struct guest_disk *disk = &looking->disks[i];
+		struct stat info;
+
+		if (stat(disk->target, &info) == 0)
+			disk->place = (struct disk_place){.known = true,
+				.block = S_ISBLK(info.st_mode),
+				.device = S_ISBLK(info.st_mode) ? info.st_rdev : info.st_dev,
+				.inode = S_ISBLK(info.st_mode) ? 0 : info.st_ino};
+	}
+	return 0;
+}
+
+int disks_look(
+	struct xend *xend, struct guest_config *config, unsigned patience_ms, int cancel, struct error *error)
+{
+	const struct errand errand = {.run = look, .late = forget_looking, .patience_ms = patience_ms};
+	struct looking *looking;
+	int r;
+
+	if (config->disk_count == 0)
+		return 0;
+	looking = looking_new(config);
+	if (!looking)
+		return error_set(error, ENOMEM, "Out of memory.");
+	r = errand_run(xend, &errand, &looking, cancel, error);
+	if (!looking)
+		return r == -ETIMEDOUT ? error_prefix(error, "Unable to look at disk %s%s of domain '%s': ",
+						 config->disks[0].target,
+						 config->disk_count > 1 ? " and others" : "", config->name)
+				       : r;
+	for (size_t i = 0; r >= 0 && i < config->disk_count; i++)
+		config->disks[i].place = looking->disks[i].place;
+	forget_looking(looking);
+	return r;
+}
+
+bool disk_same(const struct guest_disk *one, const struct guest_disk *other)
+{
+	const struct disk_place *a = &one->place, *b = &other->place;
+
+	return strcmp(one->target, other->target) == 0 ||
+	       (a->known && b->known && a->block == b->block && a->device == b->device &&
+		       a->inode == b->inode);
 }

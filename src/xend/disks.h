@@ -12,6 +12,8 @@
 
 #include <stdbool.h>
 
+struct xend;
+
 enum disk_lock {
 	DISK_LOCK_NOW,
 	DISK_LOCK_LATER, /* incoming: on shared storage the peer holds the lock until it has given the guest
@@ -24,5 +26,13 @@ int disk_open(const struct guest_disk *disk, const char *domain, enum disk_lock 
 /* Locks what was opened with DISK_LOCK_LATER. -EBUSY while somebody else has the lock. */
 int disk_lock(int fd, const struct guest_disk *disk);
 
-/* Whether two paths are the same file or the same block device. */
-bool disk_same(const char *one, const char *other);
+/*
+ * Finds out what the disks of a configuration are on this host (their `place`), which waits for storage: at
+ * most patience_ms (0: as long as storage-timeout says), or until `cancel` (an eventfd; -1: nothing cancels).
+ * A disk that is not there has no place; -ETIMEDOUT names disks that do not answer. Lets go of the lock.
+ */
+int disks_look(struct xend *xend, struct guest_config *config, unsigned patience_ms, int cancel,
+	struct error *error);
+
+/* Whether two are the same file or the same block device, as far as is known. */
+bool disk_same(const struct guest_disk *one, const struct guest_disk *other);

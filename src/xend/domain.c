@@ -165,7 +165,7 @@ static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t
 
 			if (mine->mode == DISK_READ_ONLY && theirs->mode == DISK_READ_ONLY)
 				continue;
-			if (disk_same(mine->target, theirs->target))
+			if (disk_same(mine, theirs))
 				return error_set(error, EBUSY,
 					"Disk %s (%s) of domain '%s' is in use by domain '%s' (ID "
 					"%u); end that "

@@ -53,15 +53,22 @@ static int check_vifs(struct xend *xend, const struct guest_config *config, stru
 	return r;
 }
 
-int lifecycle_check(struct xend *xend, const struct guest_config *config, struct error *error)
+int lifecycle_check(struct xend *xend, struct guest_config *config, struct error *error)
 {
 	int r = machine_check(config, error);
 
 	if (r >= 0)
+		r = disks_look(xend, config, 0, -1, error);
+	if (r >= 0)
 		r = domain_admit(xend, config, error);
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
-	return r < 0 ? r : check_files(config, error);
+	if (r < 0)
+		return r;
+	xend_unlock(xend);
+	r = check_files(config, error);
+	xend_lock(xend);
+	return r;
 }
 
 /* Of a domain that never became LIVE, or shall be no more: everything goes. */
@@ -103,6 +110,8 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
 	if (r >= 0)
+		r = disks_look(xend, config, 0, -1, error);
+	if (r >= 0)
 		r = domain_new(xend, config, NULL, &domain, error);
 	if (r < 0)
 		return r;
@@ -133,6 +142,8 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	int r;
 
 	r = check_vifs(xend, config, error);
+	if (r >= 0)
+		r = disks_look(xend, config, 0, cancel, error);
 	if (r >= 0)
 		r = domain_new(xend, config, shared, &domain, error);
 	if (r < 0)

@@ -8,7 +8,7 @@
 #include "xend/guest.h"
 
 /* Checks all that can be checked without making anything (`xm create --dryrun`). */
-int lifecycle_check(struct xend *xend, const struct guest_config *config, struct error *error);
+int lifecycle_check(struct xend *xend, struct guest_config *config, struct error *error);
 
 /* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. Other
  * hosts are asked whether they have it, unless it is `again` after it has run here. */

@@ -106,10 +106,15 @@ static void check_host(
 	}
 }
 
-json_t *objections_to(struct xend *xend, const struct guest_config *config, const json_t *offer)
+json_t *objections_to(struct xend *xend, struct guest_config *config, const json_t *offer)
 {
 	json_t *objections = json_array();
+	struct error error;
 
+	if (disks_look(xend, config, 0, -1, &error) < 0) {
+		object(objections, &error);
+		return objections;
+	}
 	domain_objections(xend, config, objections);
 	xend_unlock(xend);
 	check_host(xend, config, offer, objections);

@@ -17,4 +17,4 @@ void objections_prepare(struct domain *domain, json_t *offer);
  * A new array of sentences, empty where nothing speaks against it; nothing is
  * reserved. `offer` is what the source has said of the domain. Lets go of the lock.
  */
-json_t *objections_to(struct xend *xend, const struct guest_config *config, const json_t *offer);
+json_t *objections_to(struct xend *xend, struct guest_config *config, const json_t *offer);

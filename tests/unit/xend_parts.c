@@ -420,6 +420,34 @@ static void a_disk_is_locked_while_it_is_open(void **state)
 	assert_int_equal(disk_lock(three, &writer), 0);
 }
 
+static void two_names_of_one_disk_are_known(void **state)
+{
+	struct xend *xend = locked_xend("boot-9");
+	char path[4][256];
+	struct guest_disk disks[] = {{.target = path[0]}, {.target = path[1]}, {.target = path[2]},
+		{.target = path[3]}, {.target = "/nonexistent"}};
+	struct guest_config config = {.disks = disks, .disk_count = ARRAY_SIZE(disks)};
+	struct error error;
+
+	(void)state;
+	path_in_root(path[0], "disk");
+	path_in_root(path[1], "disk-by-another-name");
+	path_in_root(path[2], "disk-linked");
+	path_in_root(path[3], "other-disk");
+	close(open(path[0], O_CREAT | O_WRONLY, 0600));
+	close(open(path[3], O_CREAT | O_WRONLY, 0600));
+	assert_int_equal(symlink(path[0], path[1]), 0);
+	assert_int_equal(link(path[0], path[2]), 0);
+	assert_true(disk_same(&disks[0], &disks[0]));
+	assert_false(disk_same(&disks[0], &disks[1]));
+	if (disks_look(xend, &config, 0, -1, &error) < 0)
+		fail_msg("%s", error.text);
+	assert_true(disk_same(&disks[0], &disks[1]) && disk_same(&disks[1], &disks[2]));
+	assert_false(disk_same(&disks[0], &disks[3]) || disk_same(&disks[3], &disks[4]));
+	assert_false(disks[4].place.known);
+	free_xend(xend);
+}
+
 static struct checkpoint_file *write_checkpoint(
 	struct xend *xend, const char *path, bool force, const char *text)
 {
@@ -510,6 +538,7 @@ int main(void)
 		cmocka_unit_test(command_lines_are_as_xen_made_them),
 		cmocka_unit_test(a_machine_has_its_devices_in_their_slots),
 		cmocka_unit_test(memory_is_promised_before_it_is_taken),
+		cmocka_unit_test(two_names_of_one_disk_are_known),
 		cmocka_unit_test(a_disk_is_locked_while_it_is_open),
 		cmocka_unit_test(a_checkpoint_has_its_name_only_when_it_is_whole),
 		cmocka_unit_test(what_travels_is_checked_like_a_configuration),

@@ -88,6 +88,15 @@ class Daemon(unittest.TestCase):
         self.xend.create("Third", disk=[f"file:{self.xend.files}/other-disk,xvda,r"])
         self.assertEqual(self.xend.names(), ["TestGuest", "Other", "Third"])
 
+    def test_another_name_of_a_disk_that_is_taken(self):
+        self.xend.create()
+        os.link(f"{self.xend.files}/disk", f"{self.xend.files}/same-disk")
+        same = {"disk": [f"file:{self.xend.files}/same-disk,xvda,w"]}
+        self.refused("in use by domain 'TestGuest'", self.xend.create, "Other", **same)
+        self.xend.kill()
+        self.xend.start()
+        self.refused("in use by domain 'TestGuest'", self.xend.create, "Other", **same)
+
     def test_another_xend_cannot_have_the_disk(self):
         other = Xend()
         self.addCleanup(other.close)
