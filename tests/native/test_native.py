@@ -37,6 +37,33 @@ def test_save_and_restore(hosts, heartbeat, kernel, tmp_path):
     assert names(hosts[0]) == ["Domain-0", "Native"]
 
 
+@pytest.mark.parametrize("options", [[], ["--eager"]], ids=["lazy", "eager"])
+def test_a_restored_guest_may_wait(hosts, heartbeat, kernel, tmp_path, options):
+    host, checkpoint = hosts[0], f"{tmp_path}/Native.checkpt"
+    start(host, heartbeat, kernel)
+    host.xm("save", "Native", checkpoint)
+    host.xm("restore", "-p", *options, checkpoint)
+    os.unlink(checkpoint)
+    assert host.xm("list", "Native").split()[-2] == "--p---"
+    heartbeat.beats.clear()
+    heartbeat.add(host.wait_guest().console(history=False))
+    time.sleep(0.3)
+    assert heartbeat.beats == []
+    host.xm("unpause", "Native")
+    arrived(host, heartbeat)
+
+
+def test_again_and_again(hosts, heartbeat, kernel, tmp_path):
+    """A hundred rounds with FERRY_EXHAUSTIVE=1."""
+    host, checkpoint = hosts[0], f"{tmp_path}/Native.checkpt"
+    start(host, heartbeat, kernel)
+    for turn in range(100 if os.environ.get("FERRY_EXHAUSTIVE") == "1" else 15):
+        host.xm("save", *[[], ["--live"], ["--compress"]][turn % 3], "Native", checkpoint)
+        host.xm("restore", *[[], ["--eager"]][turn % 2], checkpoint)
+        os.unlink(checkpoint)
+        arrived(host, heartbeat)
+
+
 @pytest.mark.parametrize("memory,touched,most", [(512, 64, 72), (1024, 120, 128)])
 def test_a_checkpoint_holds_what_was_touched(hosts, heartbeat, kernel, tmp_path, memory, touched, most):
     checkpoint = f"{tmp_path}/Sparse.checkpt"
