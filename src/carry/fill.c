@@ -277,7 +277,7 @@ static int take_answer(struct fill *fill, struct error *error)
 	if (r == 0)
 		r = channel_error_of(answer.body, error);
 	if (r < 0)
-		return error_prefix(error, "The guest's process does not do as asked: ");
+		return error_prefix(error, "The guest's process: ");
 	fill->asked = false;
 	return 0;
 }

@@ -19,7 +19,7 @@ static int call(
 
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r, "The guest's process has ended.");
-	return r < 0 ? error_prefix(error, "The guest's process does not do as asked: ") : 0;
+	return r < 0 ? error_prefix(error, "The guest's process: ") : 0;
 }
 
 /* Takes the descriptor `key` out of a reply and maps its first `size` bytes, which must be there. */
