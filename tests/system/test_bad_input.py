@@ -2,11 +2,20 @@
 
 import os
 import re
+import shutil
+import struct
+import sys
+from pathlib import Path
 
 import pytest
 
 from conftest import domain, leftovers
 from ferrylab.observe import wait_until
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import checkpoint_file  # noqa: E402
+from checkpoint_file import PAGE, RAM_AT, number_after  # noqa: E402
 
 
 def refused(host, command, *words, timeout=60):
@@ -92,14 +101,98 @@ def test_damaged_checkpoint(host1, running_guest):
     assert guest.run("echo here").stdout == "here\n"
 
 
-def test_restore_beside_the_running_original(host1, running_guest):
+def put_ends(host, here, path):
+    """A checkpoint without its memory's contents; below `path` there may be some already."""
+    with open(here, "rb") as file:
+        header = file.read(PAGE)
+        behind = RAM_AT + struct.unpack_from("<Q", header, 40)[0]
+        file.seek(behind)
+        host.run(f"truncate -s {behind} {path} && dd of={path} bs={PAGE} seek={behind // PAGE} conv=notrunc 2>/dev/null", stdin=file.read())
+    host.run(f"dd of={path} bs={PAGE} conv=notrunc 2>/dev/null", stdin=header)
+
+
+def get_ends(host, path, here):
+    header = host.run(f"dd if={path} bs={PAGE} count=1 2>/dev/null").stdout_bytes
+    behind = RAM_AT + struct.unpack_from("<Q", header, 40)[0]
+    with open(here, "wb") as file:
+        file.write(header)
+        file.seek(behind)
+        file.write(host.run(f"dd if={path} bs={PAGE} skip={behind // PAGE} 2>/dev/null").stdout_bytes)
+
+
+def changed(host, path, ends, description=None, state=None, header=None):
+    """Another checkpoint beside this one, of which some is changed and sealed again; its ends are in the file `ends`."""
+    here = f"{ends}.changed"
+    shutil.copyfile(ends, here)
+    checkpoint_file.alter(here, description, state)
+    if header:
+        with open(here, "r+b") as file:
+            block = header(bytearray(file.read(PAGE)))
+            file.seek(0)
+            file.write(checkpoint_file.sealed(bytes(block[:4088])))
+    host.run(f"cp --sparse=always {path} {path}.changed")
+    put_ends(host, here, f"{path}.changed")
+    return f"{path}.changed"
+
+
+def of_the_guest(**members):
+    def apply(description):
+        description["domain"]["config"].update(members)
+        description["domain"].update({key: value for key, value in members.items() if key in description["domain"]})
+        return description
+    return {"description": apply}
+
+
+def set_number(size, number, *place):
+    def apply(records):
+        struct.pack_into(f"<{size}", records, number_after(records, *place), number)
+        return records
+    return {"state": apply}
+
+
+def set_in_header(size, at, number):
+    def apply(header):
+        struct.pack_into(f"<{size}", header, at, number)
+        return header
+    return {"header": apply}
+
+
+def test_each_reason_for_which_a_checkpoint_is_refused(lab, host1, running_guest, tmp_path):
+    """S6, S7, cured: what was one message in the book, each by its name, with the way out; the checkpoint itself is good."""
     guest = running_guest(host1, memory=96)
     guest.disconnect()
-    host1.run("xm save -c TestGuest copy.checkpt", timeout=120)
+    host1.run("xm save TestGuest /root/good.checkpt", timeout=120)
+    get_ends(host1, "/root/good.checkpt", tmp_path / "ends")
+    refused(host1, "xm restore /root/none", "Unable to read file /root/none: No such file or directory")
+    refused(host1, "xm restore /root", "it is not a file")
+    refused(host1, "xm restore /sys/bus/pci/rescan", "Unable to read file /sys/bus/pci/rescan: Permission denied")  # for writing only
+    host1.run("mkfifo /root/pipe")
+    refused(host1, "xm restore /root/pipe", "it is not a file")
+    host1.run("truncate -s 4 /root/short")
+    refused(host1, "xm restore /root/short", "is not a checkpoint: it has only 4 bytes")
+    for how, words in (
+        (set_in_header("I", 8, 2), ["was written by a newer Ferry (format 2; this one reads 1)"]),
+        (set_in_header("I", 12, 0x10), ["was written by a newer Ferry: it uses features (0x10)"]),
+        (of_the_guest(disk=["phy:/dev/no-such-disk,xvda,w"]), ["Unable to open disk /dev/no-such-disk", "No such file"]),
+        (of_the_guest(vif=["mac=00:16:3e:00:00:01, bridge=nobridge0"]), ["Bridge nobridge0", "does not exist"]),
+        (set_number("I", 0xffffffff, ("function", 7), ("index", 0), "ebx"),
+         ["This host's processor lacks features that the guest uses: ", "Run the guest on a host that has them"]),
+        (set_number("Q", (1 << 64) - 1, "sregs", "cr4"), ["KVM refuses a processor's "]),
+    ):
+        refused(host1, f"xm restore {changed(host1, '/root/good.checkpt', tmp_path / 'ends', **how)}", *words, timeout=120)
+        assert leftovers(host1) == []
+    config = {"name": "Large", "uuid": "cc0029f5-10a1-e6d0-3c92-19b0ea021f21", "memory": 4096, "vcpus": 1, "kernel": "/none"}
+    checkpoint_file.write(tmp_path / "large", memory_mib=4096, domain={"name": "Large", "config": config})
+    put_ends(host1, tmp_path / "large", "/root/large")
+    refused(host1, "xm restore /root/large", "Domain 'Large' needs 4104 MiB", "MiB left for guests; end another guest")
+    assert leftovers(host1) == []
+    host1.run("xm restore good.checkpt", timeout=120)
     number = domain(host1, "TestGuest")[0]
-    refused(host1, "xm restore copy.checkpt", "TestGuest")
-    assert domain(host1, "TestGuest")[0] == number
+    refused(host1, "xm restore good.checkpt", f"Domain 'TestGuest' exists already with ID {number}; destroy or rename that one first")
+    host1.run("xm rename TestGuest Other")
+    refused(host1, "xm restore good.checkpt", f"is in use by domain 'Other' with ID {number}: they are the same guest")
     assert guest.run("echo here").stdout == "here\n"
+    assert guest.kernel_complaints() == []
 
 
 def test_no_room_for_the_checkpoint(host1, running_guest):
