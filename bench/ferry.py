@@ -14,7 +14,7 @@ from processes import comm, own_memory_mib, process_seconds, threads_seconds
 class Host:
     """One xend with everything it keeps below `root` (short: control sockets are below it)."""
 
-    def __init__(self, root, build, port, prefix=(), address="127.0.0.1", clear_text=False):
+    def __init__(self, root, build, port, prefix=(), address="127.0.0.1", clear_text=False, connections=0):
         self.root, self.build, self.port, self.address = root, os.path.abspath(build), port, address
         os.makedirs(f"{root}/libexec", exist_ok=True)
         for program, place in (("ferry-guest", "vmm"), ("ferry-carrier", "carry")):
@@ -26,6 +26,7 @@ class Host:
                 f"(logfile {root}/xend.log)\n(xend-unix-server yes)\n(xend-unix-path {root}/socket)\n"
                 f"(xend-relocation-server yes)\n(xend-relocation-port {port})\n(xend-relocation-address {address})\n"
                 f"(xend-relocation-hosts-allow '')\n(xend-relocation-clear-text {'yes' if clear_text else 'no'})\n(dom0-min-mem 0)\n"
+                f"(xend-relocation-connections {connections})\n"
             )
         self.environment = dict(
             os.environ,

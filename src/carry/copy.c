@@ -184,8 +184,8 @@ static int copy_round(struct work *work, struct error *error)
 	work->left = bitmap_count(work->todo, copy->guest->pages);
 	for (uint64_t at = 0; r == 0 && !work->late &&
 			      (count = bitmap_run(work->todo, copy->guest->pages, at, &first)) > 0;) {
-		if (count > COPY_CHUNK_PAGES)
-			count = COPY_CHUNK_PAGES;
+		if (count > COPY_CHUNK_PAGES - first % COPY_CHUNK_PAGES)
+			count = COPY_CHUNK_PAGES - first % COPY_CHUNK_PAGES;
 		r = copy_chunk(work, first, count, error);
 		if (r == 0)
 			r = listen_to_xend(work, count, error);

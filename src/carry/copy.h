@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define COPY_CHUNK_PAGES 256u /* a run is given to the sink in pieces of at most 1 MiB */
+#define COPY_CHUNK_PAGES 256u /* a run is given to the sink in pieces that are each within one MiB */
 
 struct sink {
 	/* Takes pages with contents; may read them until the end of the round. */

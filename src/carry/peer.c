@@ -30,7 +30,7 @@ static const struct record_rule record_rules[RECORD_TYPES] = {
 	[RECORD_CLOCK] = {"CLOCK", 0, 0, CLOCK_EXCHANGES - 1},
 	[RECORD_TIME] = {"TIME", 0, 0, UINT64_MAX},
 	[RECORD_OFFER] = {"OFFER", OFFER_DIGEST_SIZE + DESCRIPTION_MAX, CHECKPOINT_PAGE, CHECKPOINT_RAM_MAX},
-	[RECORD_ACCEPT] = {"ACCEPT", 0, 0, 0},
+	[RECORD_ACCEPT] = {"ACCEPT", PEER_TOKEN_SIZE, 0, PEER_STREAMS_MAX},
 	[RECORD_REFUSED] = {"REFUSED", 16 << 10, 0, 0},
 	[RECORD_PAGES] = {"PAGES", PAGES_LENGTH_MAX, 1, PEER_RUNS_MAX},
 	[RECORD_ROUND] = {"ROUND", 0, 1, UINT32_MAX},
@@ -46,6 +46,8 @@ static const struct record_rule record_rules[RECORD_TYPES] = {
 	[RECORD_QUERY] = {"QUERY", PEER_OBJECT_MAX, 0, UINT64_MAX},
 	[RECORD_REPLY] = {"REPLY", PEER_OBJECT_MAX, 0, UINT64_MAX},
 	[RECORD_PROBE] = {"PROBE", PEER_PROBE_SIZE, 1, UINT32_MAX},
+	[RECORD_JOIN] = {"JOIN", PEER_TOKEN_SIZE, 1, PEER_STREAMS_MAX},
+	[RECORD_SPREAD] = {"SPREAD", 0, 0, PEER_STREAMS_MAX},
 };
 
 /* ---- HELLO ---- */
@@ -59,7 +61,7 @@ void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE])
 	buffer_u16(&out, hello->highest);
 	buffer_u32(&out, hello->features);
 	buffer_u16(&out, hello->purpose);
-	buffer_u16(&out, 0);
+	buffer_u16(&out, hello->stream);
 	buffer_u32(&out, 0);
 	buffer_append(&out, hello->ticket, sizeof(hello->ticket));
 	buffer_extend(&out, HELLO_DIGEST_AT - out.size);
@@ -82,29 +84,29 @@ int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct er
 	hello->highest = cursor_u16(&in);
 	hello->features = cursor_u32(&in);
 	hello->purpose = cursor_u16(&in);
-	cursor_u16(&in);
+	hello->stream = cursor_u16(&in);
 	cursor_u32(&in);
 	memcpy(hello->ticket, cursor_take(&in, sizeof(hello->ticket)), sizeof(hello->ticket));
 	return 0;
 }
 
-static int send_hello(struct wire *wire, const struct hello *hello, struct error *error)
+static int send_hello(struct wire *wire, const struct hello *hello, bool clear, struct error *error)
 {
 	uint8_t bytes[HELLO_SIZE];
 	struct iovec part = {.iov_base = bytes, .iov_len = sizeof(bytes)};
 
 	hello_encode(hello, bytes);
-	return wire_send(wire, &part, 1, error);
+	return clear ? wire_send_clear(wire, &part, 1, error) : wire_send(wire, &part, 1, error);
 }
 
-static int receive_hello(struct wire *wire, struct hello *hello, struct error *error)
+static int receive_hello(struct wire *wire, struct hello *hello, bool clear, struct error *error)
 {
 	uint8_t bytes[HELLO_SIZE];
 	struct iovec part = {.iov_base = bytes, .iov_len = sizeof(bytes)};
 	int r;
 
 	wire_limit(wire, PEER_HANDSHAKE_MS);
-	r = wire_receive(wire, &part, 1, error);
+	r = clear ? wire_receive_clear(wire, &part, 1, error) : wire_receive(wire, &part, 1, error);
 	wire_limit(wire, 0);
 	if (r == 0 && hello_decode(hello, bytes, error) < 0)
 		return error_prefix(error, "%s is not what was expected. ", wire->peer);
@@ -133,10 +135,10 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 	wire_limit(wire, PEER_HANDSHAKE_MS);
 	r = wire_handshake(wire, error);
 	if (r == 0)
-		r = send_hello(wire, &ours, error);
+		r = send_hello(wire, &ours, false, error);
 	/* A peer that does not trust us may have closed before HELLO went out: why is still to be read. */
 	if (r == 0 || r == -EPIPE || r == -ECONNRESET)
-		r = receive_hello(wire, &theirs, error);
+		r = receive_hello(wire, &theirs, false, error);
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r,
 			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow, "
@@ -154,25 +156,66 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 	return 0;
 }
 
+int peer_greet_stream(struct wire *wire, const uint8_t ticket[16], unsigned stream, struct error *error)
+{
+	struct hello ours = {.lowest = PEER_VERSION,
+		.highest = PEER_VERSION,
+		.purpose = PURPOSE_PAGES,
+		.stream = (uint16_t)stream};
+	int r;
+
+	memcpy(ours.ticket, ticket, sizeof(ours.ticket));
+	wire_limit(wire, PEER_HANDSHAKE_MS);
+	r = send_hello(wire, &ours, true, error);
+	return r == 0 ? wire_handshake(wire, error) : r;
+}
+
+/* What a peer says whose first byte is not TLS's: only a data connection does so where lines are secured. */
+static int hear_clear(struct wire *wire, struct hello *hello, struct error *error)
+{
+	int r = receive_hello(wire, hello, true, error);
+
+	if (r == 0 && hello->purpose == PURPOSE_PAGES &&
+		(hello->lowest > PEER_VERSION || hello->highest < PEER_VERSION || hello->stream < 1 ||
+			hello->stream > PEER_STREAMS_MAX))
+		return error_set(error, EPROTO, "%s breaks the relocation protocol: no such data connection.",
+			wire->peer);
+	if (r < 0 || !wire->tls || hello->purpose == PURPOSE_PAGES)
+		return r;
+	return error_set(error, EPROTO,
+		"%s does not speak TLS, as this host does: both need the same (xend-relocation-clear-text "
+		"…).",
+		wire->peer);
+}
+
+static int hear_secured(struct wire *wire, struct hello *hello, struct error *error)
+{
+	int r = wire_handshake(wire, error);
+
+	if (r < 0)
+		wire_finish(wire); /* so that the peer hears why */
+	return r == 0 ? receive_hello(wire, hello, false, error) : r;
+}
+
 int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 {
 	struct hello ours;
+	uint8_t first;
 	bool common;
 	int r;
 
 	wire_limit(wire, PEER_HANDSHAKE_MS);
-	r = wire_handshake(wire, error);
-	if (r < 0 && wire->tls)
-		wire_finish(wire); /* so that the peer hears why */
+	r = wire_peek_clear(wire, &first, error);
 	if (r == 0)
-		r = receive_hello(wire, hello, error);
-	if (r < 0)
+		r = wire->tls && first != (uint8_t)hello_magic[0] ? hear_secured(wire, hello, error)
+								  : hear_clear(wire, hello, error);
+	if (r < 0 || (hello->purpose == PURPOSE_PAGES && first == (uint8_t)hello_magic[0]))
 		return r;
 	common = hello->lowest <= PEER_VERSION && hello->highest >= PEER_VERSION;
 	ours = *hello;
 	ours.lowest = ours.highest = PEER_VERSION;
-	ours.features = hello->features &= PEER_COMPRESSED;
-	r = send_hello(wire, &ours, error);
+	ours.features = hello->features &= PEER_COMPRESSED | PEER_STREAMS;
+	r = send_hello(wire, &ours, false, error);
 	if (r == 0 && !common)
 		return no_common_version(wire, hello, error);
 	if (r == 0 && (hello->purpose < PURPOSE_RELOCATE || hello->purpose > PURPOSE_QUERY))
@@ -335,6 +378,19 @@ int peer_wait_xend(struct wire *wire, struct message *answer, struct error *erro
 	}
 }
 
+void peer_last_words(struct wire *wire, int failure, int milliseconds, struct error *error)
+{
+	struct error reason = {0};
+
+	wire->stop = NULL;
+	if ((failure != -EPIPE && failure != -ECONNRESET) || wire->fd < 0)
+		return;
+	if (milliseconds)
+		wire_wait(wire, milliseconds, NULL);
+	if (peer_listen(wire, &reason) == -ECONNABORTED)
+		*error = reason;
+}
+
 void peer_abort(struct wire *wire, const struct error *why)
 {
 	uint8_t head[RECORD_HEAD_SIZE];
@@ -355,6 +411,7 @@ void peer_abort(struct wire *wire, const struct error *why)
 	parts[0] = (struct iovec){.iov_base = head, .iov_len = sizeof(head)};
 	parts[1] = (struct iovec){.iov_base = (void *)(uintptr_t)why->text, .iov_len = length};
 	wire->job = &nobody;
+	wire->stop = NULL;
 	wire_limit(wire, 1000);
 	if (wire_send(wire, parts, 2, NULL) == 0)
 		wire_finish(wire);

@@ -20,8 +20,13 @@
 
 /* Features. */
 #define PEER_COMPRESSED 0x1u /* compressed pages */
+#define PEER_STREAMS 0x2u    /* pages over data connections */
 
-enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2, PURPOSE_QUERY = 3 };
+#define PEER_STREAMS_MAX 8u    /* data connections of one relocation */
+#define PEER_STRIPE_PAGES 256u /* neighbours that travel over the same one */
+#define PEER_TOKEN_SIZE 32u
+
+enum peer_purpose { PURPOSE_RELOCATE = 1, PURPOSE_ASK = 2, PURPOSE_QUERY = 3, PURPOSE_PAGES = 4 };
 
 enum record_type {
 	RECORD_CLOCK = 1,
@@ -43,6 +48,8 @@ enum record_type {
 	RECORD_QUERY,
 	RECORD_REPLY,
 	RECORD_PROBE,
+	RECORD_JOIN,
+	RECORD_SPREAD,
 	RECORD_TYPES
 };
 
@@ -65,7 +72,7 @@ struct peer_run { /* 16 bytes, as on the wire (little-endian host) */
 };
 
 struct hello {
-	uint16_t lowest, highest, purpose;
+	uint16_t lowest, highest, purpose, stream;
 	uint32_t features;
 	uint8_t ticket[16];
 };
@@ -82,8 +89,12 @@ int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct er
  * the destination has as well; NULL: it wants none. */
 int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticket[16], uint32_t *features,
 	struct error *error);
-/* The destination's: hears, answers; what the source wants, and the features of both, is in *hello. */
+/* The destination's: hears, answers; what the source wants, and the features of both, is in *hello. A data
+ * connection's HELLO (PURPOSE_PAGES) comes before TLS, and is not answered. */
 int peer_welcome(struct wire *wire, struct hello *hello, struct error *error);
+
+/* The source's side of a data connection: HELLO and TLS. */
+int peer_greet_stream(struct wire *wire, const uint8_t ticket[16], unsigned stream, struct error *error);
 
 void record_encode(const struct record *record, uint8_t head[RECORD_HEAD_SIZE]);
 int record_decode(struct record *record, const uint8_t head[RECORD_HEAD_SIZE], struct error *error);
@@ -110,6 +121,9 @@ int peer_listen(struct wire *wire, struct error *error);
  */
 int peer_wait_xend(struct wire *wire, struct message *answer, struct error *error);
 
+/* A line that broke while we sent, or another of the relocation's, may have brought the peer's reason before,
+ * or brings it within `milliseconds`: that then is the error. */
+void peer_last_words(struct wire *wire, int failure, int milliseconds, struct error *error);
 /* Tells the peer why this side gives up, unless the peer or the line did. Ends the conversation. */
 void peer_abort(struct wire *wire, const struct error *why);
 

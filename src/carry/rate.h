@@ -4,12 +4,14 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdint.h>
 
 struct rate_limit {
 	uint64_t bytes_per_second; /* 0: no limit */
 	int64_t level;             /* bytes; negative: in debt */
 	int64_t filled_at;         /* monotonic ns */
+	pthread_mutex_t lock;      /* of level and filled_at: several threads may send */
 };
 
 void rate_begin(struct rate_limit *limit, uint64_t megabits_per_second, int64_t now_ns);

@@ -2,18 +2,17 @@
 #include "base/log.h"
 #include "carry/allow.h"
 #include "carry/clock.h"
-#include "carry/compress.h"
 #include "carry/guest.h"
 #include "carry/jobs.h"
 #include "carry/query.h"
 #include "carry/receive.h"
+#include "carry/streams_out.h"
 #include "state/description.h"
 #include "state/digest.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
+#include <sys/random.h>
 
 /* A hand-over under way, seen from the destination. */
 struct receive {
@@ -21,6 +20,7 @@ struct receive {
 	struct wire wire;
 	struct guest guest;
 	struct reception reception;
+	struct streams_in streams;
 	struct hello hello;
 	json_t *description; /* owned */
 	uint64_t ram_size;
@@ -32,6 +32,7 @@ struct receive {
 
 static void receive_free(struct receive *receive)
 {
+	streams_in_end(&receive->streams);
 	wire_close(&receive->wire);
 	guest_close(&receive->guest);
 	reception_end(&receive->reception);
@@ -43,155 +44,23 @@ static void receive_free(struct receive *receive)
 int reception_begin(
 	struct reception *reception, struct wire *wire, int ram_fd, uint64_t pages, struct error *error)
 {
-	*reception = (struct reception){.wire = wire, .ram_fd = ram_fd, .pages = pages};
-	reception->contents = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
-	if (!reception->contents)
-		return error_set(error, ENOMEM, "Out of memory for the pages that are to come.");
-	if (!page_digests_begin(&reception->digests, pages))
+	*reception = (struct reception){
+		.wire = wire, .receiver = {.wire = wire, .ram_fd = ram_fd, .pages = pages}};
+	if (!page_digests_begin(&reception->receiver.digests, pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
 	return 0;
 }
 
 void reception_end(struct reception *reception)
 {
-	page_digests_free(&reception->digests);
+	page_receiver_end(&reception->receiver);
+	page_digests_free(&reception->receiver.digests);
 	buffer_free(&reception->state);
-	free(reception->contents);
-	free(reception->unpacked);
 }
 
-static int breaks_protocol(const struct reception *reception, const char *how, struct error *error)
+static unsigned stream_count(const struct reception *reception)
 {
-	return error_set(error, EPROTO, "%s breaks the relocation protocol: %s.", reception->wire->peer, how);
-}
-
-/* Whether a run is one at all: of a known kind, with a fitting size, within RAM. */
-static bool run_is_sound(const struct reception *reception, const struct peer_run *run)
-{
-	uint32_t kind = RUN_KIND(run->kind), size = RUN_SIZE(run->kind);
-	bool fits = kind == RUN_COMPRESSED
-			    ? reception->compressed && size > 0 && size < (uint64_t)run->count * PAGE_SIZE
-			    : kind <= RUN_ZERO && size == 0;
-
-	return fits && run->count > 0 && run->first < reception->pages &&
-	       run->count <= reception->pages - run->first;
-}
-
-/* The runs of a PAGES record: all within RAM, and with contents as its length says. */
-static int check_runs(const struct reception *reception, const struct record *record,
-	const struct peer_run *runs, struct error *error)
-{
-	uint64_t pages = 0, size = record->argument * sizeof(*runs);
-
-	for (uint64_t i = 0; i < record->argument; i++) {
-		const struct peer_run *run = &runs[i];
-
-		if (!run_is_sound(reception, run))
-			return breaks_protocol(
-				reception, "pages outside the guest's memory, or of an unknown kind", error);
-		pages += run->kind == RUN_ZERO ? 0 : run->count;
-		size += RUN_KIND(run->kind) == RUN_COMPRESSED ? RUN_SIZE(run->kind)
-			: run->kind == RUN_CONTENTS           ? (uint64_t)run->count * PAGE_SIZE
-							      : 0;
-	}
-	if (pages > PEER_PAGES_MAX || record->length != size)
-		return breaks_protocol(reception, "a record's length is wrong", error);
-	return 0;
-}
-
-/* Pages that had contents and are zero now. */
-static int clear_pages(struct reception *reception, const struct peer_run *run, struct error *error)
-{
-	for (uint64_t page = run->first; page < run->first + run->count; page++)
-		if (page_digests_clear(&reception->digests, page) &&
-			fallocate(reception->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-				(off_t)(page * PAGE_SIZE), PAGE_SIZE) < 0)
-			return error_set(error, errno, "Unable to clear pages of the guest's memory: %s.",
-				strerror(errno));
-	return 0;
-}
-
-/*
- * Pages go into the guest's memory from a buffer that stays in the processor's cache: written, a fresh page
- * is neither zeroed nor mapped before (bench/NOTES.md).
- */
-static int put_pages(
-	struct reception *reception, const struct peer_run *run, const uint8_t *contents, struct error *error)
-{
-	size_t size = run->count * (size_t)PAGE_SIZE, done = 0;
-
-	page_digests_set(&reception->digests, run->first, run->count, contents);
-	while (done < size) {
-		ssize_t n = pwrite(reception->ram_fd, contents + done, size - done,
-			(off_t)(run->first * PAGE_SIZE + done));
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return error_set(error, n < 0 ? errno : EIO,
-				"Unable to fill the guest's memory: %s. Is there enough on this host?",
-				strerror(n < 0 ? errno : EIO));
-		done += (size_t)n;
-	}
-	reception->received_pages += run->count;
-	return 0;
-}
-
-/* Compressed runs are smaller than their pages, and there are PEER_PAGES_MAX of those at most. */
-static int unpack(
-	struct reception *reception, const struct peer_run *run, const uint8_t *block, struct error *error)
-{
-	if (!reception->unpacked)
-		reception->unpacked = malloc((size_t)PEER_PAGES_MAX * PAGE_SIZE);
-	if (!reception->unpacked)
-		return error_set(error, ENOMEM, "Out of memory for compressed pages.");
-	return decompress_pages(block, RUN_SIZE(run->kind), reception->unpacked, run->count)
-		       ? 0
-		       : breaks_protocol(reception, "compressed pages are damaged", error);
-}
-
-/* All contents are here. */
-static int take_runs(
-	struct reception *reception, const struct peer_run *runs, uint64_t run_count, struct error *error)
-{
-	const uint8_t *contents = reception->contents;
-	int r = 0;
-
-	for (uint64_t i = 0; r == 0 && i < run_count; i++) {
-		const struct peer_run *run = &runs[i];
-
-		if (run->kind == RUN_ZERO) {
-			r = clear_pages(reception, run, error);
-		} else if (RUN_KIND(run->kind) == RUN_COMPRESSED) {
-			r = unpack(reception, run, contents, error);
-			if (r == 0)
-				r = put_pages(reception, run, reception->unpacked, error);
-			contents += RUN_SIZE(run->kind);
-		} else {
-			r = put_pages(reception, run, contents, error);
-			contents += run->count * (size_t)PAGE_SIZE;
-		}
-	}
-	return r;
-}
-
-static int receive_pages(struct reception *reception, const struct record *record, struct error *error)
-{
-	struct peer_run runs[PEER_RUNS_MAX];
-	struct iovec part = {.iov_base = runs, .iov_len = record->argument * sizeof(runs[0])};
-	size_t size;
-	int r;
-
-	if (record->length < part.iov_len)
-		return breaks_protocol(reception, "a record is too short", error);
-	size = record->length - part.iov_len;
-	r = wire_receive(reception->wire, &part, 1, error);
-	if (r == 0)
-		r = check_runs(reception, record, runs, error);
-	part = (struct iovec){.iov_base = reception->contents, .iov_len = size};
-	if (r == 0)
-		r = wire_receive(reception->wire, &part, 1, error);
-	return r == 0 ? take_runs(reception, runs, record->argument, error) : r;
+	return reception->streams ? reception->streams->count : 0;
 }
 
 static int receive_state(struct reception *reception, const struct record *record, struct error *error)
@@ -208,18 +77,39 @@ static int receive_state(struct reception *reception, const struct record *recor
 
 static void tell_progress(struct reception *reception, struct job *job)
 {
-	uint64_t bytes = reception->received_pages * PAGE_SIZE;
+	uint64_t pages = reception->receiver.received +
+			 (stream_count(reception) ? streams_in_received(reception->streams) : 0);
+	uint64_t bytes = pages * PAGE_SIZE;
 	int64_t ns = monotonic_ns() - reception->began;
 
 	job_progress(job,
 		&(struct progress){.round = reception->rounds + 1,
 			.sent_bytes = bytes,
-			.total_bytes = reception->pages * PAGE_SIZE,
+			.total_bytes = reception->receiver.pages * PAGE_SIZE,
 			.bytes_per_second = ns > 0 ? (uint64_t)((double)bytes * NS_PER_S / (double)ns) : 0},
 		false);
 }
 
-int reception_run(struct reception *reception, struct job *job, struct error *error)
+/* Answers once all of the round's pages are in their place, whichever way they came. */
+static int end_round(struct reception *reception, struct error *error)
+{
+	unsigned number = ++reception->rounds;
+	int r = stream_count(reception) ? streams_in_round(reception->streams, number, error) : 0;
+
+	return r == 0 ? peer_send(reception->wire, RECORD_ROUND, number, NULL, 0, error) : r;
+}
+
+static int verify(struct reception *reception, uint64_t expected, struct error *error)
+{
+	uint64_t sum = reception->receiver.digests.sum;
+	int r = stream_count(reception) ? streams_in_finish(reception->streams, &sum, error) : 0;
+
+	if (r < 0)
+		return r;
+	return sum == expected ? 0 : error_set(error, EBADMSG, "The guest's memory was damaged on its way.");
+}
+
+static int receive_memory(struct reception *reception, struct job *job, struct error *error)
 {
 	reception->began = monotonic_ns();
 	for (;;) {
@@ -228,17 +118,14 @@ int reception_run(struct reception *reception, struct job *job, struct error *er
 
 		if (r < 0)
 			return r;
-		if (record.type == RECORD_PAGES && !reception->state.size)
-			r = receive_pages(reception, &record, error);
+		if (record.type == RECORD_PAGES && !reception->state.size && !stream_count(reception))
+			r = page_receiver_take(&reception->receiver, &record, error);
 		else if (record.type == RECORD_ROUND && record.argument == reception->rounds + 1)
-			r = peer_send(reception->wire, RECORD_ROUND, ++reception->rounds, NULL, 0, error);
+			r = end_round(reception, error);
 		else if (record.type == RECORD_STATE)
 			r = receive_state(reception, &record, error);
 		else if (record.type == RECORD_END && reception->state.size)
-			return record.argument == reception->digests.sum
-				       ? 0
-				       : error_set(error, EBADMSG,
-						 "The guest's memory was damaged on its way.");
+			return verify(reception, record.argument, error);
 		else
 			r = peer_not_due(reception->wire, &record, error);
 		if (r == 0)
@@ -247,6 +134,13 @@ int reception_run(struct reception *reception, struct job *job, struct error *er
 			return r;
 		tell_progress(reception, job);
 	}
+}
+
+int reception_run(struct reception *reception, struct job *job, struct error *error)
+{
+	int r = receive_memory(reception, job, error);
+
+	return reception->streams ? streams_in_judge(reception->streams, r, error) : r;
 }
 
 /* ---- the hand-over ---- */
@@ -314,8 +208,36 @@ static int take_guest(struct receive *receive, struct message *answer, struct er
 	if (r == 0)
 		r = reception_begin(&receive->reception, &receive->wire, receive->guest.ram_fd,
 			receive->guest.pages, error);
-	receive->reception.compressed = receive->hello.features & PEER_COMPRESSED;
+	receive->reception.receiver.compressed = receive->hello.features & PEER_COMPRESSED;
 	return r;
+}
+
+/* How many data connections the source is offered: at most what it wants, none where either side has no use
+ * for them. */
+static unsigned streams_offered(const struct receive *receive)
+{
+	json_int_t wanted = json_integer_value(json_object_get(receive->description, "connections"));
+	unsigned most = receive->streams.joins < 0 ? 0 : receive->streams.most;
+
+	if (!(receive->hello.features & PEER_STREAMS) || wanted < 2 || most < 2)
+		return 0;
+	return wanted < most ? (unsigned)wanted : most;
+}
+
+static int accept_guest(struct receive *receive, struct error *error)
+{
+	struct streams_in *streams = &receive->streams;
+	unsigned count = streams_offered(receive);
+	int r;
+
+	if (count == 0)
+		return peer_send(&receive->wire, RECORD_ACCEPT, 0, NULL, 0, error);
+	if (getrandom(streams->token, sizeof(streams->token), 0) != sizeof(streams->token))
+		return error_set(error, EIO, "There is no randomness for the relocation's token.");
+	receive->reception.streams = streams;
+	r = peer_send(&receive->wire, RECORD_ACCEPT, count, streams->token, sizeof(streams->token), error);
+	return r == 0 ? streams_in_open(streams, count, &receive->wire, &receive->reception.receiver, error)
+		      : r;
 }
 
 static int accept_offer(struct receive *receive, struct error *error)
@@ -339,7 +261,7 @@ static int accept_offer(struct receive *receive, struct error *error)
 	if (strcmp(job_verb(&answer), "accept") != 0)
 		return error_set(error, EPROTO, "xend answered neither accept nor refuse.");
 	r = take_guest(receive, &answer, error);
-	return r == 0 ? peer_send(&receive->wire, RECORD_ACCEPT, 0, NULL, 0, error) : r;
+	return r == 0 ? accept_guest(receive, error) : r;
 }
 
 /* Tells xend of `event` and waits for its answer `verb`. */
@@ -434,6 +356,27 @@ static int answer_question(struct receive *receive, struct error *error)
 	return error_set(error, EPROTO, "xend answered '%s' about a ticket.", state ? state : "");
 }
 
+/* A further connection of a source: xend hands it to the carrier that receives the guest. */
+static int pass_on(struct receive *receive, struct error *error)
+{
+	return job_event(receive->job, "join",
+		json_pack("{s:s, s:s, s:i}", "peer", receive->peer, "ticket", receive->ticket, "stream",
+			(int)receive->hello.stream),
+		error);
+}
+
+/* The threads for data connections, where xend has a way to hand those over. */
+static int prepare_streams(struct receive *receive, struct error *error)
+{
+	struct streams_in *streams = &receive->streams;
+
+	streams->joins = message_take_fd(&receive->job->request, receive->job->request.body, "joins", error);
+	if (streams->joins < 0)
+		return streams->joins == -ENOENT ? 0 : streams->joins;
+	streams->most = streams_wanted(receive->job);
+	return crew_begin(&streams->crew, streams->most, error);
+}
+
 static int receive_begin(struct receive *receive, confine_function *confine, struct error *error)
 {
 	_cleanup_close_ int socket = job_take_fd(receive->job, "socket", error);
@@ -441,7 +384,10 @@ static int receive_begin(struct receive *receive, confine_function *confine, str
 
 	if (socket < 0)
 		return socket;
-	r = allow_peer(socket, json_object_get(receive->job->request.body, "allow"), receive->peer, error);
+	r = prepare_streams(receive, error);
+	if (r == 0)
+		r = allow_peer(
+			socket, json_object_get(receive->job->request.body, "allow"), receive->peer, error);
 	if (r == 0)
 		r = wire_adopt(&receive->wire, receive->job, take_fd(&socket), receive->peer, error);
 	if (r == 0 && confine)
@@ -454,8 +400,10 @@ static int receive_begin(struct receive *receive, confine_function *confine, str
 
 int receive_job(struct job *job, confine_function *confine, struct error *error)
 {
-	_cleanup_receive_ struct receive receive = {
-		.job = job, .wire = {.fd = -1, .job = job}, .guest = {.channel = -1, .ram_fd = -1}};
+	_cleanup_receive_ struct receive receive = {.job = job,
+		.wire = {.fd = -1, .job = job},
+		.streams = {.joins = -1},
+		.guest = {.channel = -1, .ram_fd = -1}};
 	int r = receive_begin(&receive, confine, error);
 	/* A stranger who does not even greet right gets no answer. */
 	bool greeted = r == 0;
@@ -464,6 +412,8 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 		r = answer_question(&receive, error);
 	} else if (r == 0 && receive.hello.purpose == PURPOSE_QUERY) {
 		r = query_serve(job, &receive.wire, receive.peer, error);
+	} else if (r == 0 && receive.hello.purpose == PURPOSE_PAGES) {
+		return pass_on(&receive, error);
 	} else if (r == 0) {
 		r = peer_measure_clock(&receive.wire, &receive.clock_offset_ns, error);
 		if (r == 0)
@@ -473,6 +423,8 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 		if (r == 0)
 			r = hand_over(&receive, error);
 	}
+	if (r < 0 && receive.streams.count)
+		peer_last_words(&receive.wire, r, WIRE_LAST_WORDS_MS, error);
 	if (r < 0 && greeted)
 		peer_abort(&receive.wire, error);
 	return r;

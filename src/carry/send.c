@@ -2,49 +2,33 @@
 #include "base/log.h"
 #include "base/sentences.h"
 #include "carry/clock.h"
-#include "carry/compress.h"
 #include "carry/copy.h"
 #include "carry/jobs.h"
-#include "carry/page_digests.h"
-#include "carry/peer.h"
-#include "carry/rate.h"
+#include "carry/page_sender.h"
+#include "carry/streams_out.h"
 #include "state/description.h"
 #include "state/digest.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
-#define BATCH_PAGES                                                                                          \
-	COPY_CHUNK_PAGES /* a PAGES record goes out when it has this many: they are still in the cache */
-
-/* A peer as the sink of the copy engine. */
-struct peer_sink {
-	struct sink sink;
-	struct wire *wire;
-	const struct guest *guest;
-	struct page_digests digests;
-	struct rate_limit rate;
-	/* The PAGES record that is being gathered: its runs, and the contents of those that have any. */
-	struct peer_run runs[PEER_RUNS_MAX];
-	struct iovec contents[PEER_RUNS_MAX];
-	unsigned run_count, content_count;
-	uint64_t page_count, contents_size;
-	struct compressor compressor;
-	uint8_t *compressed; /* owned: the compressed contents among them, one after the other; NULL: none are
-			      */
-	size_t compressed_size;
-};
+/* Memory that one more connection is worth being set up for. */
+#define MEMORY_OF_ONE (UINT64_C(256) << 20)
 
 /* A hand-over under way, seen from the source. */
 struct send {
 	struct job *job;
 	struct guest guest;
 	struct wire wire;
-	struct peer_sink sink;
+	struct sink sink;
+	struct page_sending sending;
+	struct page_digests digests;
+	struct page_sender sender; /* of the control connection */
+	struct streams_out streams;
+	unsigned connections; /* wanted for memory; 0: the control connection does */
 	struct copy copy;
-	enum compression compression;
 	uint8_t ticket[16];
 	int64_t began, copied_at, sent_at, received_at, committed_at; /* monotonic ns */
 	bool committed;                                               /* COMMIT may have reached the peer */
@@ -54,113 +38,34 @@ struct send {
 
 static void send_free(struct send *send)
 {
+	streams_out_end(&send->streams);
 	wire_close(&send->wire);
 	guest_close(&send->guest);
-	page_digests_free(&send->sink.digests);
-	compressor_end(&send->sink.compressor);
-	free(send->sink.compressed);
+	page_sender_end(&send->sender);
+	page_digests_free(&send->digests);
 }
 
-/* Waits as the rate limit says, unless xend or the peer interrupts. */
-static int keep_rate(struct peer_sink *peer, uint64_t bytes, struct error *error)
+static bool has_streams(const struct send *send)
 {
-	int64_t began = monotonic_ns();
-	int64_t wait_ns = peer->sink.hurry ? 0 : rate_take(&peer->rate, bytes, began), end = began + wait_ns;
-
-	while (wait_ns >= NS_PER_MS) {
-		int r = wire_wait(peer->wire, (int)(wait_ns / NS_PER_MS), error);
-
-		if (r == 2)
-			r = job_cancelled(peer->wire->job, error);
-		else if (r == 1)
-			r = peer_listen(peer->wire, error);
-		if (r < 0)
-			return r;
-		wait_ns = end - monotonic_ns();
-	}
-	peer->wire->waited_ns += monotonic_ns() - began;
-	return 0;
-}
-
-static int send_batch(struct peer_sink *peer, struct error *error)
-{
-	uint8_t head[RECORD_HEAD_SIZE];
-	struct iovec parts[2 + PEER_RUNS_MAX];
-	size_t runs_size = peer->run_count * sizeof(peer->runs[0]);
-	uint64_t length = runs_size + peer->contents_size, pages = peer->page_count;
-	int64_t waited = peer->wire->waited_ns;
-	int r;
-
-	if (peer->run_count == 0)
-		return 0;
-	record_encode(
-		&(struct record){.type = RECORD_PAGES, .argument = peer->run_count, .length = length}, head);
-	parts[0] = (struct iovec){.iov_base = head, .iov_len = sizeof(head)};
-	parts[1] = (struct iovec){.iov_base = peer->runs, .iov_len = runs_size};
-	memcpy(parts + 2, peer->contents, peer->content_count * sizeof(parts[0]));
-	r = wire_send(peer->wire, parts, 2 + peer->content_count, error);
-	peer->run_count = peer->content_count = 0;
-	peer->page_count = peer->contents_size = peer->compressed_size = 0;
-	if (r == 0)
-		r = peer_listen(peer->wire, error);
-	if (r == 0)
-		r = keep_rate(peer, length, error);
-	compressor_measure(
-		&peer->compressor, pages * PAGE_SIZE, length, peer->wire->waited_ns - waited, monotonic_ns());
-	return r;
-}
-
-/* Room for one more run; the next add_run is to be given to the same record. */
-static int make_room(struct peer_sink *peer, struct error *error)
-{
-	bool full = peer->run_count == PEER_RUNS_MAX || peer->page_count >= BATCH_PAGES;
-
-	return full ? send_batch(peer, error) : 0;
-}
-
-static void add_run(struct peer_sink *peer, uint64_t first, uint64_t count, uint32_t kind)
-{
-	peer->runs[peer->run_count++] =
-		(struct peer_run){.first = first, .count = (uint32_t)count, .kind = kind};
+	return send->streams.count > 0;
 }
 
 static int send_pages(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
 {
-	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
-	uint8_t *contents = peer->guest->ram + first * PAGE_SIZE;
-	struct iovec part = {.iov_base = contents, .iov_len = count * PAGE_SIZE};
-	size_t compressed = 0;
-	int r = make_room(peer, error);
+	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
-	if (r < 0)
-		return r;
-	page_digests_set(&peer->digests, first, count, contents);
-	if (peer->compressor.on) {
-		uint8_t *room = peer->compressed + peer->compressed_size;
-
-		compressed = compressor_pages(&peer->compressor, contents, count, room);
-		if (compressed)
-			part = (struct iovec){.iov_base = room, .iov_len = compressed};
-		peer->compressed_size += compressed;
-	}
-	add_run(peer, first, count, compressed ? RUN_COMPRESSED | (uint32_t)compressed << 8 : RUN_CONTENTS);
-	peer->contents[peer->content_count++] = part;
-	peer->page_count += count;
-	peer->contents_size += part.iov_len;
-	return 0;
+	send->sending.hurry = sink->hurry;
+	return has_streams(send) ? streams_out_run(&send->streams, first, count, false, error)
+				 : page_sender_pages(&send->sender, first, count, error);
 }
 
 static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
 {
-	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
+	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
-	int r = make_room(peer, error);
-
-	for (uint64_t page = first; page < first + count; page++)
-		page_digests_clear(&peer->digests, page);
-	if (r == 0)
-		add_run(peer, first, count, RUN_ZERO);
-	return r;
+	send->sending.hurry = sink->hurry;
+	return has_streams(send) ? streams_out_run(&send->streams, first, count, true, error)
+				 : page_sender_zeros(&send->sender, first, count, error);
 }
 
 /* The peer says when it has put a round's pages in place. */
@@ -174,15 +79,20 @@ static int await_round(struct wire *wire, unsigned number, struct error *error)
 
 static int send_round(struct sink *sink, unsigned number, struct error *error)
 {
-	struct peer_sink *peer = CONTAINER_OF(sink, struct peer_sink, sink);
-	int r = send_batch(peer, error);
-	int64_t waited = peer->wire->waited_ns;
+	struct send *send = CONTAINER_OF(sink, struct send, sink);
+	int64_t waited;
+	int r = has_streams(send) ? streams_out_round(&send->streams, number, sink->last, error)
+				  : page_sender_flush(&send->sender, error);
 
+	waited = send->wire.waited_ns;
 	if (r == 0)
-		r = peer_send(peer->wire, RECORD_ROUND, number, NULL, 0, error);
+		r = peer_send(&send->wire, RECORD_ROUND, number, NULL, 0, error);
 	if (r == 0 && !sink->last)
-		r = await_round(peer->wire, number, error);
-	compressor_measure(&peer->compressor, 0, 0, peer->wire->waited_ns - waited, monotonic_ns());
+		r = await_round(&send->wire, number, error);
+	else if (r == 0 && has_streams(send))
+		r = streams_out_finish(&send->streams, &send->sender.digests.sum, error);
+	if (!has_streams(send))
+		page_sender_waited(&send->sender, send->wire.waited_ns - waited);
 	return r;
 }
 
@@ -198,6 +108,24 @@ static int refused(struct wire *wire, const struct record *record, struct error 
 	return sentences_refused(error, wire->peer, list);
 }
 
+/* The destination takes the guest, and, where the record says so, its memory over several connections. */
+static int begin_memory(struct send *send, const struct record *accept, struct error *error)
+{
+	struct streams_out *streams = &send->streams;
+	unsigned count = (unsigned)accept->argument;
+	struct iovec token = {.iov_base = streams->token, .iov_len = sizeof(streams->token)};
+	int r = page_sender_begin(&send->sender, &send->wire, &send->sending, send->digests.of_page, error);
+
+	if (r < 0 || (count == 0 && accept->length == 0))
+		return r;
+	if (count < 2 || count > send->connections || accept->length != sizeof(streams->token))
+		return peer_not_due(&send->wire, accept, error);
+	r = wire_receive(&send->wire, &token, 1, error);
+	return r == 0 ? streams_out_open(streams, count, &send->wire, send->ticket, &send->sending,
+				send->digests.of_page, error)
+		      : r;
+}
+
 static int offer(struct send *send, struct error *error)
 {
 	_cleanup_json_ json_t *description =
@@ -211,6 +139,8 @@ static int offer(struct send *send, struct error *error)
 	if (!description)
 		return -error->code;
 	json_object_set_new(description, "live", json_boolean(send->copy.live));
+	if (send->connections)
+		json_object_set_new(description, "connections", json_integer(send->connections));
 	text = json_dumps(description, JSON_COMPACT);
 	buffer_u64(&payload, text ? digest_of(text, strlen(text)) : 0);
 	buffer_append(&payload, text, text ? strlen(text) : 0);
@@ -223,7 +153,8 @@ static int offer(struct send *send, struct error *error)
 		return r;
 	if (record.type == RECORD_REFUSED)
 		return refused(&send->wire, &record, error);
-	return record.type == RECORD_ACCEPT ? 0 : peer_not_due(&send->wire, &record, error);
+	return record.type == RECORD_ACCEPT ? begin_memory(send, &record, error)
+					    : peer_not_due(&send->wire, &record, error);
 }
 
 static int send_state(struct send *send, struct error *error)
@@ -235,26 +166,18 @@ static int send_state(struct send *send, struct error *error)
 		r = peer_send(&send->wire, RECORD_STATE, digest_of(state.data, state.size), state.data,
 			state.size, error);
 	if (r == 0)
-		r = peer_send(&send->wire, RECORD_END, send->sink.digests.sum, NULL, 0, error);
+		r = peer_send(&send->wire, RECORD_END, send->sender.digests.sum, NULL, 0, error);
 	return r;
 }
 
-static int begin_compression(struct send *send, uint32_t features, struct error *error)
+static int agree_on_compression(struct send *send, uint32_t features, struct error *error)
 {
-	struct peer_sink *peer = &send->sink;
-	enum compression wanted = send->compression;
-
-	if (!(features & PEER_COMPRESSED) && wanted == COMPRESSION_YES)
+	if (!(features & PEER_COMPRESSED) && send->sending.compression == COMPRESSION_YES)
 		return error_set(error, EPROTONOSUPPORT,
 			"%s cannot take compressed pages: update Ferry there, or leave --compress yes away.",
 			send->wire.peer);
 	if (!(features & PEER_COMPRESSED))
-		wanted = COMPRESSION_NO;
-	else
-		peer->compressed = malloc((size_t)(BATCH_PAGES + COPY_CHUNK_PAGES) * PAGE_SIZE);
-	if (!compressor_begin(&peer->compressor, wanted, monotonic_ns()) ||
-		(!peer->compressed && wanted != COMPRESSION_NO))
-		return error_set(error, ENOMEM, "Out of memory for compressing pages.");
+		send->sending.compression = COMPRESSION_NO;
 	return 0;
 }
 
@@ -262,21 +185,28 @@ static int begin_compression(struct send *send, uint32_t features, struct error 
 static int send_guest(struct send *send, struct error *error)
 {
 	struct record record;
-	uint32_t features = send->compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED;
+	uint32_t features = (send->sending.compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED) |
+			    (send->connections ? PEER_STREAMS : 0);
 	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, &features, error);
 
 	if (r == 0)
-		r = begin_compression(send, features, error);
+		r = agree_on_compression(send, features, error);
+	if (!(features & PEER_STREAMS))
+		send->connections = 0;
 	if (r == 0)
 		r = peer_tell_clock(&send->wire, error);
 	if (r == 0)
 		r = offer(send, error);
 	/* Where the guest is to stay rather than be late, a line that hangs is not waited for either. */
-	if (send->copy.may_not_stall)
+	if (send->copy.may_not_stall) {
 		send->wire.deadline = send->copy.deadline;
+		streams_out_deadline(&send->streams, send->copy.deadline);
+	}
 	if (r == 0)
 		r = copy_guest(&send->copy, error);
 	wire_limit(&send->wire, 0);
+	r = streams_out_judge(&send->streams, r, error);
+	send->wire.stop = NULL;
 	if (r == -ETIMEDOUT && send->copy.may_not_stall && send->copy.deadline &&
 		monotonic_ns() >= send->copy.deadline)
 		r = copy_overdue(&send->copy, error);
@@ -336,29 +266,19 @@ static int commit(struct send *send, struct error *error)
 	return job_event(send->job, "done",
 		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I, s:I}", "milliseconds",
 			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
-			"bytes", (json_int_t)send->wire.sent_bytes, "downtime_ms",
-			(json_int_t)((now - send->copy.paused_at) / NS_PER_MS), "slowed_percent",
-			(int)send->copy.slowed, "memory_bytes",
+			"bytes", (json_int_t)(send->wire.sent_bytes + streams_out_bytes(&send->streams)),
+			"downtime_ms", (json_int_t)((now - send->copy.paused_at) / NS_PER_MS),
+			"slowed_percent", (int)send->copy.slowed, "memory_bytes",
 			(json_int_t)(send->copy.sent_pages * PAGE_SIZE), "remote_id",
 			(json_int_t)running.argument),
 		error);
-}
-
-/* A line that breaks while we send may have brought the peer's reason before. */
-static void hear_last_words(struct wire *wire, int failure, struct error *error)
-{
-	struct error reason = {0};
-
-	if ((failure == -EPIPE || failure == -ECONNRESET) && wire->fd >= 0 &&
-		peer_listen(wire, &reason) == -ECONNABORTED)
-		*error = reason;
 }
 
 static int send_begin(struct send *send, struct error *error)
 {
 	struct job *job = send->job;
 	const char *host = job_text(job, "host");
-	int channel = job_take_fd(job, "guest", error);
+	int channel = job_take_fd(job, "guest", error), r;
 	char port[16];
 
 	if (channel < 0)
@@ -366,8 +286,25 @@ static int send_begin(struct send *send, struct error *error)
 	send->guest.channel = channel;
 	if (!host || uuid_from_text(job_text(job, "ticket"), send->ticket) < 0)
 		return error_set(error, EINVAL, "The job for the carrier has no host or no ticket.");
+	r = crew_begin(&send->streams.crew, streams_wanted(job), error);
+	if (r < 0)
+		return r;
 	snprintf(port, sizeof(port), "%lld", (long long)job_number(job, "port"));
 	return wire_connect(&send->wire, job, host, port, error);
+}
+
+/* A guest that has touched little is there before further connections are set up. */
+static void choose_connections(struct send *send)
+{
+	struct stat ram;
+	uint64_t worth;
+
+	send->connections = send->streams.crew.count;
+	if (job_number(send->job, "connections") || fstat(send->guest.ram_fd, &ram) < 0)
+		return;
+	worth = (uint64_t)ram.st_blocks * 512 / MEMORY_OF_ONE;
+	if (worth < send->connections)
+		send->connections = worth < 2 ? 0 : (unsigned)worth;
 }
 
 static int send_prepare(struct send *send, struct error *error)
@@ -379,18 +316,18 @@ static int send_prepare(struct send *send, struct error *error)
 	int r = guest_open(&send->guest, channel, GUEST_CARRY, error);
 
 	if (r == 0)
-		r = compression_from_text(job_text(job, "compress"), &send->compression, error);
+		r = compression_from_text(job_text(job, "compress"), &send->sending.compression, error);
 	if (r < 0)
 		return r;
-	if (!page_digests_begin(&send->sink.digests, send->guest.pages))
+	if (!page_digests_begin(&send->digests, send->guest.pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
-	send->sink.sink = (struct sink){.pages = send_pages, .zeros = send_zeros, .round = send_round};
-	send->sink.wire = &send->wire;
-	send->sink.guest = &send->guest;
-	rate_begin(&send->sink.rate, (uint64_t)job_number(job, "rate_mbit"), monotonic_ns());
+	send->sink = (struct sink){.pages = send_pages, .zeros = send_zeros, .round = send_round};
+	send->sending.guest = &send->guest;
+	rate_begin(&send->sending.rate, (uint64_t)job_number(job, "rate_mbit"), monotonic_ns());
+	choose_connections(send);
 	send->copy = (struct copy){.job = job,
 		.guest = &send->guest,
-		.sink = &send->sink.sink,
+		.sink = &send->sink,
 		.live = job_flag(job, "live"),
 		.max_downtime_ms = job_number(job, "max_downtime_ms"),
 		.may_slow = true,
@@ -418,7 +355,7 @@ int send_job(struct job *job, confine_function *confine, struct error *error)
 	if (r < 0 && send.committed)
 		return job_event(job, "uncertain", json_pack("{s:s}", "error", error->text), error);
 	if (r < 0) {
-		hear_last_words(&send.wire, r, error);
+		peer_last_words(&send.wire, r, send.streams.count ? WIRE_LAST_WORDS_MS : 0, error);
 		peer_abort(&send.wire, error);
 	}
 	return r;

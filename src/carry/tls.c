@@ -27,6 +27,7 @@ struct tls {
 	char *host;            /* whom the source means; NULL at the destination */
 	bool any, authority;
 	char own[FINGERPRINT_SIZE], theirs[FINGERPRINT_SIZE];
+	char wanted[FINGERPRINT_SIZE]; /* a further connection: the key of the first; "": this is the first */
 	char here[ADDRESS_SIZE], there[ADDRESS_SIZE]; /* this connection's two addresses */
 	struct error refusal;                         /* why the peer is not trusted */
 	uint64_t renew_after, sent;                   /* bytes; since the key was last renewed */
@@ -121,14 +122,28 @@ static bool certified(struct tls *tls, X509_STORE_CTX *check)
 	return false;
 }
 
-/* OpenSSL asks once for the peer's certificate; that its sender has the key is proved by the handshake. */
-static int judge(X509_STORE_CTX *check, void *argument)
+static int is_wanted(struct tls *tls, X509_STORE_CTX *check)
 {
-	struct tls *tls = argument;
+	if (strcmp(tls->theirs, tls->wanted) == 0)
+		return 1;
+	error_set(&tls->refusal, EACCES, "A further connection of %s has another key than the first.",
+		tls->host ? tls->host : tls->there);
+	X509_STORE_CTX_set_error(check, X509_V_ERR_CERT_REJECTED);
+	return 0;
+}
+
+/* OpenSSL asks once for the peer's certificate; that its sender has the key is proved by the handshake. */
+static int judge(X509_STORE_CTX *check, void *nothing)
+{
+	const SSL *line = X509_STORE_CTX_get_ex_data(check, SSL_get_ex_data_X509_STORE_CTX_idx());
+	struct tls *tls = SSL_get_app_data(line);
 	X509 *certificate = X509_STORE_CTX_get0_cert(check);
 
+	(void)nothing;
 	if (!certificate || fingerprint_of(certificate, tls->theirs, &tls->refusal) < 0)
 		return 0;
+	if (*tls->wanted)
+		return is_wanted(tls, check);
 	if (tls->any || pinned(tls) || certified(tls, check))
 		return 1;
 	if (!tls->refusal.code)
@@ -226,7 +241,7 @@ static bool make_context(struct tls *tls)
 	SSL_CTX_set_max_cert_list(context, CERTIFICATES_MAX);
 	SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
 	SSL_CTX_set_verify_depth(context, CHAIN_DEPTH);
-	SSL_CTX_set_cert_verify_callback(context, judge, tls);
+	SSL_CTX_set_cert_verify_callback(context, judge, NULL);
 	return true;
 }
 
@@ -243,6 +258,7 @@ static bool make_line(struct tls *tls, int fd)
 		return false;
 	}
 	SSL_set0_rbio(tls->line, BIO_push(buffer, socket));
+	SSL_set_app_data(tls->line, tls);
 	if (tls->host)
 		SSL_set_connect_state(tls->line);
 	else
@@ -272,6 +288,23 @@ int tls_prepare(
 	if (r == 0 && !make_line(tls, fd))
 		r = error_set(error, EIO, "TLS cannot be prepared: %s.", crypto_reason());
 	return r;
+}
+
+int tls_further(struct tls **result, const struct tls *first, int fd, struct error *error)
+{
+	struct tls *tls = calloc(1, sizeof(*tls));
+
+	*result = tls;
+	if (!tls || (first->host && !(tls->host = strdup(first->host))))
+		return error_set(error, ENOMEM, "Out of memory.");
+	SSL_CTX_up_ref(first->context);
+	tls->context = first->context;
+	tls->renew_after = first->renew_after;
+	memcpy(tls->own, first->own, sizeof(tls->own));
+	memcpy(tls->wanted, first->theirs, sizeof(tls->wanted));
+	memcpy(tls->here, first->here, sizeof(tls->here));
+	memcpy(tls->there, first->there, sizeof(tls->there));
+	return make_line(tls, fd) ? 0 : error_set(error, EIO, "TLS cannot be prepared: %s.", crypto_reason());
 }
 
 void tls_free(struct tls *tls)

@@ -28,6 +28,9 @@ struct tls;
  */
 int tls_prepare(
 	struct tls **tls, const json_t *secure, int fd, const char *host, bool any, struct error *error);
+/* The TLS side of another connection (`fd`, borrowed) between the sides of `first`, whose handshake is done:
+ * the peer must show the key that it had there. Needs nothing from files. */
+int tls_further(struct tls **tls, const struct tls *first, int fd, struct error *error);
 void tls_free(struct tls *tls);
 
 /* Each returns -EAGAIN with *events (POLLIN or POLLOUT) when the socket is not ready, or another error with a

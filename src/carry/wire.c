@@ -21,22 +21,41 @@ static int cut(const struct wire *wire, int code, struct error *error)
 	return error_set(error, code, "The connection to %s was cut: %s.", wire->peer, strerror(code));
 }
 
+int wire_cancelled(const struct wire *wire, struct error *error)
+{
+	struct pollfd stop = {.fd = wire->stop ? *wire->stop : -1, .events = POLLIN};
+	int r = job_cancelled(wire->job, error);
+
+	return r == 0 && poll(&stop, 1, 0) > 0 ? error_set(error, ECANCELED, "Given up.") : r;
+}
+
+/* Who may end a wait: the peer, xend, another thread. */
+#define WAKERS 3
+
+static void wakers(const struct wire *wire, short events, struct pollfd ready[WAKERS])
+{
+	ready[0] = (struct pollfd){.fd = wire->fd, .events = events};
+	ready[1] = (struct pollfd){.fd = wire->job->channel, .events = POLLIN};
+	ready[2] = (struct pollfd){.fd = wire->stop ? *wire->stop : -1, .events = POLLIN};
+}
+
 int wire_wait(const struct wire *wire, int milliseconds, struct error *error)
 {
 	int64_t end = monotonic_ns() + milliseconds * NS_PER_MS;
 
 	for (;;) {
-		struct pollfd ready[2] = {
-			{.fd = wire->fd, .events = POLLIN}, {.fd = wire->job->channel, .events = POLLIN}};
+		struct pollfd ready[WAKERS];
 		int64_t left = (end - monotonic_ns() + NS_PER_MS - 1) / NS_PER_MS;
 		/* What TLS has read already is no longer in the socket. */
 		bool heard = wire->tls && tls_heard(wire->tls);
-		int n = poll(ready, 2, heard || left < 0 ? 0 : (int)left);
+		int n;
 
+		wakers(wire, POLLIN, ready);
+		n = poll(ready, WAKERS, heard || left < 0 ? 0 : (int)left);
 		if (n < 0 && errno != EINTR)
 			return error_set(
 				error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
-		if (n > 0 && ready[1].revents)
+		if (n > 0 && (ready[1].revents || ready[2].revents))
 			return 2;
 		if (heard || (n > 0 && ready[0].revents && !wire->tls))
 			return 1;
@@ -53,18 +72,19 @@ static int wait_ready(struct wire *wire, short events, struct error *error)
 	if (wire->deadline && wire->deadline < end)
 		end = wire->deadline;
 	for (;;) {
-		struct pollfd ready[2] = {
-			{.fd = wire->fd, .events = events}, {.fd = wire->job->channel, .events = POLLIN}};
+		struct pollfd ready[WAKERS];
 		int64_t began = now, left = (end - now + NS_PER_MS - 1) / NS_PER_MS;
-		int n = poll(ready, 2, left > 0 ? (int)left : 0);
+		int n;
 
+		wakers(wire, events, ready);
+		n = poll(ready, WAKERS, left > 0 ? (int)left : 0);
 		now = monotonic_ns();
 		wire->waited_ns += now - began;
 		if (n < 0 && errno != EINTR)
 			return error_set(
 				error, errno, "Unable to wait for %s: %s.", wire->peer, strerror(errno));
-		if (n > 0 && ready[1].revents)
-			return job_cancelled(wire->job, error);
+		if (n > 0 && (ready[1].revents || ready[2].revents))
+			return wire_cancelled(wire, error);
 		if (n > 0)
 			return 0;
 		if (n == 0 && left <= 0)
@@ -152,10 +172,8 @@ static int send_gathered(struct wire *wire, const struct iovec *parts, unsigned 
 	return r == 0 ? send_secured(wire, gathered, filled, error) : r;
 }
 
-int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+int wire_send_clear(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
 {
-	if (wire->tls)
-		return send_gathered(wire, parts, count, error);
 	advance(&parts, &count, 0);
 	while (count) {
 		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
@@ -178,6 +196,12 @@ int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct err
 	return 0;
 }
 
+int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
+	return wire->tls ? send_gathered(wire, parts, count, error)
+			 : wire_send_clear(wire, parts, count, error);
+}
+
 static int receive_secured(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
 {
 	advance(&parts, &count, 0);
@@ -194,10 +218,13 @@ static int receive_secured(struct wire *wire, struct iovec *parts, unsigned coun
 	return 0;
 }
 
-int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+static int closed(const struct wire *wire, struct error *error)
 {
-	if (wire->tls)
-		return receive_secured(wire, parts, count, error);
+	return error_set(error, EPIPE, "%s closed the connection.", wire->peer);
+}
+
+int wire_receive_clear(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
 	advance(&parts, &count, 0);
 	while (count) {
 		struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
@@ -209,7 +236,7 @@ int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct 
 			continue;
 		}
 		if (n == 0)
-			return error_set(error, EPIPE, "%s closed the connection.", wire->peer);
+			return closed(wire, error);
 		if (errno == EINTR)
 			continue;
 		if (errno != EAGAIN)
@@ -219,6 +246,32 @@ int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct 
 			return r;
 	}
 	return 0;
+}
+
+int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
+{
+	return wire->tls ? receive_secured(wire, parts, count, error)
+			 : wire_receive_clear(wire, parts, count, error);
+}
+
+int wire_peek_clear(struct wire *wire, uint8_t *byte, struct error *error)
+{
+	for (;;) {
+		ssize_t n = recv(wire->fd, byte, 1, MSG_PEEK);
+		int r;
+
+		if (n > 0)
+			return 0;
+		if (n == 0)
+			return closed(wire, error);
+		if (errno == EINTR)
+			continue;
+		if (errno != EAGAIN)
+			return cut(wire, errno, error);
+		r = wait_ready(wire, POLLIN, error);
+		if (r < 0)
+			return r;
+	}
 }
 
 bool wire_heard(const struct wire *wire)
@@ -255,6 +308,13 @@ int wire_adopt(struct wire *wire, const struct job *job, int socket, const char 
 	int r = prepare_socket(wire, job, socket, peer, error);
 
 	return r == 0 && job->secure ? tls_prepare(&wire->tls, job->secure, socket, NULL, false, error) : r;
+}
+
+int wire_further(struct wire *wire, const struct wire *first, int socket, struct error *error)
+{
+	int r = prepare_socket(wire, first->job, socket, first->peer, error);
+
+	return r == 0 && first->tls ? tls_further(&wire->tls, first->tls, socket, error) : r;
 }
 
 static int connect_one(struct wire *wire, const struct addrinfo *address, struct error *error)

@@ -16,7 +16,8 @@
 
 #define WIRE_SILENCE_MS 30000
 #define WIRE_ALIVE_MS 5000
-#define WIRE_PARTS_MAX 512 /* pieces of one wire_send or wire_receive */
+#define WIRE_LAST_WORDS_MS 200 /* the reason for what one connection's end shows may come over another */
+#define WIRE_PARTS_MAX 512     /* pieces of one wire_send or wire_receive */
 
 struct tls;
 
@@ -24,6 +25,8 @@ struct wire {
 	int fd;          /* owned, non-blocking */
 	struct tls *tls; /* owned; NULL: clear text */
 	const struct job *job;
+	const int *stop;  /* borrowed: an eventfd that is readable once another thread has ended it all; NULL:
+			     none */
 	char peer[128];   /* for sentences: name or address */
 	int64_t deadline; /* monotonic ns, 0: none */
 	uint64_t sent_bytes;
@@ -37,8 +40,11 @@ int wire_connect(
 	struct wire *wire, const struct job *job, const char *host, const char *port, struct error *error);
 /* Takes over a connected stream socket (also when it fails). `peer` names it in sentences. */
 int wire_adopt(struct wire *wire, const struct job *job, int socket, const char *peer, struct error *error);
-/* The TLS handshake, where there is to be one; within the time that is set. Both of the above have read
- * before whatever it needs from files: this is for the sandbox. */
+/* Takes over a socket (also when it fails) that is another connection between the sides of `first`, whose
+ * handshake is done: the same key is wanted of the peer. For the sandbox. */
+int wire_further(struct wire *wire, const struct wire *first, int socket, struct error *error);
+/* The TLS handshake, where there is to be one; within the time that is set. wire_connect and wire_adopt have
+ * read before whatever it needs from files: this is for the sandbox. */
 int wire_handshake(struct wire *wire, struct error *error);
 void wire_close(struct wire *wire);
 /* Ends a conversation so that the peer gets everything that was sent: no more is sent, what still comes is
@@ -52,7 +58,16 @@ void wire_limit(struct wire *wire, int milliseconds);
 int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
 int wire_receive(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
 
-/* Waits until the peer (1) or xend (2) has something to say, or the time is over (0). */
+/* As they come from the socket, also where there is TLS, which has not begun: the first byte, which stays
+ * there; all parts. */
+int wire_peek_clear(struct wire *wire, uint8_t *byte, struct error *error);
+int wire_receive_clear(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
+int wire_send_clear(struct wire *wire, struct iovec *parts, unsigned count, struct error *error);
+
+/* -ECANCELED with a sentence when xend gave the job up, or another thread has ended it all; else 0. */
+int wire_cancelled(const struct wire *wire, struct error *error);
+/* Waits until the peer (1) or xend (2, also where another thread has ended it all) has something to say, or
+ * the time is over (0). */
 int wire_wait(const struct wire *wire, int milliseconds, struct error *error);
 /* Whether the peer has something to say already. */
 bool wire_heard(const struct wire *wire);

@@ -45,6 +45,7 @@ static const struct setting {
 	{"xend-relocation-ca-file", SETTING_TEXT, AT(relocation_ca_file), 0, ""},
 	{"xend-relocation-server-ssl-cert-file", SETTING_TEXT, AT(relocation_cert_file), 0, ""},
 	{"xend-relocation-server-ssl-key-file", SETTING_TEXT, AT(relocation_key_file), 0, ""},
+	{"xend-relocation-connections", SETTING_NUMBER, AT(relocation_connections), 8, "0"},
 	{"xend-relocation-max-downtime", SETTING_NUMBER, AT(relocation_max_downtime), 60000, "50"},
 	{"storage-timeout", SETTING_NUMBER, AT(storage_timeout), 86400, "60"},
 	{"console-limit", SETTING_NUMBER, AT(console_limit), UINT64_C(1) << 20, "1024"},

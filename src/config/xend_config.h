@@ -39,6 +39,7 @@ struct xend_config {
 	char *relocation_ca_file; /* PEM: whose certificates are trusted, '': only keys that xm trust knows */
 	char *relocation_cert_file;       /* PEM: this host's certificate, '': one that xend makes */
 	char *relocation_key_file;        /* PEM: its key, '': in the same file */
+	uint64_t relocation_connections;  /* that a guest's memory goes over, 0: chosen for each guest */
 	uint64_t relocation_max_downtime; /* milliseconds a live migration may stand still, 50 */
 
 	uint64_t

@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/carrier.h"
+#include "xend/dial.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/handover.h"
@@ -25,6 +26,24 @@ struct sending {
 	bool committed;
 };
 
+/* While it copies the carrier may want further connections. */
+static int await_received(const struct sending *sending, struct carrier *carrier, struct error *error)
+{
+	for (;;) {
+		_cleanup_message_ struct message event = {0};
+		int r = carrier_hear(carrier, &event, error);
+
+		if (r < 0 || carrier_heard(&event, "received"))
+			return r;
+		if (!carrier_heard(&event, "connect"))
+			return error_set(
+				error, EPROTO, "The carrier said something else where 'received' was due.");
+		r = dial_for_carrier(carrier, &event, sending->options->host, sending->options->port, error);
+		if (r < 0)
+			return r;
+	}
+}
+
 /* Up to `received`: after any failure until here the guest runs on. */
 static int offer_and_copy(struct sending *sending, struct carrier *carrier, struct error *error)
 {
@@ -32,7 +51,6 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 	struct domain *domain = sending->domain;
 	uint64_t max_downtime_ms = options->max_downtime_ms ? options->max_downtime_ms
 							    : domain->xend->config.relocation_max_downtime;
-	_cleanup_message_ struct message event = {0};
 	_cleanup_close_ int guest = guest_connect(domain, error);
 	json_t *offer = domain_pack(domain);
 	int r;
@@ -46,14 +64,15 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 		json_object_set_new(offer, "relocation_port",
 			json_integer((json_int_t)domain->xend->config.relocation_port));
 	r = trust_say(carrier,
-		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s, s:s}", "do", "send",
-			"guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain", offer,
-			"ticket", sending->ticket, "live", options->live, "rate_mbit",
+		json_pack("{s:s, s:{s:i}, s:s, s:i, s:o, s:s, s:b, s:I, s:I, s:i, s:s, s:s, s:I}", "do",
+			"send", "guest", "fd", 0, "host", options->host, "port", (int)options->port, "domain",
+			offer, "ticket", sending->ticket, "live", options->live, "rate_mbit",
 			(json_int_t)options->rate_mbit, "max_downtime_ms", (json_int_t)max_downtime_ms,
 			"timeout_s", (int)options->timeout_s, "on_stall", options->on_stall, "compress",
-			options->compress),
+			options->compress, "connections",
+			(json_int_t)domain->xend->config.relocation_connections),
 		&guest, 1, error);
-	return r < 0 ? r : carrier_expect(carrier, "received", &event, error);
+	return r < 0 ? r : await_received(sending, carrier, error);
 }
 
 /* The point of no return and what follows it. 0: the peer runs it; *done says how it went. */

@@ -70,6 +70,17 @@ static int answer_query(struct receiving *receiving, const struct message *quest
 	return r;
 }
 
+/* Memory of a guest that another carrier receives: that one goes on with the connection. */
+static int join(const struct visitor *visitor, const struct message *event, struct error *error)
+{
+	char ticket[37];
+	int r = take_text(event->body, "ticket", ticket, sizeof(ticket), error);
+
+	return r < 0 ? r
+		     : relocation_join(visitor, ticket,
+			       (int)json_integer_value(json_object_get(event->body, "stream")), error);
+}
+
 /* Checks and reserves everything: after this the guest fits. What speaks against it is added to *objections.
  */
 static int admit(
@@ -179,16 +190,23 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 	struct xend *xend = receiving->xend;
 	_cleanup_message_ struct message first = {0};
 	_cleanup_json_ json_t *allow = json_array();
+	_cleanup_close_ int joins = -1;
 	struct guest_resume how = {0};
 	int r;
 
 	for (size_t i = 0; i < xend->config.allow_count; i++)
 		json_array_append_new(allow, json_string(xend->config.allow[i]));
-	r = carrier_start(&receiving->carrier, xend, receiving->cancel, NULL, error);
+	r = relocation_expect_joins(visitor, &joins, error);
+	if (r >= 0)
+		r = carrier_start(&receiving->carrier, xend, receiving->cancel, NULL, error);
 	if (r >= 0)
 		r = trust_say(&receiving->carrier,
-			json_pack("{s:s, s:{s:i}, s:O}", "do", "receive", "socket", "fd", 0, "allow", allow),
-			&visitor->socket, 1, error);
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:I, s:O}", "do", "receive", "socket", "fd", 0,
+				"joins", "fd", 1, "connections",
+				(json_int_t)xend->config.relocation_connections, "allow", allow),
+			(const int[]){visitor->socket, joins}, 2, error);
+	cleanup_close(&joins); /* the carrier's alone: what is sent to one that has ended fails */
+	joins = -1;
 	if (r >= 0)
 		r = carrier_hear(&receiving->carrier, &first, error);
 	if (r >= 0)
@@ -200,8 +218,12 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 		return answer_question(receiving, &first, error);
 	if (carrier_heard(&first, "query"))
 		return answer_query(receiving, &first, error);
+	if (carrier_heard(&first, "join"))
+		return join(visitor, &first, error);
 	if (!carrier_heard(&first, "offer"))
 		return error_set(error, EPROTO, "The carrier said something else where 'offer' was due.");
+	snprintf(visitor->ticket, sizeof(visitor->ticket), "%s",
+		json_string_value(json_object_get(first.body, "ticket")) ?: "");
 	r = accept_offer(receiving, &first, error);
 	if (r >= 0)
 		r = take_over(receiving, &how, error);

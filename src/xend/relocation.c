@@ -1,4 +1,5 @@
 #include "xend/relocation.h"
+#include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/jobs.h"
@@ -10,6 +11,7 @@
 #include <netdb.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #define STRANGERS_MAX 64
@@ -23,6 +25,8 @@ static void visitor_free(struct visitor *visitor)
 		close(visitor->socket);
 	if (visitor->cancel >= 0)
 		close(visitor->cancel);
+	if (visitor->joins >= 0)
+		close(visitor->joins);
 	free(visitor);
 }
 
@@ -38,6 +42,31 @@ static void serve(void *argument)
 void relocation_known(struct visitor *visitor)
 {
 	visitor->known = true;
+}
+
+int relocation_expect_joins(struct visitor *visitor, int *theirs, struct error *error)
+{
+	int pair[2];
+
+	/* xend never waits for a carrier that does not read. */
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		return error_set(
+			error, errno, "Unable to make a channel to the carrier: %s.", strerror(errno));
+	visitor->joins = pair[0];
+	*theirs = pair[1];
+	return 0;
+}
+
+int relocation_join(const struct visitor *visitor, const char *ticket, int stream, struct error *error)
+{
+	_cleanup_json_ json_t *body =
+		json_pack("{s:s, s:i, s:{s:i}}", "do", "join", "stream", stream, "socket", "fd", 0);
+	const struct visitor *other;
+
+	TAILQ_FOREACH(other, &visitor->xend->visitors, next)
+	if (other->joins >= 0 && strcmp(other->ticket, ticket) == 0)
+		return channel_send(other->joins, body, &visitor->socket, 1, error);
+	return error_set(error, ENOENT, "No guest arrives here that this connection could belong to.");
 }
 
 /* Closes the stranger that has waited longest where there are too many, of all or of this address. */
@@ -98,8 +127,10 @@ static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct
 		close((int)fd);
 		return;
 	}
-	*visitor = (struct visitor){
-		.xend = xend, .socket = (int)fd, .cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+	*visitor = (struct visitor){.xend = xend,
+		.socket = (int)fd,
+		.joins = -1,
+		.cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
 	getnameinfo(address, (socklen_t)length, visitor->address, sizeof(visitor->address), NULL, 0,
 		NI_NUMERICHOST);
 	xend_lock(xend);
@@ -119,7 +150,7 @@ static struct evconnlistener *listen_on(struct xend *xend, const struct addrinfo
 
 	for (unsigned i = 0; i < BUSY_RETRIES; i++) {
 		listener = evconnlistener_new_bind(xend->base, accepted, xend,
-			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 16,
+			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 128,
 			address->ai_addr, (int)address->ai_addrlen);
 		if (listener || errno != EADDRINUSE)
 			break;

@@ -106,7 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	shutdown(pair[0], SHUT_WR);
 	if (wire_adopt(&wire, &nobody, pair[1], "peer", NULL) == 0 &&
 		reception_begin(&reception, &wire, ram_fd, PAGES, NULL) == 0) {
-		reception.compressed = true;
+		reception.receiver.compressed = true;
 		reception_run(&reception, &nobody, &(struct error){0});
 		reception_end(&reception);
 	}

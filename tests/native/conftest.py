@@ -15,6 +15,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(TOP, "bench"))
 sys.path.insert(0, os.path.join(TOP, "tests/tools"))
 BUILD = os.environ.get("FERRY_BUILD", os.path.join(TOP, "build"))
+CONNECTIONS = int(os.environ.get("FERRY_CONNECTIONS", "0"))  # xend-relocation-connections, where a test does not say
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,7 @@ def side_by_side(places=None, **settings):
     try:
         for number in (0, 1):
             prefix, address, port = places[number] if places else ((), "127.0.0.1", free_port())
-            made.append(Host(f"{root}/{number + 1}", BUILD, port, prefix, address, **settings))
+            made.append(Host(f"{root}/{number + 1}", BUILD, port, prefix, address, **{"connections": CONNECTIONS, **settings}))
         if not settings.get("clear_text"):
             made[0].trust(made[1])
             made[1].trust(made[0])
@@ -70,6 +71,17 @@ def hosts(native_kvm):
 def clear_hosts(native_kvm):
     """The same with a line between them that can be read, and with room for a third on the same address."""
     yield from side_by_side(clear_text=True)
+
+
+@pytest.fixture
+def spread_hosts(native_kvm):
+    """Memory goes over two data connections."""
+    yield from side_by_side(connections=2)
+
+
+@pytest.fixture
+def clear_spread_hosts(native_kvm):
+    yield from side_by_side(connections=2, clear_text=True)
 
 
 @pytest.fixture

@@ -7,23 +7,24 @@ import struct
 import threading
 
 HELLO_SIZE, RECORD_HEAD, TLS_HEAD = 64, 24, 5
+PURPOSE_PAGES = 4  # of a data connection's HELLO
 NAMES = ["", "CLOCK", "TIME", "OFFER", "ACCEPT", "REFUSED", "PAGES", "ROUND", "STATE", "END", "RECEIVED", "COMMIT", "RUNNING",
-         "ABORT", "ALIVE", "ASK", "ANSWER"]  # docs/relocation-protocol.md
+         "ABORT", "ALIVE", "ASK", "ANSWER", "QUERY", "REPLY", "PROBE", "JOIN", "SPREAD"]  # docs/relocation-protocol.md
 
 
 class Parser:
     """One direction of one connection: where its records begin and end. TLS records have no other names."""
 
     def __init__(self):
-        self.data, self.began, self.tls, self.counts = b"", False, False, {}
+        self.data, self.tls, self.counts = b"", None, {}
 
     def next(self):
         """(name, number of it, bytes) of the next whole record, or None."""
-        if not self.began and len(self.data) >= 8:
-            self.tls, self.began = self.data[:8] != b"FERRYREL", True
-            if not self.tls:
-                return self.take("HELLO", HELLO_SIZE) if len(self.data) >= HELLO_SIZE else self.wait()
-        if not self.began:
+        if not self.counts and self.data[:8] == b"FERRYREL":
+            return self.take("HELLO", HELLO_SIZE) if len(self.data) >= HELLO_SIZE else None
+        if self.tls is None and len(self.data) >= 8:
+            self.tls = self.data[0] == 22 and self.data[1] == 3  # RFC 8446, section 5.1; a record's type is smaller
+        if self.tls is None:
             return None
         head = TLS_HEAD if self.tls else RECORD_HEAD
         if len(self.data) < head:
@@ -35,9 +36,6 @@ class Parser:
             name = NAMES[number]
         return self.take(name, head + length) if len(self.data) >= head + length else None
 
-    def wait(self):
-        self.began = False
-
     def take(self, name, size):
         record, self.data = self.data[:size], self.data[size:]
         self.counts[name] = self.counts.get(name, 0) + 1
@@ -45,7 +43,8 @@ class Parser:
 
 
 class Line:
-    """Listens on a port of its own and passes on to `port`. `at` is (direction, name, number), `how` what happens there:
+    """Listens on a port of its own and passes on to `port`. `at` is (direction, name, number), where the direction of data
+    connection 2 is "→2" or "←2"; `how` what happens there:
     "before", "within", "held" (until release()), "swallowed" (nothing more comes through, and nobody is told)."""
 
     def __init__(self, port):
@@ -80,11 +79,21 @@ class Line:
                 source.close()
                 continue
             self.connections += 1
-            # Questions come by later connections, which nobody disturbs.
             threading.Thread(target=self._pass, args=(source, destination, self.connections == 1), daemon=True).start()
 
+    def _stream(self, source, first):
+        """"" for the first connection, the number of a data connection, and None for a question, which nobody disturbs."""
+        if first:
+            return ""
+        hello = source.recv(HELLO_SIZE, socket.MSG_PEEK | socket.MSG_WAITALL)
+        if len(hello) < HELLO_SIZE or hello[:8] != b"FERRYREL":
+            return None
+        purpose, stream = struct.unpack("<HH", hello[16:20])
+        return stream if purpose == PURPOSE_PAGES else None
+
     def _pass(self, source, destination, first):
-        parsers = {source: ("→", Parser(), destination), destination: ("←", Parser(), source)}
+        stream = self._stream(source, first)
+        parsers = {source: (f"→{stream}", Parser(), destination), destination: (f"←{stream}", Parser(), source)}
         try:
             while parsers:
                 for end in select.select(list(parsers), [], [])[0]:
@@ -93,7 +102,7 @@ class Line:
                     if not data:
                         other.shutdown(socket.SHUT_WR)
                         del parsers[end]
-                    elif not first:
+                    elif stream is None:
                         other.sendall(data)
                     else:
                         parser.data += data

@@ -274,6 +274,16 @@ def clear_pair(clear_hosts, kernel, tmp_path):
     return Pair(clear_hosts, kernel, str(tmp_path))
 
 
+@pytest.fixture
+def spread_pair(spread_hosts, kernel, tmp_path):
+    return Pair(spread_hosts, kernel, str(tmp_path))
+
+
+@pytest.fixture
+def clear_spread_pair(clear_spread_hosts, kernel, tmp_path):
+    return Pair(clear_spread_hosts, kernel, str(tmp_path))
+
+
 class Table:
     """Cases and what came of them; those in a row with the same outcome become one line."""
 
@@ -334,12 +344,12 @@ def line():
 
 
 def records_of(pair, line, live):
-    """Those of one undisturbed migration, in their order; of many PAGES the first and the last."""
+    """Those of one undisturbed migration, in their order; of many PAGES the first and the last of each connection."""
     line.arm(None, None, pair.there.port)
     assert pair.migrate(live=live, port=line.port)[::2] == (0, "destination")
     pair.turn()
-    last = max((number for _, name, number in line.seen if name == "PAGES"), default=0)
-    records = [record for record in line.seen if EXHAUSTIVE or record[1] != "PAGES" or record[2] in (1, last)]
+    last = {direction: number for direction, name, number in line.seen if name == "PAGES"}
+    records = [record for record in line.seen if EXHAUSTIVE or record[1] != "PAGES" or record[2] in (1, last[record[0]])]
     # On a secured line they are many, of no name.
     return records if EXHAUSTIVE or len(records) < 40 else records[: -3 : len(records) // 20] + records[-3:]
 
@@ -348,7 +358,8 @@ def step_of(record):
     return f"{record[0]} {record[1]} {record[2]}"
 
 
-@pytest.mark.parametrize("how, which", [("before", "clear_pair"), ("within", "clear_pair"), ("within", "pair")])
+@pytest.mark.parametrize("how, which", [("before", "clear_pair"), ("within", "clear_pair"), ("within", "pair"),
+                                        ("within", "clear_spread_pair"), ("within", "spread_pair")])
 def test_cuts(request, line, how, which, capsys):
     pair, table = request.getfixturevalue(which), Table()
     for record in records_of(pair, line, live=True):
@@ -360,6 +371,19 @@ def test_cuts(request, line, how, which, capsys):
             pair.turn()
         pair.guest_is_right()
     table.print(f"the line is cut {how} a record", capsys)
+
+
+@pytest.mark.parametrize("hosts_fixture", ["spread_hosts", "clear_spread_hosts"])
+@pytest.mark.parametrize("live", [True, False], ids=["live", "warm"])
+def test_memory_goes_over_data_connections(request, kernel, tmp_path, line, hosts_fixture, live):
+    pair = Pair(request.getfixturevalue(hosts_fixture), kernel, str(tmp_path))
+    for _ in range(4):
+        line.arm(None, None, pair.there.port)
+        assert pair.migrate(live=live, port=line.port)[::2] == (0, "destination")
+        pair.turn()
+        assert {direction for direction, _, _ in line.seen} == {"→", "←", "→1", "←1", "→2", "←2"}
+        assert not any(direction == "→" and name == "PAGES" for direction, name, _ in line.seen)
+        pair.guest_is_right()
 
 
 def test_interrupts(clear_pair, line, capsys):

@@ -67,6 +67,7 @@ static void a_missing_file_means_defaults(void **state)
 	assert_int_equal(config.relocation_port, 8002);
 	assert_int_equal(config.relocation_max_downtime, 50);
 	assert_int_equal(config.storage_timeout, 60);
+	assert_int_equal(config.relocation_connections, 0);
 	assert_int_equal(config.console_limit, 1024);
 	assert_string_equal(config.unix_path, "/var/lib/xend/xend-socket");
 	assert_string_equal(config.logfile, "/var/log/xen/xend.log");

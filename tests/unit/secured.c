@@ -47,7 +47,7 @@ int listen_here(int *port)
 	int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	assert_int_equal(bind(listener, (struct sockaddr *)&address, size), 0);
-	assert_int_equal(listen(listener, 4), 0);
+	assert_int_equal(listen(listener, 16), 0);
 	assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &size), 0);
 	*port = ntohs(address.sin_port);
 	return listener;
