@@ -9,10 +9,15 @@ def test_a_guest_is_not_started_on_two_hosts(host1, host2, running_guest):
     make_busy(guest, 1)
     forecast = host1.run(f"xm migrate -n --live TestGuest {host2.address}", timeout=60).stdout
     assert forecast.startswith(f"{host2.address} would take TestGuest: about "), forecast
+    host1.run("xm save -c TestGuest copy.checkpt", timeout=120)
     for here, there in ((host1, host2), (host2, host1)):
         here.run(f"xm migrate --live TestGuest {there.address}", timeout=120)
         result = here.run("xm create TestGuest", check=False, timeout=60)
         assert result.status == 1 and f"in use by domain 'TestGuest' (ID {domain(there, 'TestGuest')[0]} there)" \
             in result.stderr and f"runs on {there.address}" in result.stderr, result
         assert leftovers(here) == []
+        if here is host1:  # S6: it runs already, but elsewhere
+            result = here.run("xm restore copy.checkpt", check=False, timeout=60)
+            assert result.status == 1 and f"runs on {there.address}" in result.stderr, result
+            assert leftovers(here) == []
     check_unharmed(guest)
