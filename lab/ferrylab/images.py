@@ -152,11 +152,11 @@ def host_image():
         tree.file("init", LAB / "host" / "init", 0o755)
         tree.write_cpio(directory / "base.cpio")
         (directory / "base.json").write_text(json.dumps(sorted(tree.entries)))
-        # A file system for what outlives a host's reset: made empty once, copied for each host.
+        # A file system for what outlives a host's reset, or the loss of its power: made empty once, copied for each host.
         with open(directory / "data.img", "wb") as file:
             file.truncate(16 << 30)
-        subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "data",
-                        "-E", "lazy_itable_init=1,nodiscard", "-i", "65536", str(directory / "data.img")],
+        subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-J", "size=16", "-L", "data",
+                        "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-i", "65536", str(directory / "data.img")],
                        check=True, timeout=120)
 
     key = content_key(str(kernel_tree), [str(t) for t in trees], agent, sources_key("host"),

@@ -75,6 +75,8 @@ def pytest_runtest_makereport(item, call):
     for host in the_lab.ferry_hosts():
         try:
             text = host.run("timeout 15 xm list; tail -n 60 /var/log/xen/xend.log; tail -n 20 /var/log/xen/xend.out; "
+                            "for d in $(timeout 15 xm list | awk 'NR > 2 {print $1}'); do echo \"the console of $d\"; "
+                            "timeout 3 xm console $d </dev/null | tail -c 2000; done; "
                             "dmesg | tail -n 15; ps -eo pid,stat,args | grep -v '\\['", check=False, timeout=40).stdout
         except LabError as error:
             text = f"{error}\n{host.post_mortem()}"

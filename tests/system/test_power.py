@@ -62,6 +62,8 @@ def let_run(lab):
 def test_power_cuts(lab, host1, host2, running_guest, tmp_path, let_run):
     guest = running_guest(host1, memory=96)
     guest.pulse("disk", "/var/journal/log", 20000)
+    for host in (host1, host2):  # the guest's configuration was written long ago, as it were
+        host.run("sync", timeout=60)
 
     # The destination, while it receives memory.
     mover = host1.spawn(f"xm migrate --live -r 20 TestGuest {host2.address}")
