@@ -1,7 +1,7 @@
 /*
  * Calls to storage that may not answer: the server of a file system on the network is away, and whoever
- *opens, renames or closes a file there waits until it is back. An errand is such a call made by a worker,
- *without the lock; the job waits for it as long as is reasonable and then goes on without it.
+ * opens, renames or closes a file there waits until it is back. An errand is such a call made by a worker,
+ * without the lock; the job waits for it as long as is reasonable and then goes on without it.
  *
  *	static const struct errand opening = {.run = open_it, .late = close_it};
  *	r = errand_run(xend, &opening, &place, cancel, &error);	// place: a pointer to what is allocated
