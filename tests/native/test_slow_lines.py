@@ -15,11 +15,22 @@ FAST = "tsc_khz=2000000 touch=32 dirty=32 rate=0"
 LINE = ("-r", "80")
 
 
-def processor_share(control, seconds=0.5):
-    """How much of a processor the guest gets."""
-    before, begin = control.call({"do": "status"})["cpu_time_ns"], time.monotonic()
-    time.sleep(seconds)
-    return (control.call({"do": "status"})["cpu_time_ns"] - before) / 1e9 / (time.monotonic() - begin)
+def gets(control, right, seconds=15):
+    """Whether there is half a second in which the guest gets a share of a processor that is right: a machine that is busy
+    with other things gives it less for a while, or is late to stop it."""
+    shares, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        before, begin = control.call({"do": "status"})["cpu_time_ns"], time.monotonic()
+        time.sleep(0.5)
+        shares.append((control.call({"do": "status"})["cpu_time_ns"] - before) / 1e9 / (time.monotonic() - begin))
+        if right(shares[-1]):
+            return True
+    print(f"the guest's shares of a processor: {shares}")
+    return False
+
+
+def is_itself(control):
+    return gets(control, lambda share: share > 0.12)
 
 
 def test_throttle(hosts, heartbeat, kernel):
@@ -29,14 +40,13 @@ def test_throttle(hosts, heartbeat, kernel):
     for percent in (50, 90, 99):
         other.call({"do": "throttle", "percent": percent})
         assert control.call({"do": "status"})["throttle"] == percent
-        assert processor_share(control) < (100 - percent) / 100 + 0.1
+        assert gets(control, lambda share, left=(100 - percent) / 100: share < left + 0.1)
     other.close()
-    slow = processor_share(control, 1)
+    assert is_itself(control)
     for percent in (-1, 100, "1", None):
         with pytest.raises(RuntimeError):
             control.call({"do": "throttle", "percent": percent})
     assert control.call({"do": "status"})["throttle"] == 0
-    assert slow > 0.12
     assert heartbeat.whole()
 
 
@@ -65,7 +75,7 @@ def test_a_guest_that_writes_too_fast_is_slowed_and_arrives(hosts, heartbeat, ke
     said, _ = migrate(hosts)
     assert int(re.search(r"slowed by up to ([0-9]+) %", said).group(1)) >= 20
     arrived(hosts[1], heartbeat)
-    assert processor_share(hosts[1].wait_guest()) > 0.12  # it is as fast as ever
+    assert is_itself(hosts[1].wait_guest())
 
 
 def test_a_guest_arrives_in_time(hosts, heartbeat, kernel):
@@ -82,7 +92,7 @@ def test_a_guest_stays_unharmed(hosts, heartbeat, kernel):
     heartbeat.wait_after(time.monotonic(), count=200)
     assert heartbeat.whole()
     stays(*hosts)
-    assert processor_share(control) > 0.12
+    assert is_itself(control)
 
 
 @pytest.mark.parametrize("choice,compressed", [("auto", True), ("no", False)])
