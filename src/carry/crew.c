@@ -120,6 +120,15 @@ int crew_failure(struct crew *crew, struct error *error)
 	return r;
 }
 
+int crew_judge(struct crew *crew, int result, struct error *error)
+{
+	struct error failure = {0};
+
+	if (result != -ECANCELED || crew_failure(crew, &failure) == 0)
+		return result;
+	return error_set(error, failure.code, "%s", failure.text);
+}
+
 void crew_stop(struct crew *crew)
 {
 	if (!crew->count)

@@ -47,6 +47,9 @@ void crew_give(struct crew *crew, unsigned thread, crew_work *work, void *contex
 int crew_wait(struct crew *crew, struct error *error);
 /* The first failure, 0 while there is none. */
 int crew_failure(struct crew *crew, struct error *error);
+/* What to make of a `result` of who works beside the threads: where it was made to give up (-ECANCELED)
+ * because one of them failed, that failure. */
+int crew_judge(struct crew *crew, int result, struct error *error);
 /* Tells all to leave, and waits until none works any more. */
 void crew_stop(struct crew *crew);
 /* The same, and ends the threads. */

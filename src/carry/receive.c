@@ -140,7 +140,9 @@ int reception_run(struct reception *reception, struct job *job, struct error *er
 {
 	int r = receive_memory(reception, job, error);
 
-	return reception->streams ? streams_in_judge(reception->streams, r, error) : r;
+	return reception->streams && reception->streams->count
+		       ? crew_judge(&reception->streams->crew, r, error)
+		       : r;
 }
 
 /* ---- the hand-over ---- */

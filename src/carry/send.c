@@ -205,7 +205,8 @@ static int send_guest(struct send *send, struct error *error)
 	if (r == 0)
 		r = copy_guest(&send->copy, error);
 	wire_limit(&send->wire, 0);
-	r = streams_out_judge(&send->streams, r, error);
+	if (send->streams.count)
+		r = crew_judge(&send->streams.crew, r, error);
 	send->wire.stop = NULL;
 	if (r == -ETIMEDOUT && send->copy.may_not_stall && send->copy.deadline &&
 		monotonic_ns() >= send->copy.deadline)

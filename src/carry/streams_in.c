@@ -253,15 +253,6 @@ uint64_t streams_in_received(const struct streams_in *streams)
 	return received;
 }
 
-int streams_in_judge(struct streams_in *streams, int result, struct error *error)
-{
-	struct error failure = {0};
-
-	if (result != -ECANCELED || !streams->count || crew_failure(&streams->crew, &failure) == 0)
-		return result;
-	return error_set(error, failure.code, "%s", failure.text);
-}
-
 void streams_in_end(struct streams_in *streams)
 {
 	end(streams);

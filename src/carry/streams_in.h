@@ -45,7 +45,5 @@ int streams_in_round(struct streams_in *streams, unsigned number, struct error *
 /* Waits until each has ended as it should, and adds the digests to *sum. */
 int streams_in_finish(struct streams_in *streams, uint64_t *sum, struct error *error);
 uint64_t streams_in_received(const struct streams_in *streams);
-/* Where `result` comes from the threads' failure, that. */
-int streams_in_judge(struct streams_in *streams, int result, struct error *error);
 /* Ends the threads, and closes. */
 void streams_in_end(struct streams_in *streams);

@@ -364,15 +364,6 @@ uint64_t streams_out_bytes(const struct streams_out *streams)
 	return bytes;
 }
 
-int streams_out_judge(struct streams_out *streams, int result, struct error *error)
-{
-	struct error failure = {0};
-
-	if (result != -ECANCELED || !streams->count || crew_failure(&streams->crew, &failure) == 0)
-		return result;
-	return error_set(error, failure.code, "%s", failure.text);
-}
-
 void streams_out_end(struct streams_out *streams)
 {
 	crew_end(&streams->crew);

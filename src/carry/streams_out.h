@@ -68,7 +68,5 @@ int streams_out_round(struct streams_out *streams, unsigned number, bool last, s
 /* Waits until everything of the last round was sent, and adds the digests to *sum. */
 int streams_out_finish(struct streams_out *streams, uint64_t *sum, struct error *error);
 uint64_t streams_out_bytes(const struct streams_out *streams);
-/* Where `result` comes from the threads' failure, that. */
-int streams_out_judge(struct streams_out *streams, int result, struct error *error);
 /* Ends the threads, and closes. */
 void streams_out_end(struct streams_out *streams);

@@ -1,9 +1,8 @@
 /* Hand-overs between two carriers over loopback, and what happens when a side leaves at any step. */
-#include "fake_guest.h"
+#include "hand_over.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "carry/peer.h"
-#include "secured.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -16,50 +15,6 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <cmocka.h>
-
-#define UUID "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
-#define TICKET "0123abcd-10a1-e6d0-3c92-19b0ea021f21"
-#define MIB_PAGES 256u
-
-/* The hand-overs run twice: in clear text, and between hosts that trust each other. */
-static struct {
-	bool on;
-	struct test_host source, dest;
-} secured;
-
-static int secure_all(void **state)
-{
-	(void)state;
-	secured.on = true;
-	test_host_begin(&secured.source);
-	test_host_begin(&secured.dest);
-	return 0;
-}
-
-static int secure_no_more(void **state)
-{
-	(void)state;
-	secured.on = false;
-	test_host_end(&secured.source);
-	test_host_end(&secured.dest);
-	return 0;
-}
-
-/* Says the job with `secure` added, where lines are secured. `fds` has room for one more. */
-static void say_job(struct carrier_thread *carrier, json_t *job, int *fds, unsigned count, bool source)
-{
-	if (secured.on) {
-		const struct test_host *own = source ? &secured.source : &secured.dest,
-				       *other = source ? &secured.dest : &secured.source;
-
-		json_object_set_new(job, "secure", json_pack("{s:i}", "fd", (int)count));
-		fds[count] =
-			secure_fd(own, json_pack("[o]", trusted("127.0.0.1", "", other->fingerprint)), NULL);
-	}
-	carrier_say(carrier, job, fds, count + secured.on);
-	if (secured.on)
-		close(fds[count]);
-}
 
 struct line {
 	int listener;
@@ -143,13 +98,6 @@ static void move_end(struct move *move)
 	close(move->line.listener);
 }
 
-static void pass(struct carrier_thread *carrier, const char *event)
-{
-	struct message message = carrier_event(carrier, event);
-
-	message_free(&message);
-}
-
 static void accept_offer(struct move *move)
 {
 	struct message offer = carrier_event(&move->dest, "offer");
@@ -163,11 +111,6 @@ static void accept_offer(struct move *move)
 	message_free(&offer);
 	carrier_say(&move->dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
 		&move->to.carrier_end, 1);
-}
-
-static void say(struct carrier_thread *carrier, const char *verb)
-{
-	carrier_say(carrier, json_pack("{s:s}", "do", verb), NULL, 0);
 }
 
 /* Up to RECEIVED at the source, where the guest must be the same on both sides. */
@@ -537,12 +480,6 @@ static void nobody_listens(void **state)
 	carrier_thread_end(&move.source);
 	fake_guest_end(&move.from);
 }
-
-#define BOTH_WAYS(test)                                                                                      \
-	cmocka_unit_test(test),                                                                              \
-	{                                                                                                    \
-		"secured: " #test, test, secure_all, secure_no_more, NULL                                    \
-	}
 
 int main(void)
 {
