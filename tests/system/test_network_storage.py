@@ -72,7 +72,7 @@ def test_the_book_s_guest_on_lvm_over_ata_over_ethernet(lab, host1, host2, runni
     guest.run("apache2 -d /etc/apache2 -f apache2.conf")
     download = Download(lab, guest.address, port=8080).wait_flowing()
     ping = Ping(lab.workstation, guest.address).wait_reply()
-    host1.run(f"xm migrate --live 1 {host2.address}", timeout=120)
+    host1.run(f"xm migrate --live {domain(host1, 'TestGuest')[0]} {host2.address}", timeout=120)
     time.sleep(1)
     print(ping.stop())
     assert download.stop() >= 1
