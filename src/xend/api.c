@@ -176,7 +176,8 @@ static void press_button(struct call *call, const char *what, bool restart)
 
 	if (!domain)
 		return;
-	if (domain->phase != DOMAIN_LIVE || domain->preserved || domain->dead)
+	if (domain->phase != DOMAIN_LIVE || domain->preserved || domain->dead ||
+		domain->state == GUEST_SHUTDOWN)
 		r = error_set(&error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
 			domain->config.name);
 	else if (domain->paused)
