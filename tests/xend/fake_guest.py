@@ -181,7 +181,10 @@ class Guest:
         return {}, []
 
     def typed(self, stream):
-        data = stream.recv(4096)
+        try:
+            data = stream.recv(4096)
+        except OSError:  # left without reading all that was said
+            data = b""
         if not data:
             self.selector.unregister(stream)
             self.streams.remove(stream)
