@@ -174,8 +174,11 @@ class Guest:
 
     def do_console(self, message, fds, _):
         stream = socket.socket(fileno=fds[0])
-        if message.get("history"):
-            stream.send(self.console)
+        try:
+            if message.get("history"):
+                stream.send(self.console)
+        except OSError:  # whoever wanted it has left; the selector says so again
+            pass
         self.streams.append(stream)
         self.selector.register(stream, selectors.EVENT_READ, self.typed)
         return {}, []

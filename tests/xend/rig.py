@@ -3,6 +3,7 @@ import http.client
 import json
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
@@ -34,20 +35,33 @@ def run(command):
     return subprocess.run(command, shell=True, check=True, capture_output=True, text=True).stdout
 
 
-def wait_until(condition, what, timeout=10):
+def wait_until(condition, what, timeout=60):
+    """Far longer than anything takes: a machine that stands still for seconds is no failure."""
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        if condition():
-            return
+    while not condition():
+        if time.monotonic() >= end:
+            raise AssertionError(f"not within {timeout} s: {what}")
         time.sleep(0.02)
-    raise AssertionError(f"not within {timeout} s: {what}")
 
 
 def dead(pid):
+    """With all of its threads: what it held is free."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] in "ZX"
-    except FileNotFoundError:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
         return True
+    try:
+        return bool(select.select([process], [], [], 0)[0])
+    finally:
+        os.close(process)
+
+
+def kill(pid):
+    """Of a process that may end by itself just now."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 class Refused(Exception):
@@ -58,7 +72,7 @@ class Refused(Exception):
 
 
 class Connection(http.client.HTTPConnection):
-    def __init__(self, path, timeout=30):
+    def __init__(self, path, timeout=120):
         super().__init__("localhost", timeout=timeout)
         self.path = path
 
@@ -66,6 +80,14 @@ class Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
+
+    def hear(self):
+        """All of the answer to what was asked, unless xend dies before."""
+        try:
+            self.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            pass
+        self.close()
 
 
 class Stream:
@@ -85,7 +107,7 @@ class Stream:
         while self.next():
             pass
         self.connection.close()
-        last = self.lines[-1]
+        last = self.lines[-1] if self.lines else {"event": "none"}
         if last["event"] != "done":
             raise Refused(200, last.get("error", "The stream ended before the job did."))
         return last
@@ -163,7 +185,7 @@ class Xend:
 
     def command(self, word):
         return subprocess.run([*self.within, BUILD / "src/xend/xend", word], env=self.environment, capture_output=True, text=True,
-                              timeout=60)
+                              timeout=240)
 
     def start(self):
         done = self.command("start")
@@ -171,7 +193,7 @@ class Xend:
         self.pid = int((self.root / "run/xend.pid").read_text())
 
     def kill(self):
-        os.kill(self.pid, signal.SIGKILL)
+        kill(self.pid)
         wait_until(lambda: dead(self.pid), "xend's death")
 
     def guests(self):
@@ -180,26 +202,47 @@ class Xend:
     def guest_pid(self, domain):
         return int((self.root / "run/guests" / domain["uuid"] / "process").read_text().split()[0])
 
+    def guest_ram(self, domain):
+        """A path of its memory."""
+        for fd in pathlib.Path(f"/proc/{self.guest_pid(domain)}/fd").iterdir():
+            try:
+                if "guest-ram" in os.readlink(fd):
+                    return fd
+            except FileNotFoundError:  # a connection that it has just closed
+                pass
+        raise AssertionError(f"{domain['name']} has no memory")
+
+    def destroy_all(self):
+        for domain in self.domains()[1:]:
+            try:
+                self.post(f"/domains/{domain['id']}/destroy")
+            except Refused as refused:
+                if refused.status != 404:  # else it has ended by itself
+                    raise
+
     def close(self):
         try:
-            for domain in self.domains():
-                if domain["id"]:
-                    self.post(f"/domains/{domain['id']}/destroy")
+            self.destroy_all()
         except (OSError, Refused):
-            print(self.log.read_text()[-3000:])
+            print(self.log.read_text(errors="replace")[-3000:])
             raise
         finally:
             stopped = self.command("stop")
             for record in self.root.glob("run/guests/*/process"):  # of a test that failed
-                os.kill(int(record.read_text().split()[0]), signal.SIGKILL)
-            text = self.log.read_text()
+                kill(int(record.read_text().split()[0]))
+            text = self.log.read_text(errors="replace")
             shutil.rmtree(self.root)
             assert stopped.returncode == 0, stopped.stderr
             assert "Sanitizer" not in text, text[-20000:]
 
-    def open(self, method, path, body=None, timeout=30):
-        connection = Connection(str(self.root / "socket"), timeout)
+    def send(self, method, path, body=None):
+        """Asks xend, and leaves the answer to be heard."""
+        connection = Connection(str(self.root / "socket"))
         connection.request(method, path, body if isinstance(body, (bytes, type(None))) else json.dumps(body))
+        return connection
+
+    def open(self, method, path, body=None):
+        connection = self.send(method, path, body)
         return connection, connection.getresponse()
 
     def ask(self, method, path, body=None):
@@ -217,7 +260,7 @@ class Xend:
         return self.ask("POST", path, body or {})
 
     def stream(self, path, body):
-        connection, response = self.open("POST", path, body, timeout=120)
+        connection, response = self.open("POST", path, body)
         if response.status >= 400:
             sentence = json.loads(response.read())["error"]
             connection.close()

@@ -44,6 +44,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if "json" in self.headers.get("Content-Type", "") and body:
             body = json.loads(body)
+        self.body = body
         xend.asked.append((self.command, self.path, body))
         route = xend.routes.get((self.command, self.path))
         if route is None:
@@ -123,7 +124,7 @@ class FakeXend:
         """Runs xm; gives exit status, standard output, standard error."""
         done = subprocess.run([XM, *words], stdin=stdin if not isinstance(stdin, bytes) else None,
                               input=stdin if isinstance(stdin, bytes) else None,
-                              env=self.environment(), cwd=self.directory, capture_output=True, timeout=30, **options)
+                              env=self.environment(), cwd=self.directory, capture_output=True, timeout=120, **options)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def spawn(self, *words, **options):

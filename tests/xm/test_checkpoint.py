@@ -106,9 +106,9 @@ def test_what_is_no_file(xend, tmp_path):
 def test_a_file_of_somebody_elses(xend, file):
     os.chmod(file, 0o600)
     done = subprocess.run([os.environ["XM"], "checkpoint", "/proc/self/fd/0"], user=65534, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True, timeout=30, env={"LC_ALL": "C"}, check=False)
+                          capture_output=True, text=True, timeout=120, env={"LC_ALL": "C"}, check=False)
     assert done.returncode == 1 and "it is not a file" in done.stderr
     with open(file, "rb") as opened:
         done = subprocess.run([os.environ["XM"], "checkpoint", "/proc/self/fd/0"], user=65534, stdin=opened,
-                              capture_output=True, text=True, timeout=30, env={"LC_ALL": "C"}, check=False)
+                              capture_output=True, text=True, timeout=120, env={"LC_ALL": "C"}, check=False)
     assert done.returncode == 1 and done.stderr == "Error: Unable to read file /proc/self/fd/0: Permission denied.\n"

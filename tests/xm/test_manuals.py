@@ -41,5 +41,5 @@ def test_every_setting_of_xend_is_named():
 def test_pages_are_well_formed(page):
     if not shutil.which("groff"):
         pytest.skip("groff is not installed")
-    done = subprocess.run(["groff", "-mdoc", "-Tutf8", "-ww", "-z", page], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["groff", "-mdoc", "-Tutf8", "-ww", "-z", page], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""

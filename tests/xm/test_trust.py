@@ -55,7 +55,7 @@ def test_asked(xend, answer, status):
     meets(xend)
     master, slave = pty.openpty()
     os.write(master, answer.encode() + b"\n")
-    done = subprocess.run([XM, "trust", "host2"], stdin=slave, capture_output=True, text=True, timeout=20,
+    done = subprocess.run([XM, "trust", "host2"], stdin=slave, capture_output=True, text=True, timeout=120,
                           env=xend.environment())
     os.close(master)
     os.close(slave)

@@ -43,7 +43,7 @@ LONG_GUEST = """\
 """
 
 
-def wait_until(condition, timeout=10):
+def wait_until(condition, timeout=120):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -166,14 +166,14 @@ def test_shutdown_waits(xend):
     gone = threading.Event()
 
     def route(handler):
-        gone.wait(10)
+        gone.wait(120)
         handler.json(200, {})
     xend.routes["GET", "/domains/1/gone"] = route
     process = xend.spawn("shutdown", "-w", "TestGuest", stdout=subprocess.PIPE)
     wait_until(lambda: ("GET", "/domains/1/gone", b"") in xend.asked)
     assert process.poll() is None
     gone.set()
-    assert process.communicate(timeout=10)[0] == b"Domain TestGuest terminated\nAll domains terminated\n"
+    assert process.communicate(timeout=120)[0] == b"Domain TestGuest terminated\nAll domains terminated\n"
     assert process.returncode == 0
 
 
@@ -371,12 +371,11 @@ def test_interrupt_closes_the_stream(xend, words, path, sentence):
             time.sleep(0.02)
     xend.routes["POST", path] = route
     process = xend.spawn(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert started.wait(10)
-    time.sleep(0.1)
+    assert started.wait(120)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err.decode()) == (1, b"", f"Error: {sentence}\n")
-    assert xend.client_left.wait(10)
+    assert xend.client_left.wait(120)
 
 
 def test_progress_is_for_terminals(xend):
@@ -385,7 +384,7 @@ def test_progress_is_for_terminals(xend):
     process = xend.spawn("save", "1", "f", stderr=slave, stdin=slave, stdout=slave)
     os.close(slave)
     shown = read_all(master)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert "Saving 1 [##########          ]  50%  32 of 64 MB  120 MB/s  0:00 left" in shown
     assert "Saving 1: round 2, 32 MB sent, 12 pages left, 120 MB/s" in shown
     assert shown.endswith("\r\x1b[K")
@@ -417,7 +416,7 @@ def console_route(xend, typed_enough, farewell=b"bye\r\n"):
         handler.begin("application/octet-stream")
         handler.chunk(b"login: ")
         if typed_enough is not None:
-            ended.wait(20)
+            ended.wait(120)
             handler.chunk(farewell)
             handler.end()
         else:
@@ -426,7 +425,7 @@ def console_route(xend, typed_enough, farewell=b"bye\r\n"):
                 time.sleep(0.02)
 
     def typing(handler):
-        typed.extend(xend.asked[-1][2])
+        typed.extend(handler.body)
         handler.json(200, {})
         if typed_enough and typed_enough(typed):
             ended.set()
@@ -446,10 +445,10 @@ def test_console_is_left_after_everything_typed_was_sent(xend):
     typed, _ = console_route(xend, None)
     process = xend.spawn("console", "1", "--new", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(7) == b"login: "
-    out, err = process.communicate(b"halt\n\x1dnot this", timeout=10)
+    out, err = process.communicate(b"halt\n\x1dnot this", timeout=120)
     assert (process.returncode, err) == (0, b"") and not out.strip(b".")
     assert typed == b"halt\n"
-    assert xend.client_left.wait(10)
+    assert xend.client_left.wait(120)
 
 
 def test_console_makes_the_terminal_raw_and_restores_it(xend):
@@ -460,7 +459,7 @@ def test_console_makes_the_terminal_raw_and_restores_it(xend):
     assert os.read(master, 100) == b"login: "
     wait_until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
     os.write(master, b"\x03")
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert termios.tcgetattr(slave) == before
     assert typed == b"\x03"
     os.close(slave)
@@ -483,7 +482,7 @@ def test_console_of_a_guest_that_does_not_listen(xend):
     os.write(master, b"\x1d")
     os.close(slave)
     read_all(master)
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
 
 
 def test_console_restores_the_terminal_when_killed(xend):
@@ -494,7 +493,7 @@ def test_console_restores_the_terminal_when_killed(xend):
     wait_until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON)
     process.terminate()
     threading.Thread(target=read_all, args=(master,), daemon=True).start()
-    assert process.wait(10) == 0
+    assert process.wait(120) == 0
     assert termios.tcgetattr(slave) == before
     os.close(slave)
 
@@ -507,7 +506,7 @@ def test_create_with_console_loses_no_byte(xend):
     def output(handler):
         handler.begin("application/octet-stream")
         handler.wfile.flush()
-        assert unpaused.wait(10)
+        assert unpaused.wait(120)
         handler.chunk(b"first byte\r\n")
         handler.end()
 
@@ -615,10 +614,10 @@ def test_the_socket_is_the_configurations(xend, tmp_path):
     config.write_text(f"(xend-unix-path '{xend.socket}')\n")
     environment = {**xend.environment(), "XEND_CONFIG": str(config)}
     del environment["XEND_SOCKET"]
-    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=10)
+    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, LIST)
     config.write_text("(xend-unix-path xend.socket)\n")
-    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=10)
+    done = subprocess.run([XM, "list"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stderr == f"Error: {config}, line 1, column 17: xend-unix-path: expected a path that begins with '/', " \
                           "found 'xend.socket'.\n"
 
@@ -635,9 +634,12 @@ def raw_server(path, answer):
                 connection, _ = server.accept()
             except OSError:
                 return
-            with connection:
-                connection.recv(65536)
-                connection.sendall(answer)
+            try:
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+            except OSError:  # xm has left
+                pass
     threading.Thread(target=serve, daemon=True).start()
     return server
 
@@ -665,6 +667,6 @@ def test_answers_that_are_not_xends(xend, tmp_path, answer):
 
 def test_standard_output_that_is_full(xend):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([XM, "list"], env=xend.environment(), stdout=full, stderr=subprocess.PIPE, timeout=10)
+        done = subprocess.run([XM, "list"], env=xend.environment(), stdout=full, stderr=subprocess.PIPE, timeout=120)
     assert done.returncode == 1
     assert done.stderr.decode() == "Error: Unable to write to standard output: No space left on device.\n"
