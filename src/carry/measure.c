@@ -70,6 +70,15 @@ static int touched_pages(const struct guest *guest, uint64_t *count, struct erro
 	return r;
 }
 
+/* Rounded up: a guest that writes is not shown as one that does not. */
+static json_int_t pages_a_second(const struct writing *writing)
+{
+	double seconds = (double)writing->second_ns / 1e9;
+	json_int_t whole = (json_int_t)((double)writing->second_pages / seconds);
+
+	return whole + ((double)whole * seconds < (double)writing->second_pages);
+}
+
 int measure_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_guest_ struct guest guest = {.channel = -1, .ram_fd = -1};
@@ -101,9 +110,8 @@ int measure_job(struct job *job, confine_function *confine, struct error *error)
 	return job_event(job, "measured",
 		json_pack("{s:I, s:I, s:I, s:I, s:i, s:i, s:b}", "memory_bytes",
 			(json_int_t)(pages * PAGE_SIZE), "written_pages_per_second",
-			live ? (json_int_t)((double)writing.second_pages * 1e9 / (double)writing.second_ns)
-			     : 0,
-			"milliseconds", (json_int_t)(forecast.total_ns / NS_PER_MS), "downtime_ms",
+			live ? pages_a_second(&writing) : 0, "milliseconds",
+			(json_int_t)(forecast.total_ns / NS_PER_MS), "downtime_ms",
 			(json_int_t)(forecast.downtime_ns / NS_PER_MS), "rounds", (int)forecast.rounds,
 			"slowed", (int)forecast.slowed, "fits", forecast.fits),
 		error);

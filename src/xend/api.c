@@ -167,6 +167,25 @@ static void unpause_domain(struct call *call)
 	ask_guest(call, "being unpaused", do_unpause);
 }
 
+static int ask_to_end(struct domain *domain, bool restart, struct error *error)
+{
+	bool before = domain->restart_wanted;
+	int r;
+
+	/* What is wanted is known before the guest is: it may have ended by the time that it answers. */
+	domain->restart_wanted = restart;
+	r = domain_record(domain, error);
+	r = r < 0 ? r : guest_power_button(domain, error);
+	if (r >= 0) {
+		log_info("Domain '%s' (ID %u) is asked to %s.", domain->config.name, domain->id,
+			restart ? "reboot" : "shut down");
+	} else if (domain->phase == DOMAIN_LIVE) {
+		domain->restart_wanted = before;
+		domain_record(domain, NULL);
+	}
+	return r;
+}
+
 /* The power button may be pressed whatever else goes on; a guest that stands still sees it later. */
 static void press_button(struct call *call, const char *what, bool restart)
 {
@@ -184,13 +203,7 @@ static void press_button(struct call *call, const char *what, bool restart)
 		r = error_set(&error, EBUSY, "Domain '%s' is paused and cannot be %s; unpause it first.",
 			domain->config.name, what);
 	else
-		r = guest_power_button(domain, &error);
-	if (r >= 0) {
-		log_info("Domain '%s' (ID %u) is asked to %s.", domain->config.name, domain->id,
-			restart ? "reboot" : "shut down");
-		domain->restart_wanted = restart;
-		r = domain_record(domain, &error);
-	}
+		r = ask_to_end(domain, restart, &error);
 	answer(call, r, &error);
 }
 

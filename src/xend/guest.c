@@ -222,7 +222,7 @@ int guest_explain(const struct domain *domain, int r, struct error *error)
 	int status = 0;
 
 	if ((r != -EPIPE && r != -ECONNRESET && r != -ECONNREFUSED) || domain->process < 0 ||
-		process_wait(domain->process, LAST_BREATH_MS, &status) < 0)
+		process_wait_if_dying(domain->process, domain->pid, LAST_BREATH_MS, &status) < 0)
 		return r;
 	if (status > 128)
 		snprintf(how, sizeof(how), "was killed by signal %d (%s)", status - 128,

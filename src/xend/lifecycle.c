@@ -95,6 +95,9 @@ static int first_run(struct domain *domain, struct error *error)
 	while (r >= 0 && domain->state != GUEST_SHUTDOWN && !domain->dead &&
 		(left = deadline - monotonic_ms()) > 0)
 		xend_wait(domain->xend, (int)left);
+	/* What the guest has said of it may not have been heard yet. */
+	if (r >= 0 && domain->state != GUEST_SHUTDOWN && !domain->dead)
+		guest_refresh_one(domain, NULL);
 	if (r >= 0 && domain->state == GUEST_SHUTDOWN && domain->reason == REASON_ERROR)
 		return error_set(error, EIO, "Domain '%s' cannot run on this host: %s", domain->config.name,
 			*domain->detail ? domain->detail : "its process gave no reason.");

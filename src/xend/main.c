@@ -99,7 +99,7 @@ static pid_t running_on(const struct paths *paths)
 		pid = running(paths);
 		_cleanup_close_ int process = pid ? pidfd_open(pid, 0) : -1;
 
-		if (pid && process >= 0 && process_wait(process, DYING_MS, NULL) == -ETIMEDOUT)
+		if (pid && process >= 0 && process_wait_if_dying(process, pid, DYING_MS, NULL) == -ETIMEDOUT)
 			break;
 	} while (pid);
 	return pid;

@@ -118,7 +118,6 @@ static void succeed(struct sending *sending, const struct message *done, struct 
 {
 	json_t *line = done->body ? json_copy(done->body) : json_object();
 
-	moves_departed(sending->domain, sending->options->host);
 	json_object_set_new(line, "event", json_string("done"));
 	reply_line(reply, line);
 	reply_end(reply);
@@ -184,6 +183,8 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 	if (r >= 0) {
 		/* Before the guest's console ends: who watches it asks where it went. */
 		move_end(sending.move, MOVE_DONE, done.body, NULL);
+		/* Before the record is dropped: whoever finds the guest gone is told where it went. */
+		moves_departed(domain, options->host);
 		handover_gone(domain, sending.ticket);
 		succeed(&sending, &done, reply);
 	} else if (sending.committed) {

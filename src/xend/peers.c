@@ -210,6 +210,14 @@ static void hear_some(struct inquiry *inquiry, int timeout_ms)
 			take_event(inquiry, &inquiry->peers[i]);
 }
 
+/* What it has said already counts, however late this side is to hear it. */
+static bool has_spoken(const struct asked *asked)
+{
+	struct pollfd ready = {.fd = asked->carrier.channel, .events = POLLIN};
+
+	return poll(&ready, 1, 0) > 0;
+}
+
 /* Gives up who is late; how long the next of the others has, -1 where there is none. */
 static int time_left(struct inquiry *inquiry)
 {
@@ -218,7 +226,7 @@ static int time_left(struct inquiry *inquiry)
 	for (unsigned i = 0; i < inquiry->count; i++) {
 		struct asked *asked = &inquiry->peers[i];
 
-		if (asked->open && asked->end <= now) {
+		if (asked->open && asked->end <= now && !has_spoken(asked)) {
 			asked->open = false;
 			log_warning("%s %s whether it has domain '%s', which starts without its answer.",
 				asked->host,
@@ -229,7 +237,7 @@ static int time_left(struct inquiry *inquiry)
 		if (asked->open && (next < 0 || asked->end < next))
 			next = asked->end;
 	}
-	return next < 0 ? -1 : (int)(next - now);
+	return next < 0 ? -1 : next > now ? (int)(next - now) : 0;
 }
 
 /* Without the lock. */

@@ -12,6 +12,10 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+/* A dying process that the kernel does not let go of (storage that does not answer) is left after this. */
+#define DYING_MS 30000
+#define LOOK_MS 100
+
 /* Everything from here to the exec runs in a copy of a threaded process: async-signal-safe calls only. */
 static int child_record(int file)
 {
@@ -151,6 +155,37 @@ int process_wait(int pidfd, int timeout_ms, int *status)
 	if (waitid(P_PIDFD, (id_t)pidfd, &info, WEXITED | WNOHANG) == 0 && status)
 		*status = info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
 	return 0;
+}
+
+/* Fields 3, 9 and 31 of /proc/pid/stat (proc(5)): a zombie's threads may still be ending; PF_EXITING and the
+ * signals that are pending as the kernel has them (include/linux/sched.h). */
+static bool is_dying(pid_t pid)
+{
+	const unsigned long exiting = 4, killed = 1ul << (SIGKILL - 1);
+	char path[64], line[1024], state, *rest;
+	_cleanup_fclose_ FILE *file = NULL;
+	unsigned long flags, pending;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	file = fopen(path, "re");
+	if (!file || !fgets(line, sizeof(line), file) || !(rest = strrchr(line, ')')))
+		return false;
+	return sscanf(rest + 1,
+		       " %c %*s %*s %*s %*s %*s %lu %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+		       "%*s "
+		       "%*s %*s %*s %*s %*s %*s %lu",
+		       &state, &flags, &pending) == 3 &&
+	       (state == 'Z' || state == 'X' || flags & exiting || pending & killed);
+}
+
+int process_wait_if_dying(int pidfd, pid_t pid, int timeout_ms, int *status)
+{
+	int r = process_wait(pidfd, timeout_ms, status);
+
+	for (int waited_ms = 0; r == -ETIMEDOUT && waited_ms < DYING_MS && is_dying(pid);
+		waited_ms += LOOK_MS)
+		r = process_wait(pidfd, LOOK_MS, status);
+	return r;
 }
 
 int process_kill_within(int pidfd, int timeout_ms)

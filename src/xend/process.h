@@ -35,6 +35,10 @@ int process_find(const char *record, pid_t *pid);
  * ever). */
 int process_wait(int pidfd, int timeout_ms, int *status);
 
+/* The same; and a process that is on its way out when the time is over is waited for until it has ended,
+ * since a busy machine may be slow with that. */
+int process_wait_if_dying(int pidfd, pid_t pid, int timeout_ms, int *status);
+
 /* SIGKILL, then waits for the end. */
 void process_kill(int pidfd);
 /* The same for a process that the kernel may not let go of. -ETIMEDOUT: it has yet to end, and does nothing

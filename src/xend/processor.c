@@ -9,7 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define TELL_MS 5000
+#define TELL_MS 30000
 #define TOLD_MAX 65536
 
 /* All that the process writes until it ends. */

@@ -257,8 +257,11 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 		r = run_restore(&restoring, reply, &loaded, &restoring.error);
 	}
 	domain = restoring.domain;
-	if (domain)
+	if (domain && r < 0) {
+		xend_unlock(xend);
 		r = guest_explain(domain, r, &restoring.error);
+		xend_lock(xend);
+	}
 	restoring.carrier.patience_s = 0;
 	filling = r >= 0 && json_is_true(json_object_get(loaded.body, "filling"));
 	if (r >= 0 && domain)

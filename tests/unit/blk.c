@@ -398,8 +398,7 @@ static void requests_without_header_or_status_break(void **state)
 		set_up(&f);
 		driver_add(&f.driver, 0, i ? short_header : nothing_to_write, i + 1, false);
 		driver_kick(&f.driver, 0);
-		rig_run(f.rig, 5);
-		assert_true(driver_status(&f.driver) & VIRTIO_CONFIG_S_NEEDS_RESET);
+		driver_wait_broken(&f.driver);
 		tear_down(&f);
 	}
 }
@@ -470,6 +469,11 @@ static void a_busy_disk_moves(void **state)
 	tear_down(&f);
 }
 
+static bool is_reset(void *context)
+{
+	return !driver_status(context);
+}
+
 static void a_reset_waits_for_requests(void **state)
 {
 	struct fixture f;
@@ -488,8 +492,7 @@ static void a_reset_waits_for_requests(void **state)
 		mmio_write(f.rig, f.driver.notify, 0, 2);
 		rig_run(f.rig, 1);
 		mmio_write(f.rig, f.driver.common + common_offset(device_status), 0, 1);
-		for (unsigned i = 0; i < 1000 && driver_status(&f.driver); i++)
-			rig_run(f.rig, 1);
+		rig_run_until(f.rig, is_reset, &f.driver);
 		driver_start(&f.driver, ALL, 256);
 		f.rig->free_memory = f.data + (1 << 20) + 3 * 4096;
 	}

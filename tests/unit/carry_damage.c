@@ -20,8 +20,9 @@
 #include <cmocka.h>
 
 #define WORDS 64
-#define PATIENCE_MS 200 /* a damaged length makes both sides wait */
-#define STEP 3          /* every so many bytes: all of them take a minute */
+#define PATIENCE_MS 60000
+#define PATIENCE_DAMAGED_MS 200 /* a damaged length makes both sides wait */
+#define STEP 3                  /* every so many bytes: all of them take a minute */
 
 enum harm { NO_HARM, FLIP, CUT };
 
@@ -65,7 +66,7 @@ static void *pass_on(void *context)
 	struct pollfd ready[2] = {
 		{.fd = middle->source, .events = POLLIN}, {.fd = middle->dest, .events = POLLIN}};
 
-	while (poll(ready, 2, 10000) > 0 && pass(middle, !ready[0].revents))
+	while (poll(ready, 2, PATIENCE_MS) > 0 && pass(middle, !ready[0].revents))
 		;
 	close(middle->source);
 	close(middle->dest);
@@ -76,6 +77,7 @@ struct side {
 	struct wire wire;
 	struct job job;
 	bool source;
+	int patience_ms;
 	uint8_t heard[WORDS];
 	int result;
 };
@@ -95,7 +97,7 @@ static void *converse(void *context)
 	int r;
 
 	words_of(side->source, words);
-	wire_limit(&side->wire, PATIENCE_MS);
+	wire_limit(&side->wire, side->patience_ms);
 	r = wire_handshake(&side->wire, NULL);
 	for (unsigned turn = 0; turn < 2 && r == 0; turn++)
 		r = (turn == 0) == side->source ? wire_send(&side->wire, &said, 1, NULL)
@@ -131,6 +133,7 @@ static bool talk(const struct test_host hosts[2], struct damage damage, size_t p
 	for (unsigned i = 0; i < 2; i++) {
 		fcntl(pairs[i][0], F_SETFL, O_NONBLOCK);
 		side_begin(&sides[i], &hosts[i], &hosts[1 - i], pairs[i][0], i == 0);
+		sides[i].patience_ms = damage.harm == NO_HARM ? PATIENCE_MS : PATIENCE_DAMAGED_MS;
 	}
 	middle.source = pairs[0][1];
 	middle.dest = pairs[1][1];

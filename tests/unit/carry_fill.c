@@ -202,7 +202,7 @@ static void test_the_next_carrier(void **state)
 		struct pollfd ready = {.fd = both.to.faults, .events = POLLIN};
 		struct uffd_msg missed;
 
-		assert_int_equal(poll(&ready, 1, 10000), 1);
+		assert_int_equal(poll(&ready, 1, 60000), 1);
 		heard += read(both.to.faults, &missed, sizeof(missed)) == sizeof(missed);
 	}
 	fill(&both);

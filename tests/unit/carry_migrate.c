@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -30,7 +31,7 @@ static int line_accept(const struct line *line)
 {
 	struct pollfd ready = {.fd = line->listener, .events = POLLIN};
 
-	if (poll(&ready, 1, 10000) <= 0)
+	if (poll(&ready, 1, 60000) <= 0)
 		return -1;
 	return accept4(line->listener, NULL, NULL, SOCK_CLOEXEC);
 }
@@ -135,8 +136,8 @@ static struct message finish(struct move *move)
 	say(&move->source, "commit");
 	commit = carrier_event(&move->dest, "commit");
 	offset = json_integer_value(json_object_get(commit.body, "realtime_offset_ns"));
-	/* One host, one clock. */
-	assert_true(offset > -50000000 && offset < 50000000);
+	/* One host, one clock, seen through answers that may take as long as a handshake. */
+	assert_true(llabs(offset) < PEER_HANDSHAKE_MS * 1000000ll);
 	message_free(&commit);
 	carrier_say(&move->dest, json_pack("{s:s, s:i}", "do", "running", "id", 17), NULL, 0);
 	pass(&move->dest, "done");
@@ -196,7 +197,7 @@ static void the_rate_is_kept(void **state)
 	move_end(&move);
 }
 
-/* Half of the memory is noise, the other half the same word over and over. */
+/* A quarter of the memory is noise, the rest the same word over and over. */
 static void pages_are_compressed_where_that_helps(void **state)
 {
 	struct move move;
@@ -208,14 +209,14 @@ static void pages_are_compressed_where_that_helps(void **state)
 	fake_guest_begin(&move.from, 64 * MIB_PAGES);
 	fake_guest_begin(&move.to, 64 * MIB_PAGES);
 	fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
-	memset(move.from.ram + (32 << 20), 0x5a, 8 << 20);
+	memset(move.from.ram + (32 << 20), 0x5a, 24 << 20);
 	begin_source(&move, false, 80, NULL);
 	begin_dest(&move);
 	copy_all(&move);
 	done = finish(&move);
 	bytes = json_integer_value(json_object_get(done.body, "bytes"));
 	memory = json_integer_value(json_object_get(done.body, "memory_bytes"));
-	assert_true(memory > (14 << 20) && bytes < memory * 2 / 3);
+	assert_true(memory > (30 << 20) && bytes < memory * 2 / 3);
 	message_free(&done);
 	move_end(&move);
 }
@@ -243,13 +244,13 @@ static void a_guest_arrives_in_time(void **state)
 	struct message done;
 
 	(void)state;
-	/* 26 MB at 8 MB a second, and no end of writing. What comes after the stop is not limited by the
+	/* 26 MB at 0.5 MB a second, and no end of writing. What comes after the stop is not limited by the
 	 * rate. */
 	move_begin_with(
-		&move, 64 * MIB_PAGES, true, 64, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "stop"));
+		&move, 64 * MIB_PAGES, true, 4, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "stop"));
 	copy_all(&move);
 	done = finish(&move);
-	assert_true(json_integer_value(json_object_get(done.body, "milliseconds")) < 2000);
+	assert_true(json_integer_value(json_object_get(done.body, "milliseconds")) < 20000);
 	message_free(&done);
 	move_end(&move);
 }
@@ -351,7 +352,7 @@ static void whoever_leaves_before_commit_the_other_learns_it(void **state)
 			struct move move;
 			struct carrier_thread *leaves, *stays;
 
-			move_begin(&move, 64 * MIB_PAGES, true, step == WHILE_COPYING ? 200 : 0);
+			move_begin(&move, 64 * MIB_PAGES, true, step == WHILE_COPYING ? 5 : 0);
 			leaves = source_leaves ? &move.source : &move.dest;
 			stays = source_leaves ? &move.dest : &move.source;
 			reach(&move, step);

@@ -63,7 +63,7 @@ static void *pass_on(void *context)
 		{.fd = middle->source, .events = POLLIN}, {.fd = middle->dest, .events = POLLIN}};
 	uint8_t bytes[4096];
 
-	while (poll(ready, 2, 10000) > 0) {
+	while (poll(ready, 2, 60000) > 0) {
 		bool from_source = ready[0].revents;
 		ssize_t n = read(from_source ? middle->source : middle->dest, bytes, sizeof(bytes));
 

@@ -28,7 +28,7 @@ static int line_accept(const struct move *move)
 {
 	struct pollfd ready = {.fd = move->listener, .events = POLLIN};
 
-	assert_true(poll(&ready, 1, 10000) > 0);
+	assert_true(poll(&ready, 1, 60000) > 0);
 	return accept4(move->listener, NULL, NULL, SOCK_CLOEXEC);
 }
 
@@ -358,7 +358,7 @@ static void what_is_lost_ends_it_on_both_sides(void **state)
 	for (unsigned loss = 0; loss < LOSSES; loss++) {
 		struct move move;
 
-		move_begin(&move, 64 * MIB_PAGES, true, 3, 100, "no");
+		move_begin(&move, 64 * MIB_PAGES, true, 3, 5, "no");
 		set_up_lines(&move, 3);
 		poll(NULL, 0, 100);
 		if (loss == SOURCES_XEND) {

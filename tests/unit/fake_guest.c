@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <cmocka.h>
 
 static uint64_t next_random(uint64_t *state)
@@ -41,25 +42,54 @@ uint64_t fake_guest_allocated(const struct fake_guest *guest)
 	return (uint64_t)status.st_blocks * 512 / FAKE_PAGE;
 }
 
-/* Writes as a guest would: without regard for who reads. Now and then a page becomes zero. */
+static int64_t now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000ll + now.tv_nsec / 1000;
+}
+
+#define BURST 16u /* pages */
+
+/*
+ * All that a guest would have written by now, however seldom the writer's thread had a processor: that may
+ * not decide whether a guest writes faster than it is copied. Now and then a page becomes zero. With the
+ * lock.
+ */
+static void write_on(struct fake_guest *guest)
+{
+	int64_t now = now_us(),
+		bursts = (now - guest->written_at_us) / (60 + 50 * 100 / (100 - guest->slowed));
+	/* More would write the same pages once more. */
+	int64_t most = (int64_t)(guest->working_set / BURST * 2 + 1);
+
+	if (!bursts)
+		return;
+	guest->written_at_us = now;
+	if (!guest->running || !guest->working_set)
+		return;
+	for (int64_t i = (bursts < most ? bursts : most) * BURST; i > 0; i--) {
+		uint64_t page = next_random(&guest->seed) % guest->working_set;
+		uint64_t *at = (uint64_t *)(void *)(guest->ram + page * FAKE_PAGE);
+
+		if (next_random(&guest->seed) % 16 == 0)
+			memset(at, 0, FAKE_PAGE);
+		else
+			__atomic_store_n(&at[next_random(&guest->seed) % (FAKE_PAGE / 8)], guest->seed,
+				__ATOMIC_RELAXED);
+		bitmap_set(guest->dirty, page);
+	}
+}
+
+/* Writes as a guest would: without regard for who reads. */
 static void *write_memory(void *context)
 {
 	struct fake_guest *guest = context;
-	uint64_t seed = 88172645463325252;
 
 	while (!guest->ended) {
 		pthread_mutex_lock(&guest->lock);
-		for (unsigned i = 0; i < 16 && guest->running && guest->working_set; i++) {
-			uint64_t page = next_random(&seed) % guest->working_set;
-			uint64_t *at = (uint64_t *)(void *)(guest->ram + page * FAKE_PAGE);
-
-			if (next_random(&seed) % 16 == 0)
-				memset(at, 0, FAKE_PAGE);
-			else
-				__atomic_store_n(
-					&at[next_random(&seed) % (FAKE_PAGE / 8)], seed, __ATOMIC_RELAXED);
-			bitmap_set(guest->dirty, page);
-		}
+		write_on(guest);
 		pthread_mutex_unlock(&guest->lock);
 		usleep(50 * 100 / (100 - guest->slowed));
 	}
@@ -118,12 +148,14 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 				       : json_pack("{s:b}", "ok", 1);
 	}
 	if (strcmp(verb, "dirty") == 0) {
+		write_on(guest);
 		memcpy(guest->bitmap, guest->dirty, words * 8);
 		memset(guest->dirty, 0, words * 8);
 		return json_pack("{s:b, s:I}", "ok", 1, "pages",
 			(json_int_t)bitmap_count(guest->bitmap, guest->pages));
 	}
 	if (strcmp(verb, "throttle") == 0) {
+		write_on(guest);
 		guest->slowed = (unsigned)json_integer_value(json_object_get(request->body, "percent"));
 		if (guest->slowed > guest->slowed_most)
 			guest->slowed_most = guest->slowed;
@@ -186,7 +218,8 @@ void fake_guest_begin(struct fake_guest *guest, uint64_t pages)
 {
 	int pair[2];
 
-	*guest = (struct fake_guest){.pages = pages, .faults = -1};
+	*guest = (struct fake_guest){
+		.pages = pages, .faults = -1, .seed = 88172645463325252, .written_at_us = now_us()};
 	guest->ram_fd = memfd_create("ram", MFD_CLOEXEC);
 	guest->bitmap_fd = memfd_create("bitmap", MFD_CLOEXEC);
 	assert_int_equal(ftruncate(guest->ram_fd, (off_t)(pages * FAKE_PAGE)), 0);
@@ -208,8 +241,11 @@ void fake_guest_begin(struct fake_guest *guest, uint64_t pages)
 
 void fake_guest_run(struct fake_guest *guest, uint64_t working_set)
 {
+	pthread_mutex_lock(&guest->lock);
 	guest->working_set = working_set;
+	guest->written_at_us = now_us();
 	guest->running = true;
+	pthread_mutex_unlock(&guest->lock);
 }
 
 void fake_guest_end(struct fake_guest *guest)

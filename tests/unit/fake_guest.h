@@ -19,10 +19,12 @@ struct fake_guest {
 	uint64_t pages;
 	int ram_fd, bitmap_fd;
 	uint8_t *ram;
-	uint64_t *bitmap;     /* as shared with the carrier */
-	uint64_t *dirty;      /* since the last 'dirty' */
-	uint64_t working_set; /* pages that the writer writes to, from page 0 */
-	char state[256];      /* what save-state gives, what load-state was given */
+	uint64_t *bitmap;      /* as shared with the carrier */
+	uint64_t *dirty;       /* since the last 'dirty' */
+	uint64_t working_set;  /* pages that the writer writes to, from page 0 */
+	int64_t written_at_us; /* monotonic: until when it has written */
+	uint64_t seed;         /* of what it writes */
+	char state[256];       /* what save-state gives, what load-state was given */
 	size_t state_size;
 	bool tracking, refuses_state;
 	atomic_bool running, ended, loaded;

@@ -330,7 +330,7 @@ static void the_guest_sets_the_clock(void **state)
 	write_clock(pc, 0, 6);
 	write_clock(pc, 11, 0x06);
 	shown = clock_time(pc);
-	assert_true(shown >= timegm(&then) && shown <= timegm(&then) + 2);
+	assert_true(shown >= timegm(&then) && shown <= timegm(&then) + 30);
 	free_pc(pc);
 }
 
@@ -346,7 +346,7 @@ static void the_alarm_rings(void **state)
 	write_clock(pc, 3, 0xff);
 	write_clock(pc, 5, 0xff);
 	write_clock(pc, 11, 0x26);
-	while (!lines[RTC_GSI] && time(NULL) < start + 10) {
+	while (!lines[RTC_GSI] && time(NULL) < start + 60) {
 		struct watch end = {.fd = pc->stream, .handler = end_round, .context = pc->platform.loop};
 
 		assert_int_equal(loop_add(pc->platform.loop, &end, EPOLLOUT, &error), 0);

@@ -570,3 +570,13 @@ struct vring_used_elem driver_wait(struct driver *driver, unsigned queue)
 	memcpy(&ring->available->ring[ring->size], &ring->seen, sizeof(ring->seen));
 	return element;
 }
+
+static bool is_broken(void *context)
+{
+	return driver_status(context) & VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
+void driver_wait_broken(struct driver *driver)
+{
+	rig_run_until(driver->rig, is_broken, driver);
+}

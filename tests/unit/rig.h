@@ -97,3 +97,5 @@ bool driver_kick(struct driver *driver, unsigned queue);
 /* Waits for the next used entry. */
 struct vring_used_elem driver_wait(struct driver *driver, unsigned queue);
 bool driver_has_used(struct driver *driver, unsigned queue);
+/* Waits until the device says that it has to be reset. */
+void driver_wait_broken(struct driver *driver);

@@ -43,8 +43,7 @@ static void assert_broken_and_mendable(struct fixture *f)
 	struct piece piece = {f->buffer, 16, true};
 
 	mmio_write(f->rig, f->driver.notify, 0, 2);
-	rig_run(f->rig, 5);
-	assert_true(driver_status(&f->driver) & VIRTIO_CONFIG_S_NEEDS_RESET);
+	driver_wait_broken(&f->driver);
 	assert_true(rig_messages(f->rig, MESSAGE_CONFIG) >= 1);
 	driver_start(&f->driver, ALL, 8);
 	driver_add(&f->driver, 0, &piece, 1, false);
