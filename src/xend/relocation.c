@@ -16,7 +16,7 @@
 
 #define STRANGERS_MAX 64
 #define STRANGERS_OF_ONE_ADDRESS 16
-#define BUSY_RETRIES 40
+#define BUSY_RETRIES 100
 #define BUSY_PAUSE_NS 50000000
 
 static void visitor_free(struct visitor *visitor)
