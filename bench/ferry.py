@@ -47,14 +47,23 @@ class Host:
         self.process = subprocess.Popen(
             [*self._prefix, f"{self.build}/src/xend/xend", "foreground"], env=self.environment, stderr=self._log, stdout=self._log
         )
-        for _ in range(500):
-            if os.path.exists(f"{self.root}/socket"):
-                return
+        end = time.monotonic() + 120
+        while not self.listens():
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.process.kill()
+                self.process.wait()
+                with open(f"{self.root}/xend.stderr", encoding="utf-8") as said:
+                    raise TimeoutError(f"xend did not start: {said.read()}")
             time.sleep(0.02)
-        self.process.kill()
-        self.process.wait()
-        with open(f"{self.root}/xend.stderr", encoding="utf-8") as said:
-            raise TimeoutError(f"xend did not start: {said.read()}")
+
+    def listens(self):
+        """Whether xend takes connections, which is a moment after its socket has a name."""
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(f"{self.root}/socket")
+            except OSError:
+                return False
+        return True
 
     def trust(self, other):
         """Trusts the other host's key, so that guests may move between them."""
@@ -84,7 +93,7 @@ class Host:
         except FileNotFoundError:
             return {}
 
-    def wait_guest(self, timeout=30):
+    def wait_guest(self, timeout=120):
         """The control connection of the guest here, as soon as it has a machine."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -94,7 +103,7 @@ class Host:
                     if control.call({"do": "status"})["state"] != "empty":
                         return control
                     control.close()
-                except (FileNotFoundError, ConnectionRefusedError):
+                except OSError:  # it is just coming, or going
                     pass
             time.sleep(0.0005)
         raise TimeoutError(f"no guest came up in {self.root}")
@@ -139,9 +148,20 @@ class Host:
                 continue
         return family
 
+    def names(self):
+        """Of the guests that there are."""
+        return [line.split()[0] for line in self.xm("list").splitlines()[2:]]
+
     def close(self):
-        for line in self.xm("list").splitlines()[2:]:
-            self.xm("destroy", line.split()[0])
+        """Ends everything, also where xend has died, or a guest ends by itself meanwhile."""
+        if self.process.poll() is not None:
+            self.start()
+        for name in self.names():
+            try:
+                self.xm("destroy", name)
+            except RuntimeError:
+                if name in self.names():
+                    raise
         self.process.terminate()
         self.process.wait()
         self._log.close()
@@ -152,6 +172,7 @@ class Control:
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(300)  # one that hangs is an error
         try:
             self.socket.connect(path)
         except OSError:
@@ -161,7 +182,10 @@ class Control:
     def call(self, request, descriptors=()):
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         self.socket.sendmsg([json.dumps(request).encode()], ancillary)
-        answer = json.loads(self.socket.recv(65536))
+        said = self.socket.recv(65536)
+        if not said:
+            raise ConnectionResetError("the guest's process has ended")
+        answer = json.loads(said)
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer

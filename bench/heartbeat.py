@@ -18,28 +18,43 @@ class Heartbeat:
         self._files = {}
         self.beats = []  # (seconds on CLOCK_MONOTONIC, byte)
         self._stop = False
+        self._reading = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def add(self, file):
         file.setblocking(False)
-        self._files[file.fileno()] = file
-        self._poll.register(file.fileno(), select.EPOLLIN)
+        with self._reading:
+            self._files[file.fileno()] = file
+            self._poll.register(file.fileno(), select.EPOLLIN)
+
+    def forget(self):
+        """Everybody so far, and what they said: of one that has ended, beats may still be on their way here."""
+        with self._reading:
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+            self.beats.clear()
 
     def _run(self):
         while not self._stop:
             for fd, _ in self._poll.poll(0.1):
-                try:
-                    data = os.read(fd, 65536)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    data = b""
-                now = time.monotonic()
-                if not data:
-                    self._poll.unregister(fd)
-                    continue
-                self.beats.extend((now, byte) for byte in data)
+                with self._reading:
+                    if fd in self._files:
+                        self._read(fd)
+
+    def _read(self, fd):
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        now = time.monotonic()
+        if data:
+            self.beats.extend((now, byte) for byte in data)
+        else:
+            self._poll.unregister(fd)
 
     def close(self):
         self._stop = True
@@ -47,7 +62,7 @@ class Heartbeat:
         for file in self._files.values():
             file.close()
 
-    def wait_ready(self, timeout=60):
+    def wait_ready(self, timeout=120):
         """Until the guest has touched its memory and beats steadily."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -56,7 +71,7 @@ class Heartbeat:
             time.sleep(0.02)
         raise TimeoutError(f"the guest did not come up: {len(self.beats)} beats")
 
-    def wait_after(self, when, count=50, timeout=30):
+    def wait_after(self, when, count=50, timeout=120):
         """Until `count` beats came after `when`."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

@@ -10,6 +10,8 @@
 
 /* How long a carrier has to notice that its channel is closed. */
 #define END_MS 3000
+/* Of the patience with storage a look counts for no more, even where the whole host stood still meanwhile. */
+#define LOOK_MS 200
 /* How long a killed process has to leave the kernel. */
 #define KILLED_MS 2000
 
@@ -76,12 +78,12 @@ static int wait_for_message(struct carrier *carrier, struct message *event, stru
 		{.fd = carrier->cancel, .events = POLLIN},
 		{.fd = carrier->cancel < 0 && !carrier->outlives ? -1 : carrier->xend->stop,
 			.events = POLLIN}};
+	unsigned looks = carrier->patience_s * 1000 / LOOK_MS;
 	int r;
 
 	do
-		r = poll(
-			ready, ARRAY_SIZE(ready), carrier->patience_s ? (int)carrier->patience_s * 1000 : -1);
-	while (r < 0 && errno == EINTR);
+		r = poll(ready, ARRAY_SIZE(ready), carrier->patience_s ? LOOK_MS : -1);
+	while ((r < 0 && errno == EINTR) || (r == 0 && --looks));
 	if (r == 0)
 		return error_set(error, ETIMEDOUT, "The checkpoint's storage has not answered for %u s.",
 			carrier->patience_s);

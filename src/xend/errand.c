@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdlib.h>
 
+/* A look counts for no more than this: while the whole host stood still, nobody could answer. */
 #define LOOK_MS 200
 
 struct going {
@@ -39,19 +40,23 @@ static int wait_for(struct going *going, int cancel, struct error *error)
 	struct xend *xend = going->xend;
 	long long patience = going->errand.patience_ms ? going->errand.patience_ms
 						       : (long long)xend->config.storage_timeout * 1000;
-	long long deadline = monotonic_ms() + patience;
+	long long left = patience, before = monotonic_ms();
 
 	while (!going->done) {
 		struct pollfd cancelled = {.fd = cancel, .events = POLLIN};
+		long long now;
 
 		if (cancel >= 0 && xend->stopping)
 			return error_set(error, ECANCELED, "xend is being stopped.");
 		if (poll(&cancelled, 1, 0) > 0)
 			return error_set(error, ECANCELED, "Cancelled.");
-		if (patience && monotonic_ms() >= deadline)
+		if (patience && left <= 0)
 			return error_set(
 				error, ETIMEDOUT, "its storage has not answered for %lld s", patience / 1000);
 		xend_wait(xend, LOOK_MS);
+		now = monotonic_ms();
+		left -= now - before < LOOK_MS ? now - before : LOOK_MS;
+		before = now;
 	}
 	return 0;
 }

@@ -1,7 +1,9 @@
 """Tests on this machine's own /dev/kvm, with the bench guest, which runs in ring 3 and so natively even where KVM
 cannot run Linux. Where no KVM works at all they are skipped, and say so."""
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -36,9 +38,14 @@ def native_kvm(kernel):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """None of those that Linux gives to who connects (ip_local_port_range): while its host is down, nobody takes it."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(10000, 32768)))
+                return probe.getsockname()[1]
+            except OSError:
+                continue
 
 
 def side_by_side(places=None, **settings):
@@ -47,18 +54,16 @@ def side_by_side(places=None, **settings):
 
     root = tempfile.mkdtemp(prefix="ferry-", dir="/tmp")
     made = []
-    try:
+    with contextlib.ExitStack() as ends:
+        ends.callback(shutil.rmtree, root)
         for number in (0, 1):
             prefix, address, port = places[number] if places else ((), "127.0.0.1", free_port())
             made.append(Host(f"{root}/{number + 1}", BUILD, port, prefix, address, **{"connections": CONNECTIONS, **settings}))
+            ends.callback(made[number].close)
         if not settings.get("clear_text"):
             made[0].trust(made[1])
             made[1].trust(made[0])
         yield made
-    finally:
-        for host in made:
-            host.close()
-        shutil.rmtree(root)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ EXHAUSTIVE = os.environ.get("FERRY_EXHAUSTIVE") == "1"
 WAITING = "futex,epoll_wait,epoll_ctl,poll,clock_nanosleep,madvise,munmap,mprotect,brk,rt_sigprocmask,rt_sigaction"
 XEND_CALLS = f"!{WAITING}"
 GUEST_CALLS = "!ioctl,write,futex,epoll_wait"
+# What a carrier's first thread does for each MiB or two that it writes, compressed or not, or reads: midway in 96 MiB.
+WRITING, READING = ("madvise", 50), ("io_uring_enter", 20)
 NEW_GUEST_CALLS = "!write,futex,epoll_wait"  # until it runs, and its processors' threads ask for more
 
 
@@ -28,7 +30,7 @@ def read(path):
         return ""
 
 
-def wait_for(condition, what, timeout=15, log=""):
+def wait_for(condition, what, timeout=120, log=""):
     """True once it holds; where there is something to say about it (`what`), it must in time."""
     end = time.monotonic() + timeout
     while not condition():
@@ -46,6 +48,14 @@ def ended_soon(process, seconds=0.1):
         return True
     except subprocess.TimeoutExpired:
         return False
+
+
+def lives(host, process):
+    """Whether this xend answers, and will: of one whom nobody kills any more, or else its end has been awaited."""
+    if process.poll() is None and host.start_xm("list").process.wait() == 0:
+        return True
+    process.wait(120)
+    return False
 
 
 def processes(host, name):
@@ -73,28 +83,38 @@ class Wrapped:
         self.link = f"{host.root}/libexec/{name}"
         self.trace = trace or f"{self.link}.trace"
         program = f"{BUILD}/src/{'vmm' if name == 'ferry-guest' else 'carry'}/{name}"
-        os.unlink(self.link)
-        with open(self.link, "w", encoding="ascii") as script:
+        with open(f"{self.link}.new", "w", encoding="ascii") as script:
             script.write(f'#!/bin/sh\nif mv {self.link}.order {self.link}.given 2>/dev/null; then\n'
                          f'  read -r how <{self.link}.given\n'
                          f'  exec strace -D -I 2 -f -q -o {self.trace} $how {program} "$@"\nfi\nexec {program} "$@"\n')
-        os.chmod(self.link, 0o755)
+        os.chmod(f"{self.link}.new", 0o755)
+        os.rename(f"{self.link}.new", self.link)
 
     def order(self, calls, point, sent="KILL"):
         self.trace_with(orders(calls, point, sent))
 
     def trace_with(self, options):
         """What strace is to do with it."""
-        with open(f"{self.link}.order", "w", encoding="ascii") as order:
+        if os.path.exists(self.trace):
+            os.unlink(self.trace)
+        with open(f"{self.link}.new-order", "w", encoding="ascii") as order:
             order.write(" ".join(options) + "\n")
+        os.rename(f"{self.link}.new-order", f"{self.link}.order")
 
     def withdraw(self):
         """Whether the kill that was ordered came to pass."""
-        if os.path.exists(f"{self.link}.order"):
+        try:
             os.unlink(f"{self.link}.order")
             return False
-        wait_for(lambda: "+++" in read(self.trace), None, 2)
-        return "killed by SIGKILL" in read(self.trace)
+        except FileNotFoundError:
+            wait_for(lambda: "+++" in read(self.trace), None, 2)
+            return "killed by SIGKILL" in read(self.trace)
+
+    def stopped(self):
+        """The process that was ordered to stop, once it has; None until then."""
+        found = re.search(r"^(\d+) +--- stopped by SIGSTOP", read(self.trace), re.M)
+        status = found and re.search(r"Tgid:\s+(\d+)", read(f"/proc/{found.group(1)}/status"))
+        return int(status.group(1)) if status else None
 
 
 class Attached:
@@ -110,7 +130,7 @@ class Attached:
         if self.trace.poll() is None:
             self.trace.send_signal(signal.SIGINT)
         try:
-            self.trace.communicate(timeout=5)
+            self.trace.communicate(timeout=60)
         except subprocess.TimeoutExpired:  # the kernel lets what it traced go on (ptrace(2), PTRACE_SEIZE)
             self.trace.kill()
             self.trace.communicate()
@@ -153,19 +173,14 @@ def enumerate_kills(attempt, trace, most):
     assert killed > len(chosen) // 3 and len(points) > 10
 
 
-def hold_writer(host, directory):
-    """Stops the carrier once something is in the file that it writes to the directory, where it has no name yet."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
-        for record in os.listdir(f"{host.root}/run/carriers"):
-            try:
-                with open(f"{host.root}/run/carriers/{record}", encoding="ascii") as file:
-                    pid = int(file.read().split()[0])
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    if os.readlink(f"/proc/{pid}/fd/{fd}").startswith(f"{directory}/") and os.stat(f"/proc/{pid}/fd/{fd}").st_blocks:
-                        os.kill(pid, signal.SIGSTOP)
-                        return pid
-            except (OSError, IndexError, ValueError):
-                continue
-        time.sleep(0.001)
-    raise AssertionError("no carrier wrote a file")
+def next_carrier_stops(host, doing):
+    """The next carrier of this host stops itself midway (WRITING or READING), with some of the memory in or from its file,
+    most still to come. Gives what waits until it has, and tells its process."""
+    carrier = Wrapped(host, "ferry-carrier")
+    carrier.order("all", doing, "STOP")
+
+    def held():
+        wait_for(carrier.stopped, "a carrier that is midway", log=f"{host.root}/xend.log")
+        return carrier.stopped()
+
+    return held

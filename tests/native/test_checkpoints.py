@@ -10,8 +10,8 @@ import time
 
 import pytest
 from conftest import BUILD, TOP
-from kills import hold_writer
-from test_lazy_restore import wait_until
+from kills import WRITING, next_carrier_stops
+from test_lazy_restore import needs_strace, wait_until
 from test_native import LINE, arrived, names, start
 
 MIB = 1 << 20
@@ -36,13 +36,13 @@ def small_place(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", place], check=False).returncode != 0:
         pytest.skip("nothing can be mounted here")
     yield place
-    subprocess.run(["umount", place], check=True)
+    wait_until(lambda: subprocess.run(["umount", place], check=False).returncode == 0, "the end of all who use it")
 
 
 def runs_on(host, heartbeat):
     heartbeat.wait_after(time.monotonic(), count=200)
     assert heartbeat.whole() and names(host) == ["Domain-0", "Native"]
-    assert os.listdir(f"{host.root}/run/carriers") == []
+    wait_until(lambda: not os.listdir(f"{host.root}/run/carriers"), "the carriers' end")
 
 
 @pytest.mark.parametrize("options", [["--compress"], ["--compress", "--live"]], ids=["compressed", "live"])
@@ -137,15 +137,17 @@ def test_space_that_runs_out_midway_costs_nothing(hosts, heartbeat, kernel, smal
     runs_on(host, heartbeat)
 
 
+@needs_strace
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
 @pytest.mark.parametrize("options", [[], ["--live"], ["--compress"]], ids=["stopped", "live", "compressed"])
 def test_a_save_that_is_broken_off_leaves_the_guest_running(hosts, heartbeat, kernel, tmp_path, options, how):
     host = hosts[0]
     start(host, heartbeat, kernel, memory=256, line=LINE.replace("touch=64", "touch=200"))
+    stopped = next_carrier_stops(host, WRITING)  # it gets no further, and is killed for not listening
     saving = host.start_xm("save", *options, "Native", f"{tmp_path}/c")
-    hold_writer(host, tmp_path)  # it gets no further, and is killed for not listening
+    stopped()
     saving.process.send_signal(how)
-    saving.process.communicate(timeout=60)
+    saving.process.communicate(timeout=120)
     assert saving.process.returncode != 0
     wait_until(lambda: not os.listdir(f"{host.root}/run/carriers"), "the carrier's end")
     runs_on(host, heartbeat)
@@ -165,7 +167,7 @@ def test_a_terminal_shows_progress(hosts, heartbeat, kernel, tmp_path):
             shown += os.read(terminal, 65536)
         except OSError:
             break
-    out, _ = saving.communicate(timeout=60)
+    out, _ = saving.communicate(timeout=120)
     os.close(terminal)
     assert saving.returncode == 0 and out == b""
     assert re.search(rb"\rSaving Native \[#* *\] +\d+%  \d+ of 5\d\d MB  \d+ MB/s  \d:\d\d left", shown), shown

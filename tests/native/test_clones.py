@@ -8,7 +8,7 @@ import time
 import pytest
 from heartbeat import Heartbeat
 from test_errors import refusal
-from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, start_xend, wait_until
+from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, wait_until
 from test_native import names, start
 
 
@@ -132,7 +132,7 @@ def test_a_clone_is_saved_and_moved_like_any_guest(hosts, host, heartbeat, check
     if how.startswith("after"):
         clones.filled()
         kill_xend(host)
-        start_xend(host)
+        host.start()
     if how == "migrate":
         assert "would take Clone" in host.xm("migrate", "--live", "--dryrun", "-p", port, "Clone", "127.0.0.1")
         assert clones.status(uuid)["shared"]

@@ -45,7 +45,7 @@ def test_a_restored_guest_may_wait(hosts, heartbeat, kernel, tmp_path, options):
     host.xm("restore", "-p", *options, checkpoint)
     os.unlink(checkpoint)
     assert host.xm("list", "Native").split()[-2] == "--p---"
-    heartbeat.beats.clear()
+    heartbeat.forget()
     heartbeat.add(host.wait_guest().console(history=False))
     time.sleep(0.3)
     assert heartbeat.beats == []

@@ -1,6 +1,7 @@
 """Storage that fails under a checkpoint: a save fails with a sentence, the guest runs on and nothing is left; a restore that
 cannot read ends with a sentence."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -9,10 +10,10 @@ import subprocess
 import time
 
 import pytest
-from kills import hold_writer, processes
+from kills import WRITING, next_carrier_stops, processes
 from test_checkpoints import runs_on
 from test_errors import refusal
-from test_lazy_restore import wait_until
+from test_lazy_restore import needs_strace, wait_until
 from test_native import arrived, start
 
 LINE = "tsc_khz=2000000 touch=96 dirty=2 rate=2000"
@@ -58,6 +59,12 @@ def mounted(tmp_path, place):
     wait_until(lambda: not os.path.ismount(under) or run("umount", under), "the loop device's end")
 
 
+def mounted_again(place):
+    """What was used of it, and the loop device, may be some moments late to be let go of."""
+    wait_until(lambda: run("umount", place), "the end of all who use it")
+    wait_until(lambda: run("mount", "-o", "loop", f"{place.parent}/below/image", place), "the file system")
+
+
 def break_down(place):
     directory = os.open(place, os.O_RDONLY)
     try:
@@ -93,18 +100,20 @@ def test_storage_that_has_less_than_it_says(host, heartbeat, mounted, options):
     not_saved(host, heartbeat, mounted("40m"), "Unable to write the checkpoint: ", *options)
 
 
+@needs_strace
 @pytest.mark.parametrize("options", [[], ["--live"], ["--compress"]], ids=["stopped", "live", "compressed"])
 def test_a_disk_that_breaks_while_it_is_written(host, heartbeat, mounted, options):
     place = mounted("300m")
+    stopped = next_carrier_stops(host, WRITING)
     saving = host.start_xm("save", *options, "Native", f"{place}/c")
-    held = hold_writer(host, place)
+    held = stopped()
     break_down(place)
     os.kill(held, signal.SIGCONT)
     with pytest.raises(RuntimeError, match="Error: .*Input/output error"):
         saving.finish()
     runs_on(host, heartbeat)
     # What is left of it below a file system that broke down, its repair tells; there is no name.
-    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    mounted_again(place)
     assert os.listdir(place) == ["lost+found"]
 
 
@@ -112,7 +121,7 @@ def test_a_disk_that_breaks_while_it_is_read(host, heartbeat, mounted):
     place = mounted("300m")
     path = f"{place}/c"
     host.xm("save", "Native", path)
-    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    mounted_again(place)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         break_down(place)
@@ -120,11 +129,12 @@ def test_a_disk_that_breaks_while_it_is_read(host, heartbeat, mounted):
     finally:
         os.close(descriptor)
     assert path in said and "Input/output error" in said
-    assert run("umount", place) and run("mount", "-o", "loop", f"{place.parent}/below/image", place)
+    mounted_again(place)
     host.xm("restore", "--eager", path)
     arrived(host, heartbeat)
 
 
+@needs_strace
 @pytest.mark.parametrize("options", [[], ["--live", "--force"]], ids=["stopped", "live"])
 def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options):
     """Who waits for it cannot even be killed; the guest and xend do not wait."""
@@ -136,11 +146,13 @@ def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options
     host.start()
     start(host, heartbeat, kernel, memory=128, line=LINE)
     place = mounted("300m")
+    stopped = next_carrier_stops(host, WRITING)
     saving = host.start_xm("save", *options, "Native", f"{place}/c")
-    held = hold_writer(host, place)
+    held = stopped()
     order(place, FREEZE)
     try:
-        os.kill(held, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # given up already, while the storage was being frozen
+            os.kill(held, signal.SIGCONT)
         with pytest.raises(RuntimeError, match="The checkpoint's storage has not answered for 2 s"):
             saving.finish()
         heartbeat.wait_after(time.monotonic(), count=200)
