@@ -73,7 +73,7 @@ class Guest:
             os.kill(os.getpid(), signal.SIGKILL)
         verb = "do_" + message["do"].replace("-", "_")
         try:
-            reply, out = getattr(self, verb)(message, list(fds), connection)
+            reply, out = getattr(self, verb, self.do_nothing)(message, list(fds), connection)
             reply["ok"] = True
         except ValueError as problem:
             reply, out = {"error": str(problem), "errno": 22}, []
@@ -145,6 +145,12 @@ class Guest:
     def do_memory(self, *_):
         size = self.machine["memory_mib"] << 20
         return {"ram": {"fd": 0}, "size": size, "regions": [{"gpa": 0, "size": size, "offset": 0}]}, [self.ram_fd]
+
+    def do_nothing(self, message, *_):
+        raise ValueError(f"This guest cannot {message['do']}.")
+
+    def do_throttle(self, *_):  # what it writes is little enough
+        return {}, []
 
     def do_faults(self, *_):
         raise ValueError("This guest does not wait for memory.")
