@@ -5,10 +5,16 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 
 #define ANSWER_MAX (64UL * 1024 * 1024)
 #define CALL_TIMEOUT_S 600 /* network scripts may take their time */
+#define TRANSFERS_MAX 8    /* at once; a console has three */
+#define DESCRIPTORS_MAX 4  /* of the caller's */
+#define AGAIN_MS 10        /* when xend has no room for another connection */
+#define PIECE 65536        /* bytes taken at a time */
 
 int client_open(struct client *client, struct error *error)
 {
@@ -25,96 +31,43 @@ int client_open(struct client *client, struct error *error)
 			return r;
 		client->socket = take_pointer(config.unix_path);
 	}
-	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK)
-		client->transfers = curl_multi_init();
-	if (!client->socket || !client->transfers)
+	if (!client->socket)
 		return error_set(error, ENOMEM, "Out of memory.");
 	return 0;
 }
 
 void client_close(struct client *client)
 {
-	if (client->transfers) {
-		curl_multi_cleanup(client->transfers);
-		curl_global_cleanup();
-	}
 	free(client->socket);
 	*client = (struct client){0};
 }
 
-static long status_of(const struct transfer *transfer)
-{
-	long status = 0;
-
-	curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-	return status;
-}
-
-/* libcurl's write callback. */
-static size_t receive(char *bytes, size_t unit, size_t count, void *context)
-{
-	struct transfer *transfer = context;
-	size_t size = unit * count;
-
-	if (transfer->receive && transfer_is_answered(transfer))
-		return transfer->receive(transfer->context, bytes, size, &transfer->error) < 0 ? 0 : size;
-	if (transfer->answer.size + size > ANSWER_MAX) {
-		error_set(&transfer->error, EFBIG, "xend's answer is too long (over %lu bytes).", ANSWER_MAX);
-		return 0;
-	}
-	buffer_append(&transfer->answer, bytes, size);
-	return transfer->answer.failed ? 0 : size;
-}
-
 int transfer_start(struct transfer *transfer, struct client *client, const char *method, const char *path,
-	const void *body, size_t size, const char *content_type, receive_function receiver, void *context,
+	const void *body, size_t size, const char *content_type, receive_function receive, void *context,
 	struct error *error)
 {
-	_cleanup_free_ char *url = NULL, *type = NULL;
-	bool posts = !strcmp(method, "POST");
-
-	*transfer = (struct transfer){
-		.client = client, .receive = receiver, .context = context, .easy = curl_easy_init()};
-	if (body)
-		buffer_append(&transfer->request, body, size);
-	transfer->headers = curl_slist_append(NULL, "Expect:");
-	if (asprintf(&url, "http://xend%s", path) < 0)
-		url = NULL;
-	if (asprintf(&type, "Content-Type: %s", content_type ? content_type : "application/json") < 0)
-		type = NULL;
-	if (!transfer->easy || !transfer->headers || !url || !type || transfer->request.failed ||
-		!curl_slist_append(transfer->headers, type))
-		return error_set(error, ENOMEM, "Out of memory.");
-	curl_easy_setopt(transfer->easy, CURLOPT_URL, url);
-	curl_easy_setopt(transfer->easy, CURLOPT_UNIX_SOCKET_PATH, client->socket);
-	curl_easy_setopt(transfer->easy, CURLOPT_PROTOCOLS_STR, "http");
-	curl_easy_setopt(transfer->easy, CURLOPT_PROXY, "");
-	curl_easy_setopt(transfer->easy, CURLOPT_NOSIGNAL, 1L);
-	curl_easy_setopt(transfer->easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
-	curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, transfer->headers);
-	curl_easy_setopt(transfer->easy, CURLOPT_ERRORBUFFER, transfer->error_text);
-	curl_easy_setopt(transfer->easy, CURLOPT_WRITEFUNCTION, receive);
-	curl_easy_setopt(transfer->easy, CURLOPT_WRITEDATA, transfer);
-	curl_easy_setopt(transfer->easy, CURLOPT_PRIVATE, transfer);
-	if (posts) {
-		curl_easy_setopt(transfer->easy, CURLOPT_POST, 1L);
-		curl_easy_setopt(
-			transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)transfer->request.size);
-		curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDS,
-			transfer->request.size ? (char *)transfer->request.data : "");
-	}
-	if (curl_multi_add_handle(client->transfers, transfer->easy) != CURLM_OK)
-		return error_set(error, ENOMEM, "Out of memory.");
-	return 0;
+	*transfer = (struct transfer){.client = client,
+		.next = client->transfers,
+		.started = true,
+		.connection = -1,
+		.receive = receive,
+		.context = context};
+	client->transfers = transfer;
+	http_request(&transfer->request, method, path, content_type ? content_type : "application/json", body,
+		size);
+	return transfer->request.failed ? error_set(error, ENOMEM, "Out of memory.") : 0;
 }
 
 void transfer_free(struct transfer *transfer)
 {
-	if (transfer->easy) {
-		curl_multi_remove_handle(transfer->client->transfers, transfer->easy);
-		curl_easy_cleanup(transfer->easy);
+	if (transfer->started) {
+		struct transfer **link = &transfer->client->transfers;
+
+		while (*link != transfer)
+			link = &(*link)->next;
+		*link = transfer->next;
+		cleanup_close(&transfer->connection);
 	}
-	curl_slist_free_all(transfer->headers);
 	buffer_free(&transfer->request);
 	buffer_free(&transfer->answer);
 	*transfer = (struct transfer){0};
@@ -122,25 +75,110 @@ void transfer_free(struct transfer *transfer)
 
 bool transfer_is_answered(const struct transfer *transfer)
 {
-	long status = status_of(transfer);
-
-	return status >= 200 && status < 300;
+	return transfer->http.status >= 200 && transfer->http.status < 300;
 }
 
-static int connection_error(const struct transfer *transfer, struct error *error)
+static int connection_error(int os_error, struct error *error)
 {
-	long os_error = 0;
-
-	curl_easy_getinfo(transfer->easy, CURLINFO_OS_ERRNO, &os_error);
-	if (!os_error)
-		os_error = ECONNREFUSED;
 	if (os_error == EACCES || os_error == EPERM)
-		return error_set(error, (int)os_error,
+		return error_set(error, os_error,
 			"Unable to connect to xend: %s. Most commands need root access: please try again as "
 			"root.",
-			strerror((int)os_error));
-	return error_set(error, (int)os_error, "Unable to connect to xend: %s. Is xend running?",
-		strerror((int)os_error));
+			strerror(os_error));
+	return error_set(
+		error, os_error, "Unable to connect to xend: %s. Is xend running?", strerror(os_error));
+}
+
+static int not_xends(const struct client *client, const char *why, struct error *error)
+{
+	return error_set(error, EPROTO, "The answer on %s is not xend's (%s).", client->socket, why);
+}
+
+/* The connection is gone before the answer was complete. What a refusal says by then still counts. */
+static void cut_short(struct transfer *transfer)
+{
+	transfer->ended = true;
+	if (transfer->http.status < 400)
+		error_set(&transfer->error, EPIPE,
+			"xend closed the connection before its answer was complete: see "
+			"/var/log/xen/xend.log.");
+}
+
+static int take_body(void *context, const char *bytes, size_t size)
+{
+	struct transfer *transfer = context;
+
+	if (transfer->receive && transfer_is_answered(transfer))
+		return transfer->receive(transfer->context, bytes, size, &transfer->error);
+	if (transfer->answer.size + size > ANSWER_MAX)
+		return error_set(
+			&transfer->error, EFBIG, "xend's answer is too long (over %lu bytes).", ANSWER_MAX);
+	buffer_append(&transfer->answer, bytes, size);
+	return transfer->answer.failed ? error_set(&transfer->error, ENOMEM, "Out of memory.") : 0;
+}
+
+/* A unix socket connects at once or not at all; EAGAIN: its queue is full. */
+static void connect_to_xend(struct transfer *transfer)
+{
+	const char *path = transfer->client->socket;
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int os_error = fd < 0 ? errno : 0;
+
+	if (!os_error && strlen(path) >= sizeof(address.sun_path))
+		os_error = ENAMETOOLONG;
+	if (!os_error) {
+		memcpy(address.sun_path, path, strlen(path) + 1);
+		os_error = connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? errno : 0;
+	}
+	if (!os_error)
+		transfer->connection = take_fd(&fd);
+	else if (os_error != EAGAIN && os_error != EINTR)
+		transfer->ended = connection_error(os_error, &transfer->error) < 0;
+}
+
+/* As much as there is room for. A xend that takes no more may have answered already: that tells. */
+static void send_request(struct transfer *transfer)
+{
+	struct buffer *request = &transfer->request;
+
+	while (transfer->sent < request->size) {
+		ssize_t r = send(transfer->connection, request->data + transfer->sent,
+			request->size - transfer->sent, MSG_NOSIGNAL);
+
+		if (r < 0 && errno == EAGAIN)
+			return;
+		if (r < 0 && errno != EINTR)
+			transfer->sent = request->size;
+		if (r > 0)
+			transfer->sent += (size_t)r;
+	}
+}
+
+/* As far as it goes without waiting. */
+static void advance(struct transfer *transfer)
+{
+	if (transfer->connection < 0)
+		connect_to_xend(transfer);
+	if (transfer->connection >= 0)
+		send_request(transfer);
+}
+
+static void receive_answer(struct transfer *transfer)
+{
+	char bytes[PIECE];
+	ssize_t size = recv(transfer->connection, bytes, sizeof(bytes), 0);
+	int r = 0;
+
+	if (size < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (size > 0)
+		r = http_answer_take(&transfer->http, bytes, (size_t)size, take_body, transfer);
+	if (size < 0 || (!size && http_answer_end(&transfer->http) < 0))
+		return cut_short(transfer);
+	if (r < 0 && transfer->http.fault && transfer->http.status < 400)
+		not_xends(transfer->client, transfer->http.fault, &transfer->error);
+	transfer->ended = r < 0 || transfer->http.part == HTTP_COMPLETE;
 }
 
 /* The sentence in a 4xx or 5xx answer. */
@@ -152,63 +190,60 @@ static int refusal(const struct transfer *transfer, struct error *error)
 
 	if (sentence && *sentence)
 		return error_set(error, EREMOTEIO, "%s", sentence);
-	return error_set(error, EPROTO, "xend refuses with status %ld and gives no reason (xm log may).",
-		status_of(transfer));
+	return error_set(error, EPROTO, "xend refuses with status %d and gives no reason (xm log may).",
+		transfer->http.status);
 }
 
 int transfer_result(struct transfer *transfer, struct error *error)
 {
-	if (transfer->code == CURLE_COULDNT_CONNECT)
-		return connection_error(transfer, error);
 	if (transfer->error.code)
 		return error_set(error, transfer->error.code, "%s", transfer->error.text);
-	if (status_of(transfer) >= 400)
+	if (transfer->http.status >= 400)
 		return refusal(transfer, error);
-	if (transfer->code == CURLE_OK && transfer_is_answered(transfer))
-		return 0;
-	if (transfer->code == CURLE_GOT_NOTHING || transfer->code == CURLE_RECV_ERROR ||
-		transfer->code == CURLE_PARTIAL_FILE || transfer->code == CURLE_SEND_ERROR)
-		return error_set(error, EPIPE,
-			"xend closed the connection before its answer was complete: see "
-			"/var/log/xen/xend.log.");
-	return error_set(error, EPROTO, "The answer on %s is not xend's (%s).", transfer->client->socket,
-		transfer->code == CURLE_OK ? "unexpected status"
-		: *transfer->error_text    ? transfer->error_text
-					   : curl_easy_strerror(transfer->code));
+	if (!transfer_is_answered(transfer))
+		return not_xends(transfer->client, "unexpected status", error);
+	return 0;
 }
 
 int client_wait(struct client *client, struct pollfd *descriptors, unsigned count, int timeout_ms,
 	struct error *error)
 {
-	struct curl_waitfd extra[4] = {0};
-	CURLMsg *message;
-	int running, left;
+	struct pollfd polled[DESCRIPTORS_MAX + TRANSFERS_MAX];
+	struct transfer *receiving[TRANSFERS_MAX];
+	unsigned transfers = 0;
 
-	if (count > ARRAY_SIZE(extra))
+	if (count > DESCRIPTORS_MAX)
 		return error_set(error, EINVAL, "Too many descriptors to wait for.");
 	for (unsigned i = 0; i < count; i++) {
-		extra[i] = (struct curl_waitfd){.fd = descriptors[i].fd, .events = CURL_WAIT_POLLIN};
+		polled[i] = descriptors[i];
 		descriptors[i].revents = 0;
 	}
-	/* Waits first: whatever libcurl does then, the caller sees what has come of it before it waits again.
-	 */
-	if (curl_multi_poll(client->transfers, extra, count, timeout_ms < 0 ? 60000 : timeout_ms, NULL) !=
-		CURLM_OK)
-		return error_set(error, EIO, "Unable to wait for xend: %s.", strerror(errno));
-	for (unsigned i = 0; i < count; i++)
-		descriptors[i].revents = extra[i].revents ? POLLIN : 0;
-	if (curl_multi_perform(client->transfers, &running) != CURLM_OK)
-		return error_set(error, ENOMEM, "Out of memory.");
-	message = curl_multi_info_read(client->transfers, &left);
-	for (; message; message = curl_multi_info_read(client->transfers, &left)) {
-		struct transfer *transfer = NULL;
-
-		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **)&transfer);
-		if (message->msg == CURLMSG_DONE && transfer) {
-			transfer->code = message->data.result;
-			transfer->ended = true;
+	for (struct transfer *transfer = client->transfers; transfer; transfer = transfer->next) {
+		if (transfer->ended)
+			continue;
+		advance(transfer);
+		if (transfer->ended) {
+			timeout_ms = 0; /* the caller sees what has come of it before it waits */
+		} else if (transfer->connection < 0) {
+			timeout_ms = timeout_ms < 0 || timeout_ms > AGAIN_MS ? AGAIN_MS : timeout_ms;
+		} else if (transfers == TRANSFERS_MAX) {
+			return error_set(error, EINVAL, "Too many requests to wait for.");
+		} else {
+			polled[count + transfers] = (struct pollfd){.fd = transfer->connection,
+				.events =
+					transfer->sent < transfer->request.size ? POLLIN | POLLOUT : POLLIN};
+			receiving[transfers++] = transfer;
 		}
 	}
+	if (poll(polled, count + transfers, timeout_ms) < 0)
+		return errno == EINTR
+			       ? 0
+			       : error_set(error, EIO, "Unable to wait for xend: %s.", strerror(errno));
+	for (unsigned i = 0; i < count; i++)
+		descriptors[i].revents = polled[i].revents ? POLLIN : 0;
+	for (unsigned i = 0; i < transfers; i++)
+		if (polled[count + i].revents & ~POLLOUT)
+			receive_answer(receiving[i]);
 	return 0;
 }
 

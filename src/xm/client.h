@@ -1,5 +1,5 @@
 /*
- * xend's API (docs/internal/api.md) over its unix socket, with libcurl.
+ * xend's API (docs/internal/api.md) over its unix socket.
  *
  * client_call is one request with a JSON answer. What lasts longer is a
  * transfer: started, waited for together with descriptors of the caller's (the
@@ -9,15 +9,15 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "xm/http.h"
 
-#include <curl/curl.h>
 #include <jansson.h>
 #include <poll.h>
 #include <stdbool.h>
 
 struct client {
-	CURLM *transfers; /* owned */
-	char *socket;     /* owned: path of xend's socket */
+	struct transfer *transfers; /* those that were started and not yet freed; not owned */
+	char *socket;               /* owned: path of xend's socket */
 };
 
 #define _cleanup_client_ __attribute__((cleanup(client_close)))
@@ -32,16 +32,17 @@ typedef int (*receive_function)(void *context, const char *bytes, size_t size, s
 
 struct transfer {
 	struct client *client;
-	CURL *easy; /* NULL: not started, or finished */
-	struct curl_slist *headers;
-	char error_text[CURL_ERROR_SIZE];
-	struct buffer request; /* what is sent */
-	struct buffer answer;  /* what came, where there is no `receive`, or of a 4xx or 5xx answer */
+	struct transfer *next; /* of the client's */
+	bool started;          /* and not yet freed */
+	int connection;        /* once started: -1 as long as xend has no room for a connection */
+	struct buffer request; /* what is sent, */
+	size_t sent;           /* and how much of it was */
+	struct http_answer http;
+	struct buffer answer; /* what came, where there is no `receive`, or of a 4xx or 5xx answer */
 	receive_function receive;
 	void *context;
-	struct error error; /* of receive */
+	struct error error; /* why it ended early */
 	bool ended;
-	CURLcode code; /* once ended */
 };
 
 #define _cleanup_transfer_ __attribute__((cleanup(transfer_free)))

@@ -104,7 +104,7 @@ static int send_keys(struct typing *typing, struct client *client, const char *p
 		r = transfer_result(&typing->request, error);
 		transfer_free(&typing->request);
 	}
-	if (r >= 0 && !typing->request.easy && typing->pending.size) {
+	if (r >= 0 && !typing->request.started && typing->pending.size) {
 		r = transfer_start(&typing->request, client, "POST", path, typing->pending.data,
 			typing->pending.size, "application/octet-stream", NULL, NULL, error);
 		buffer_clear(&typing->pending);
@@ -150,7 +150,7 @@ static int converse(struct client *client, struct transfer *output, const char *
 			r = write_all("\a", 1, error);
 		if (r < 0)
 			return end_follows(client, output, r);
-		if (typing.escaped && !typing.pending.size && !typing.request.easy)
+		if (typing.escaped && !typing.pending.size && !typing.request.started)
 			return 0;
 	}
 	return r;

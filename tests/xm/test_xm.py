@@ -1,4 +1,5 @@
 """What xm prints, sends and returns, command by command, against a small xend that answers as told."""
+import json
 import os
 import pty
 import signal
@@ -607,6 +608,56 @@ def test_xend_is_not_there(xend, tmp_path):
         dead.bind(str(tmp_path / "dead"))
     xend.socket = str(tmp_path / "dead")
     assert xend.xm("list") == (1, "", "Error: Unable to connect to xend: Connection refused. Is xend running?\n")
+
+
+def test_xend_is_not_for_everybody(xend):
+    os.chmod(xend.socket, 0)
+    words = [XM, "list"]
+    if os.geteuid() == 0:  # as anybody: root without what makes root of it
+        words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *words]
+    done = subprocess.run(words, env=xend.environment(), capture_output=True, text=True, timeout=10)
+    assert (done.returncode, done.stderr) == (1, "Error: Unable to connect to xend: Permission denied. Most commands "
+                                                 "need root access: please try again as root.\n")
+
+
+def test_xend_has_no_room_for_a_connection_yet(xend, tmp_path):
+    xend.socket = str(tmp_path / "busy")
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as first:
+        server.bind(xend.socket)
+        server.listen(0)
+        first.connect(xend.socket)  # the queue is full
+        with socket.socket(socket.AF_UNIX) as second, pytest.raises(BlockingIOError):
+            second.setblocking(False)
+            second.connect(xend.socket)
+        process = xend.spawn("domid", "TestGuest", stdout=subprocess.PIPE)
+        time.sleep(0.1)
+        assert process.poll() is None
+        server.accept()[0].close()
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps(GUEST).encode())
+        assert process.communicate(timeout=10)[0] == b"1\n"
+
+
+@pytest.mark.parametrize("answer", [
+    b"", b"HT", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}",
+    b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"])
+def test_xend_dies_while_it_answers(xend, tmp_path, answer):
+    xend.socket = str(tmp_path / "dying")
+    server = raw_server(xend.socket, answer)
+    for words in (["list"], ["log"], ["console", "1"]):
+        code, _, err = xend.xm(*words)
+        assert (code, err) == (1, "Error: xend closed the connection before its answer was complete: see "
+                                  "/var/log/xen/xend.log.\n")
+    server.close()
+
+
+def test_something_else_listens_where_xend_should(xend, tmp_path):
+    xend.socket = str(tmp_path / "odd")
+    server = raw_server(xend.socket, b"220 mail.example.org ESMTP\r\n")
+    assert xend.xm("list") == (1, "", f"Error: The answer on {xend.socket} is not xend's (no HTTP).\n")
+    server.close()
 
 
 def test_the_socket_is_the_configurations(xend, tmp_path):
