@@ -319,8 +319,11 @@ static void announce_next(struct virtio_net *net)
 	struct itimerspec when = {0};
 
 	send_rarp(net);
-	if (net->announced < ARRAY_SIZE(announce_delays))
-		when.it_value.tv_nsec = announce_delays[net->announced++] * 1000000l;
+	if (net->announced < ARRAY_SIZE(announce_delays)) {
+		unsigned delay = announce_delays[net->announced++];
+
+		when.it_value = (struct timespec){delay / 1000, delay % 1000 * 1000000l};
+	}
 	timerfd_settime(net->timer.fd, 0, &when, NULL);
 }
 
