@@ -125,7 +125,7 @@ class Moves(unittest.TestCase):
         mounted = self.one.root / "small"
         mounted.mkdir()
         rig.run(f"mount -t tmpfs -o size=8k tmpfs {mounted}")
-        self.addCleanup(rig.run, f"umount {mounted}")
+        self.addCleanup(rig.run, f"umount -l {mounted}")
         self.one.create()
         self.refused("not enough space", self.one.job, "/domains/1/save", {"file": f"{mounted}/x"})
         self.assertEqual(os.listdir(mounted), [])
