@@ -6,6 +6,7 @@ next, are what the guest's users see as downtime.
 
 import os
 import select
+import socket
 import threading
 import time
 
@@ -17,7 +18,9 @@ class Heartbeat:
         self._poll = select.epoll()
         self._files = {}
         self.beats = []  # (seconds on CLOCK_MONOTONIC, byte)
-        self._stop = False
+        self._wake, waker = socket.socketpair()
+        self._poll.register(waker.fileno(), select.EPOLLIN)
+        self._waker = waker
         self._reading = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -37,8 +40,10 @@ class Heartbeat:
             self.beats.clear()
 
     def _run(self):
-        while not self._stop:
-            for fd, _ in self._poll.poll(0.1):
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._waker.fileno():
+                    return
                 with self._reading:
                     if fd in self._files:
                         self._read(fd)
@@ -57,8 +62,10 @@ class Heartbeat:
             self._poll.unregister(fd)
 
     def close(self):
-        self._stop = True
+        self._wake.close()
         self._thread.join()
+        self._waker.close()
+        self._poll.close()
         for file in self._files.values():
             file.close()
 

@@ -21,14 +21,14 @@ def process_seconds(pid, ended_children=False):
     return sum(int(field) for field in fields[11 : 15 if ended_children else 13]) / os.sysconf("SC_CLK_TCK")
 
 
-def threads_seconds(pid, name):
-    """CPU time of those threads whose name begins with `name`."""
+def threads_seconds(pid, name, waiting=False):
+    """CPU time of those threads whose name begins with `name`, or, with `waiting`, what they had and what they waited for."""
     total = 0
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             if comm(f"/proc/{pid}/task/{task}").startswith(name):
                 with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as schedstat:
-                    total += int(schedstat.read().split()[0])
+                    total += sum(map(int, schedstat.read().split()[: 2 if waiting else 1]))
     except OSError:
         pass
     return total / 1e9

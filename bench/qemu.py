@@ -118,7 +118,7 @@ class Qemu:
 BEATS_ENOUGH = 100  # of the bench guest: KVM works
 
 
-def beats_here(kernel, seconds=20):
+def beats_here(kernel, seconds=90):
     """Tries whether this machine's KVM works: how often the bench guest beats, run by QEMU for a moment."""
     with tempfile.TemporaryDirectory() as directory:
         beat = f"{directory}/beat"

@@ -65,6 +65,7 @@ class Line:
 
     def close(self):
         self.release()
+        self.listener.shutdown(socket.SHUT_RDWR)  # which ends the accept()
         self.listener.close()
 
     def _accept(self):
@@ -85,7 +86,10 @@ class Line:
         """"" for the first connection, the number of a data connection, and None for a question, which nobody disturbs."""
         if first:
             return ""
-        hello = source.recv(HELLO_SIZE, socket.MSG_PEEK | socket.MSG_WAITALL)
+        try:
+            hello = source.recv(HELLO_SIZE, socket.MSG_PEEK | socket.MSG_WAITALL)
+        except OSError:  # gone already, as whoever reads on sees
+            return None
         if len(hello) < HELLO_SIZE or hello[:8] != b"FERRYREL":
             return None
         purpose, stream = struct.unpack("<HH", hello[16:20])

@@ -9,7 +9,7 @@ import pytest
 from kills import READING, next_carrier_stops, read
 from test_native import arrived, names
 
-TOUCHED = 192
+TOUCHED = 96
 LINE = f"tsc_khz=2000000 touch={TOUCHED} dirty={TOUCHED} rate=0"  # reads and rewrites all of it, as fast as it can
 CARRIERS = 4  # that are tried, one after the other (src/xend/filling.c)
 RAM_AT, EXTENT = 2 << 20, 2 << 20  # docs/checkpoint-format.md
@@ -26,7 +26,7 @@ def host(hosts):
 @pytest.fixture
 def checkpoint(host, heartbeat, kernel, tmp_path):
     path = f"{tmp_path}/Native.checkpt"
-    config = host.write_config("Native", kernel, 256, 1, LINE)
+    config = host.write_config("Native", kernel, 128, 1, LINE)
     with open(config, "a", encoding="utf-8") as more:
         more.write("on_crash = 'destroy'\n")
     host.xm("create", "-q", config)

@@ -1,6 +1,7 @@
 """Writes small checkpoint files as docs/checkpoint-format.md says, for looking at what is made of them."""
 import ctypes
 import ctypes.util
+import functools
 import json
 import struct
 
@@ -9,11 +10,16 @@ RAM_AT = 0x200000
 EXTENT = 512 * PAGE
 
 
+@functools.cache
+def xxh3():
+    function = ctypes.CDLL(ctypes.util.find_library("xxhash") or "libxxhash.so.0").XXH3_64bits
+    function.restype = ctypes.c_uint64
+    function.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+    return function
+
+
 def digest(data):
-    library = ctypes.CDLL(ctypes.util.find_library("xxhash") or "libxxhash.so.0")
-    library.XXH3_64bits.restype = ctypes.c_uint64
-    library.XXH3_64bits.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-    return library.XXH3_64bits(bytes(data), len(data))
+    return xxh3()(bytes(data), len(data))
 
 
 def record(name, instance=0, version=1):
