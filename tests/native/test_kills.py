@@ -106,12 +106,26 @@ class Rig:
     def gone_again(self):
         """Whatever happened to a restore: the checkpoint is whole, and what runs is right; then it does not run."""
         assert os.listdir(self.directory) == ["c"]
+        self.wait(self.has_its_memory, "a guest's memory, or its end")
         if self.names():
             self.listen()
             self.beats()
             self.nothing_left(1)
             self.host.xm("destroy", self.names()[0])
         self.nothing_left(0)
+
+    def has_its_memory(self):
+        """The guest, if there is one: whose memory comes no more, is ended, but maybe not yet."""
+        if not self.names():
+            return True
+        try:
+            control = self.host.wait_guest(1)
+            try:
+                return not control.call({"do": "status"})["filling"]
+            finally:
+                control.close()
+        except OSError:  # it is ending
+            return False
 
 
 def memory_files(host):
@@ -227,7 +241,7 @@ def test_the_guest_in_a(rig, what):
         assert status == 0 or said.startswith("Error: ") and rig.names() == []
         killed = status != 0 and rig.guest.withdraw()
         # A restored one may die at any time from now on, as any guest may; on_crash then starts it anew.
-        rig.wait(lambda: rig.names() == [] or rig.xm("destroy", rig.names()[0]) is None, "the guest's end")
+        rig.wait(lambda: not [rig.xm("destroy", guest) for guest in rig.names()], "the guest's end")
         rig.gone_again()
         return killed
 
