@@ -7,6 +7,7 @@ import struct
 import threading
 
 HELLO_SIZE, RECORD_HEAD, TLS_HEAD = 64, 24, 5
+TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8  # Linux, include/net/tcp_states.h
 PURPOSE_PAGES = 4  # of a data connection's HELLO
 NAMES = ["", "CLOCK", "TIME", "OFFER", "ACCEPT", "REFUSED", "PAGES", "ROUND", "STATE", "END", "RECEIVED", "COMMIT", "RUNNING",
          "ABORT", "ALIVE", "ASK", "ANSWER", "QUERY", "REPLY", "PROBE", "JOIN", "SPREAD"]  # docs/relocation-protocol.md
@@ -52,6 +53,7 @@ class Line:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.seen, self.at, self.how, self.connections = [], None, None, 0
+        self.first = None  # who came first, which is who sends the guest
         self.reached, self.released = threading.Event(), threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -62,6 +64,14 @@ class Line:
 
     def release(self):
         self.released.set()
+
+    def left(self):
+        """Whether who sends the guest has said its last word, although that is not passed on yet."""
+        try:
+            state = self.first.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            return True
+        return state in (TCP_CLOSE, TCP_CLOSE_WAIT)
 
     def close(self):
         self.release()
@@ -80,6 +90,8 @@ class Line:
                 source.close()
                 continue
             self.connections += 1
+            if self.connections == 1:
+                self.first = source
             threading.Thread(target=self._pass, args=(source, destination, self.connections == 1), daemon=True).start()
 
     def _stream(self, source, first):

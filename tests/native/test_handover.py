@@ -418,7 +418,7 @@ def interrupt(mover, pair, line):
         if line.at[1] in ("COMMIT", "RUNNING"):
             time.sleep(0.1)  # nothing is to happen
         else:
-            wait_for(lambda: read(f"{pair.here.root}/xend.log").count(given_up) > before, "that it is given up")
+            wait_for(lambda: line.left() or read(f"{pair.here.root}/xend.log").count(given_up) > before, "that it is given up")
     line.release()
 
 
