@@ -33,7 +33,7 @@ class Demo:
     def note(self, text):
         print(f"{DIM}   {text}{PLAIN}", flush=True)
 
-    def type(self, host, command, timeout=120):
+    def type(self, host, command, timeout=300):
         """Runs a command as a user would and shows it; raises when it fails. Returns its Result."""
         print(f"[root@{host.name} ~]# {command}", flush=True)
         result = host.run(command, timeout=timeout, check=False)
@@ -53,7 +53,7 @@ class Demo:
         for memory in (128, 96, 256):
             self.type(lab.host1, f"xm create {self.guests[memory].name}")
         for guest in self.guests.values():
-            guest.wait_up(120)
+            guest.wait_up()
         self.type(lab.host1, "xm list")
 
     def console(self):
@@ -62,14 +62,14 @@ class Demo:
         print(f"[root@{host.name} ~]# xm console TestGuest", flush=True)
         console = host.spawn(["xm", "console", "-q", "TestGuest"], pty=True)
         console.write("\r")
-        console.wait_output(re.compile(rb"TestGuest:~# "), 30)
+        console.wait_output(re.compile(rb"TestGuest:~# "))
         start = len(console.stdout)
         console.write("uname -srvm; free -m | head -2\r")
-        console.wait_output(re.compile(rb"Mem: +\d+.*\n.*TestGuest:~# "), 30, start)
+        console.wait_output(re.compile(rb"Mem: +\d+.*\n.*TestGuest:~# "), start=start)
         shown = bytes(console.stdout[start:]).decode(errors="replace").replace("\r", "")
         print("TestGuest:~# " + shown + "^]", flush=True)
         console.write(b"\x1d")
-        console.wait(20)
+        console.wait()
 
     def save_and_restore(self):
         self.title("Save and restore (table 13.1 of the book, with its columns)")
@@ -86,7 +86,7 @@ class Demo:
             if guest.name in host.run("xm list").stdout:
                 raise LabError(f"{guest.name} is still listed after xm save")
             restore = self.type(host, f"xm restore {file}")
-            guest.wait_up(60)
+            guest.wait_up()
             if guest.run("cat /proc/sys/kernel/random/boot_id").stdout != boot:
                 raise LabError(f"{guest.name} booted anew instead of going on")
             seen = guest.pulse_status("memory")
@@ -95,7 +95,7 @@ class Demo:
             self.saves.append((memory, size, save.seconds, restore.seconds))
         self.type(host, "xm list")
         for memory in (96, 256):
-            self.type(host, f"xm shutdown -w {self.guests[memory].name}", timeout=60)
+            self.type(host, f"xm shutdown -w {self.guests[memory].name}")
 
     def move(self, kind, command, source, target, load):
         """Moves TestGuest, watched by ping and from inside; with `load`, while it is downloaded from."""
@@ -152,7 +152,7 @@ class Demo:
         if complaints:
             raise LabError("the guest's kernel complained:\n" + "\n".join(complaints))
         self.note("the guest's kernel log is free of complaints that QEMU's machines would not give")
-        self.type(lab.host1, "xm shutdown -w TestGuest", timeout=60)
+        self.type(lab.host1, "xm shutdown -w TestGuest")
 
     def tables(self):
         self.title("What it came to")

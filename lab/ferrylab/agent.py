@@ -19,6 +19,8 @@ HELLO, STDOUT, STDERR, EXIT, CONSUMED = range(16, 21)
 PTY = 1
 CHUNK = 32768
 INPUT_IN_FLIGHT = 262144
+# Seconds for what usually takes one or two: whoever waits so long on a machine that stalls waits for nothing.
+PATIENCE = 300
 
 
 class LabError(Exception):
@@ -107,7 +109,7 @@ class Process:
     def poll(self):
         return self.returncode
 
-    def wait(self, timeout=60):
+    def wait(self, timeout=PATIENCE):
         """Waits for the end; returns a Result. Kills the command when it takes too long."""
         try:
             self._until(lambda: self.returncode is not None, timeout, "the end")
@@ -116,7 +118,7 @@ class Process:
             raise
         return Result(self.returncode, bytes(self.stdout), bytes(self.stderr), self.ended - self.started)
 
-    def wait_output(self, pattern, timeout=60, start=0):
+    def wait_output(self, pattern, timeout=PATIENCE, start=0):
         """Waits until the compiled bytes regex `pattern` matches standard output from `start`; the match."""
         found = []
 
@@ -132,7 +134,7 @@ class Process:
             raise LabError(f"{self.line.name}: {self.command} ended before {pattern.pattern!r} appeared:\n{text}")
         return found[0]
 
-    def write(self, data, timeout=60):
+    def write(self, data, timeout=PATIENCE):
         if isinstance(data, str):
             data = data.encode()
         for at in range(0, len(data), CHUNK):
@@ -267,7 +269,7 @@ class Line:
         self.send(channel, SPAWN, payload)
         return process
 
-    def run(self, command, check=True, timeout=60, stdin=None, env=None):
+    def run(self, command, check=True, timeout=PATIENCE, stdin=None, env=None):
         """Runs a command to its end. With check, an exit status other than 0 raises CommandFailed."""
         process = self.spawn(command, env=env)
         if stdin is not None:
@@ -278,13 +280,13 @@ class Line:
             raise CommandFailed(self.name, process.command, result)
         return result
 
-    def put(self, content, path, mode=0o644, timeout=120):
+    def put(self, content, path, mode=0o644, timeout=PATIENCE):
         """Writes bytes or text to a file in the machine, in whole or not at all."""
         quoted = shlex.quote(path)
         self.run(f"cat > {quoted}.part && chmod {mode:o} {quoted}.part && mv {quoted}.part {quoted}",
                  stdin=content, timeout=timeout)
 
-    def get(self, path, timeout=120):
+    def get(self, path, timeout=PATIENCE):
         """A file's content, as bytes."""
         return self.run(["cat", path], timeout=timeout).stdout_bytes
 

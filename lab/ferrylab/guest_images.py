@@ -19,12 +19,17 @@ NFS_MODULES = ["nfsv4"]  # for a root file system on NFS
 PROGRAMS = ["bash", "e2fsck", "dd", "sha256sum", "stat", "timeout", "apache2"]
 APACHE_MODULES = ["mpm_event", "authz_core"]
 DISK_MIB = 384
-LARGE_FILE_MIB = 64
+LARGE_FILE_MIB = 32
 
 
 def large_file():
     """What guests serve as /large: the same bytes each time."""
     return random.Random(13).randbytes(LARGE_FILE_MIB << 20)
+
+
+def downloads(large):
+    """What there is to be downloaded: name → content. The second is made by lab/guest/root/var/www/cgi-bin/steady."""
+    return {"large": large, "cgi-bin/steady": large[:4 << 20] * 4}
 
 
 def _ramdisk(kernel_tree, trees, names):
@@ -48,7 +53,7 @@ def make_ext4(image, content, mebibytes, journal=True):
     options = [] if journal else ["-O", "^has_journal"]
     subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", *options, "-b", "4096", "-m", "0", "-N", "8192",
                     "-E", "root_owner=0:0,lazy_itable_init=0,nodiscard", "-d", str(content), str(image)],
-                   check=True, timeout=120)
+                   check=True, timeout=600)
     if os.getuid() == 0:
         return
     # mke2fs copies the owners too; whoever makes this, it is root's in the guest.
@@ -57,7 +62,7 @@ def make_ext4(image, content, mebibytes, journal=True):
         for field in ("uid", "gid"):
             commands.append(f'set_inode_field "/{path.relative_to(content)}" {field} 0')
     subprocess.run(["/sbin/debugfs", "-w", "-f", "-", str(image)], input="\n".join(commands) + "\n", text=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, timeout=120)
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True, timeout=600)
 
 
 def guest_image():
@@ -100,7 +105,8 @@ def guest_image():
         shutil.rmtree(root)
         shutil.rmtree(storage)
         (directory / "guest.json").write_text(json.dumps({
-            "large_size": len(large), "large_sha256": hashlib.sha256(large).hexdigest(), "kernel": bzimage.name}))
+            "large_size": len(large), "kernel": bzimage.name,
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in downloads(large).items()}}))
 
     key = content_key(str(kernel_tree), [str(t) for t in trees], agent, pulse, sources_key("guest"),
                       Path(__file__), LAB / "ferrylab" / "archive.py", LAB / "ferrylab" / "kernel.py")

@@ -1,20 +1,26 @@
 """Guests for tests: their disks on `storage`, their configuration on the hosts, and a way into them."""
 
+import concurrent.futures
 import re
 import shlex
 import time
 from pathlib import Path
 
-from .agent import LabError, Line, TimedOut
+from .agent import PATIENCE, LabError, Line, TimedOut
 
 AGENT_PORT = 7
 FIRST_NBD_PORT = 10810
 KNOWN_COMPLAINTS = Path(__file__).resolve().parents[2] / "tests/system/data/kernel-complaints.txt"
 
 
+# The next such copy is made in advance, while the last one's guest boots.
+SPARE = "/var/disks/spare.img"
+MAKE_SPARE = f"flock {SPARE}.lock sh -c 'cp --sparse=always /var/disks/base.img {SPARE}.part && mv {SPARE}.part {SPARE}'"
+
+
 def fresh_image(file, hostname, address):
     """The command that makes a sparse copy of the guests' disk on `storage`. With an address, the guest takes that."""
-    script = f"cp --sparse=always /var/disks/base.img {file}"
+    script = f"{{ flock {SPARE}.lock mv {SPARE} {file} 2>/dev/null || cp --sparse=always /var/disks/base.img {file}; }}"
     if address:
         settings = f"address={address}\nhostname={hostname}\n"
         script += (f" && mkdir -p /mnt/guest && mount -o loop {file} /mnt/guest && printf %s"
@@ -36,14 +42,12 @@ class Disk:
         # --fork returns when the server listens. As many clients as there are hosts, all at the same file.
         lab.storage.run(fresh_image(self.file, hostname, address) +
                         " && qemu-nbd --fork --persistent --shared=8 --format=raw --cache=writeback --discard=unmap"
-                        f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}",
-                        timeout=60)
-        for host in lab.ferry_hosts():
-            self.connect(host)
+                        f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}")
+        lab.on_hosts(self.connect)
 
     def connect(self, host):
         """Makes the disk a block device of a host (again, after the host's power was cut)."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while True:
             done = host.run(f"nbd-client -N {self.name} storage {self.port} {self.device}", check=False)
             if done.status == 0:
@@ -55,14 +59,14 @@ class Disk:
     def check(self):
         """Checks the guest's file system on storage; no guest may be running on it. Returns e2fsck's words."""
         # The journal is replayed first, as mounting would do; after that nothing may be wrong.
-        self.lab.storage.run(f"e2fsck -p -E journal_only {self.file}", check=False, timeout=120)
-        return self.lab.storage.run(f"e2fsck -fn {self.file}", timeout=120).stdout
+        self.lab.storage.run(f"e2fsck -p -E journal_only {self.file}", check=False)
+        return self.lab.storage.run(f"e2fsck -fn {self.file}").stdout
 
     def remove(self):
-        for host in self.lab.ferry_hosts():
-            host.run(f"nbd-client -d {self.device}", check=False)
-        self.lab.storage.run(f"kill $(cat /run/nbd-{self.name}.pid); rm -f {self.file} /run/nbd-{self.name}.*",
-                             check=False)
+        self.lab.on_hosts(lambda host: host.run(f"nbd-client -d {self.device}", check=False))
+        # The next disk may get this one's port: it has to be free.
+        self.lab.storage.run(f"pid=$(cat /run/nbd-{self.name}.pid); kill $pid; while kill -0 $pid; do sleep 0.05; done; "
+                             f"rm -f {self.file} /run/nbd-{self.name}.*", check=False)
         self.lab.disks.remove(self)
 
 
@@ -74,17 +78,21 @@ class Guest:
         self.mac = "00:16:3e:55:9d:%02x" % (0xB0 + disk.number)
         self._line = None
 
-    def line(self, timeout=60):
+    def line(self, timeout=PATIENCE):
         """The agent's line, through a connection from the workstation. Made anew when it has broken."""
         deadline = time.monotonic() + timeout
+        # A fresh connection reaches a guest that comes up sooner than one that is being tried again; yet on a busy
+        # machine an answer may take long.
+        patience = 1
         while self._line is None or self._line.lost:
             connection = self.lab.workstation.spawn(["nc", self.address, str(AGENT_PORT)])
             line = Line.of_process(self.name, connection)
             try:
-                line.wait_ready(min(3, timeout))
+                line.wait_ready(min(patience, timeout))
                 self._line = line
             except LabError:
                 line.close()
+                patience = min(patience * 1.25, 30)
                 if time.monotonic() > deadline:
                     raise TimedOut(f"{self.name}: no agent at {self.address} within {timeout} s") from None
                 time.sleep(0.1)
@@ -95,14 +103,14 @@ class Guest:
             self._line.close()
             self._line = None
 
-    def run(self, command, check=True, timeout=60, stdin=None):
+    def run(self, command, check=True, timeout=PATIENCE, stdin=None):
         """Runs a command in the guest; see agent.Line.run."""
         return self.line(timeout).run(command, check, timeout, stdin)
 
     def spawn(self, command, **options):
         return self.line().spawn(command, **options)
 
-    def wait_up(self, timeout=60):
+    def wait_up(self, timeout=PATIENCE):
         """Waits until the guest's services answer."""
         self.line(timeout)
         return self
@@ -148,6 +156,12 @@ class Guests:
     def ferry_hosts(self):
         return [h for n, h in self.hosts.items() if n in ("host1", "host2") and h.line]
 
+    def on_hosts(self, function):
+        """Calls function(host) for each host of guests, all at the same time; the first exception, if any, is raised."""
+        hosts = self.ferry_hosts()
+        with concurrent.futures.ThreadPoolExecutor(len(hosts) or 1) as pool:
+            return list(pool.map(function, hosts))
+
     def new_disk(self, name, address=None, kind=Disk, **more):
         """A fresh disk, the same `device` on both hosts. With an address, the guest takes that. `kind`: Disk, or one of
         network_storage.py."""
@@ -155,6 +169,7 @@ class Guests:
         number = next(n for n in range(16) if n not in used)
         disk = kind(self, name, number, address, **more)
         self.disks.append(disk)
+        self.storage.spawn(MAKE_SPARE)
         return disk
 
     def new_guest(self, name="TestGuest", memory=128, vcpus=1, address="10.0.0.5", disk=None, **more):
@@ -162,8 +177,7 @@ class Guests:
         disk = disk or self.new_disk(name, address)
         guest = Guest(self, name, address, disk)
         guest.config = self.guest_config(guest, memory, vcpus, **more)
-        for host in self.ferry_hosts():
-            host.put(guest.config, f"/etc/xen/{name}")
+        self.on_hosts(lambda host: host.put(guest.config, f"/etc/xen/{name}"))
         return guest
 
     @staticmethod
@@ -191,7 +205,7 @@ class Guests:
         if not self.secured:
             host.run(f"echo '{line}' >> /etc/xen/xend-config.sxp")
         host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 &")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while host.run("xm list", check=False).status != 0:
             if time.monotonic() > deadline:
                 words = host.run("tail -n 20 /var/log/xen/xend.out /var/log/xen/xend.log; xm list", check=False)
@@ -206,7 +220,7 @@ class Guests:
             return
         self.secured = secured
         for host in self.ferry_hosts():
-            host.run("xend stop; sleep 1", timeout=60)
+            host.run("xend stop")
             self.start_xend(host)
 
     def acquaint(self, host):
@@ -230,18 +244,13 @@ class Guests:
                         disk.connect(host)
             else:
                 host.link_up()
-        for host in self.ferry_hosts():
-            if host.run("timeout 10 xm list", check=False).status != 0:
+        for host in self.on_hosts(lambda host: None if host.run("timeout 60 xm list", check=False).status == 0 else host):
+            if host:
                 self.start_xend(host)
 
     def remove_guests(self):
         """Destroys every guest on every host, and all their storage."""
-        for host in self.ferry_hosts():
-            for line in host.run("xm list").stdout.splitlines()[1:]:
-                name = line.split()[0]
-                if name != "Domain-0":
-                    host.run(["xm", "destroy", name], check=False)
+        self.on_hosts(lambda host: host.run(
+            "xm list | tail -n +3 | while read -r name rest; do xm destroy $name; done; rm -f /root/*", check=False))
         for storage in self.disks + self.shares:
             storage.remove()
-        for host in self.ferry_hosts():
-            host.run("rm -f /root/*")

@@ -157,7 +157,7 @@ def host_image():
             file.truncate(16 << 30)
         subprocess.run(["/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-J", "size=16", "-L", "data",
                         "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-i", "65536", str(directory / "data.img")],
-                       check=True, timeout=120)
+                       check=True, timeout=600)
 
     key = content_key(str(kernel_tree), [str(t) for t in trees], agent, sources_key("host"),
                        Path(__file__), LAB / "ferrylab" / "archive.py", LAB / "ferrylab" / "kernel.py")

@@ -2,6 +2,7 @@
 
 import atexit
 import concurrent.futures
+import contextlib
 import fcntl
 import json
 import os
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 from . import guest_images, images
-from .agent import LabError, Line, Relay
+from .agent import PATIENCE, LabError, Line, Relay
 from .guests import Guests
 from .network_storage import NetworkStorage
 
@@ -25,7 +26,7 @@ MEMORY = {"host1": 2560, "host2": 2560, "storage": 512, "workstation": 512}
 # guest that runs on several (traced: the guest's next entry is at the host's return from VMRUN). Guests have as
 # many as they like.
 CPUS = {"host1": 1, "host2": 1, "storage": 1, "workstation": 1}
-BOOT_TIMEOUT = 60
+BOOT_TIMEOUT = 300
 
 
 def labs_directory():
@@ -50,7 +51,7 @@ class Machine:
             raise LabError(f"{self.name} is not running")
         return self.line
 
-    def run(self, command, check=True, timeout=60, stdin=None, env=None):
+    def run(self, command, check=True, timeout=PATIENCE, stdin=None, env=None):
         """Runs a command (a text for the shell or a list) to its end; see agent.Line.run."""
         return self._line().run(command, check, timeout, stdin, env)
 
@@ -58,10 +59,10 @@ class Machine:
         """Starts a command in the background; see agent.Line.spawn."""
         return self._line().spawn(command, **options)
 
-    def put(self, content, path, mode=0o644, timeout=120):
+    def put(self, content, path, mode=0o644, timeout=PATIENCE):
         return self._line().put(content, path, mode, timeout)
 
-    def get(self, path, timeout=120):
+    def get(self, path, timeout=PATIENCE):
         return self._line().get(path, timeout)
 
 
@@ -86,7 +87,7 @@ class Host(Machine):
         data = lab.directory / f"{self.name}.img"
         if not data.exists():
             made = lab.guest_image / "storage.img" if self.name == "storage" else lab.image / "data.img"
-            subprocess.run(["cp", "--sparse=always", str(made), str(data)], check=True, timeout=60)
+            subprocess.run(["cp", "--sparse=always", str(made), str(data)], check=True, timeout=600)
         agent, far_agent = socket.socketpair()
         qmp, far_qmp = socket.socketpair()
         command = [
@@ -115,7 +116,7 @@ class Host(Machine):
         far_agent.close()
         far_qmp.close()
         self.qmp = qmp.makefile("rwb")
-        qmp.settimeout(30)
+        qmp.settimeout(PATIENCE)
         self.line = Line.of_socket(self.name, agent)
         if wait:
             self.wait_up()
@@ -211,10 +212,11 @@ class Lab(Guests, NetworkStorage):
         self.closed = False
         # Children die with the thread that started them, so one thread starts them all (see spawn).
         self.spawner = concurrent.futures.ThreadPoolExecutor(1, "spawner")
-        _sweep()
-        self.directory = Path(directory) if directory else Path(tempfile.mkdtemp(dir=labs_directory()))
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.lock = _lock(self.directory)
+        with _one_at_a_time():
+            _sweep()
+            self.directory = Path(directory) if directory else Path(tempfile.mkdtemp(dir=labs_directory()))
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.lock = _lock(self.directory)
         if not self.lock:
             raise LabError(f"a lab already runs in {self.directory}")
         atexit.register(self.close)
@@ -251,7 +253,7 @@ class Lab(Guests, NetworkStorage):
         rules = self.directory / "switch.rc"
         rules.write_text("hash/setminper -1\n")
         self.spawn(["vde_switch", "-s", str(self.directory / "switch"), "-m", "600", "-f", str(rules)], "switch.log")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE
         while not (self.directory / "switch" / "ctl").exists():
             if time.monotonic() > deadline:
                 raise LabError("vde_switch did not start: " + (self.directory / "switch.log").read_text())
@@ -275,7 +277,7 @@ class Lab(Guests, NetworkStorage):
                 return subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.PIPE,
                                         stdout=out, stderr=out, pass_fds=list(pass_fds), start_new_session=True)
 
-        child = self.spawner.submit(start).result(30)
+        child = self.spawner.submit(start).result(PATIENCE)
         self.children.append(child)
         return child
 
@@ -321,12 +323,23 @@ def _lock(directory):
     return fd
 
 
+@contextlib.contextmanager
+def _one_at_a_time():
+    """No lab is swept away between making its directory and taking it."""
+    with open(labs_directory() / "making", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _sweep():
     """Removes what labs left that were killed. Their processes have died with them."""
     for directory in labs_directory().iterdir():
         if not (directory / "lock").exists():
             continue
-        fd = _lock(directory)
+        try:
+            fd = _lock(directory)
+        except FileNotFoundError:  # that lab has just ended
+            continue
         if fd:
             shutil.rmtree(directory, ignore_errors=True)
             os.close(fd)
@@ -346,7 +359,7 @@ class Attached:
                 continue
             machine = Machine(path.stem)
             machine.line = Line.of_socket(path.stem, sock)
-            machine.line.wait_ready(10)
+            machine.line.wait_ready(PATIENCE)
             self.hosts[path.stem] = machine
             setattr(self, path.stem, machine)
         if not self.hosts:

@@ -14,7 +14,7 @@ def export(directory, number):
 def withdraw(directory):
     """The command for the opposite; what is mounted at the directory is unmounted."""
     return (f"exportfs -u 10.0.0.0/24:{directory}; exportfs -f; "
-            f"for n in $(seq 50); do umount {directory} && break; sleep 0.1; done")
+            f"for n in $(seq 300); do mountpoint -q {directory} || break; umount {directory} || sleep 0.1; done")
 
 
 class NfsShare:
@@ -39,18 +39,17 @@ class NfsShare:
         self.number = next(n for n in range(1, 100) if n not in [share.number for share in lab.shares])
         lab.storage.run(f"{script} && {export(self.directory, self.number)}")
         lab.shares.append(self)
-        for host in lab.ferry_hosts():
-            self.mount(host)
+        lab.on_hosts(self.mount)
 
     def mount(self, host):
         host.run(f"modprobe nfsv4 && mkdir -p {self.path} && mount.nfs storage:{self.directory} {self.path}"
-                 f" -o vers=4.2,sec=sys,{self.options}", timeout=60)
+                 f" -o vers=4.2,sec=sys,{self.options}")
 
     def remove(self):
         for host in self.lab.ferry_hosts():
-            host.run(f"umount -f {self.path} || umount -l {self.path}", check=False, timeout=60)
+            host.run(f"umount -f {self.path} || umount -l {self.path}", check=False)
         self.lab.storage.run(f"{withdraw(self.directory)}; rm -rf /var/exports/{self.name} {self.image or ''}",
-                             check=False, timeout=60)
+                             check=False)
         self.lab.shares.remove(self)
 
 
@@ -62,7 +61,7 @@ class NfsDisk(Disk):
         self.device = f"{share.path}/{name}.img"
         self.entry = f"file:{self.device}"
         self.file = f"{share.directory}/{name}.img"
-        lab.storage.run(fresh_image(self.file, name, address), timeout=60)
+        lab.storage.run(fresh_image(self.file, name, address))
 
     def connect(self, host):
         """The share is mounted, or not; see NfsShare.mount."""
@@ -82,7 +81,7 @@ class NfsRoot(Disk):
         self.file = f"/var/disks/{name}-root.img"
         lab.serve_nfs()
         lab.storage.run(f"{fresh_image(self.file, name, address)} && mkdir -p {self.directory} && "
-                        f"mount -o loop {self.file} {self.directory} && {export(self.directory, 100 + number)}", timeout=60)
+                        f"mount -o loop {self.file} {self.directory} && {export(self.directory, 100 + number)}")
 
     def connect(self, host):
         """The guest connects to it itself."""
@@ -119,24 +118,23 @@ class AoeVolume(Disk):
             f"lvm lvcreate -q -W n -L $(stat -c %s {image})b -n {name}-volume VolumeGroup0 && "
             f"dd if={image} of={self.device} bs=1M conv=sparse 2>/dev/null && sync && lvm vgchange -q -an VolumeGroup0 && "
             f"losetup -d /dev/loop7 && rm {image} && "
-            f"{{ setsid vblade 0 0 eth0 {self.disk} </dev/null >/run/vblade.log 2>&1 & echo $! > /run/vblade.pid; }}", timeout=120)
-        for host in lab.ferry_hosts():
-            self.connect(host)
+            f"{{ setsid vblade 0 0 eth0 {self.disk} </dev/null >/run/vblade.log 2>&1 & echo $! > /run/vblade.pid; }}")
+        lab.on_hosts(self.connect)
 
     def connect(self, host):
         host.run("modprobe aoe && modprobe dm-mod && echo > /dev/etherd/discover && "
-                 "for n in $(seq 100); do [ -b /dev/etherd/e0.0 ] && break; sleep 0.1; done; "
-                 "lvm vgchange -q -ay VolumeGroup0", timeout=60)
+                 "for n in $(seq 600); do [ -b /dev/etherd/e0.0 ] && break; sleep 0.1; done; "
+                 "lvm vgchange -q -ay VolumeGroup0")
 
     def check(self):
         host = self.lab.ferry_hosts()[0]
-        host.run(f"e2fsck -p -E journal_only {self.device}", check=False, timeout=120)
-        return host.run(f"e2fsck -fn {self.device}", timeout=120).stdout
+        host.run(f"e2fsck -p -E journal_only {self.device}", check=False)
+        return host.run(f"e2fsck -fn {self.device}").stdout
 
     def remove(self):
         for host in self.lab.ferry_hosts():
             host.run("lvm vgchange -q -an VolumeGroup0; rmmod aoe", check=False)
-        self.lab.storage.run(f"kill $(cat /run/vblade.pid); rm -f {self.disk}", check=False)
+        self.lab.storage.run(f"pid=$(cat /run/vblade.pid); kill $pid; while kill -0 $pid; do sleep 0.05; done; rm -f {self.disk}", check=False)
         self.lab.disks.remove(self)
 
 
@@ -155,7 +153,7 @@ class NetworkStorage:
         self.storage.run(
             "modprobe nfsd && mkdir -p /var/lib/nfs/v4recovery /exports && touch /etc/exports /var/lib/nfs/etab && "
             f"mount -t nfsd nfsd /proc/fs/nfsd && echo {GRACE_SECONDS} > /proc/fs/nfsd/nfsv4gracetime && "
-            f"echo {GRACE_SECONDS} > /proc/fs/nfsd/nfsv4leasetime && rpc.mountd -N 3", timeout=60)
+            f"echo {GRACE_SECONDS} > /proc/fs/nfsd/nfsv4leasetime && rpc.mountd -N 3")
         self.nfs_serves = False
         self.nfs_up()
         self.storage.run("echo Y > /proc/fs/nfsd/v4_end_grace")  # there is nobody yet who could claim anything
@@ -167,5 +165,5 @@ class NetworkStorage:
 
     def nfs_up(self):
         if self.nfs_serves is False:
-            self.storage.run(f"rpc.nfsd -N 3 -V 4.2 {NFS_THREADS}", timeout=60)
+            self.storage.run(f"rpc.nfsd -N 3 -V 4.2 {NFS_THREADS}")
             self.nfs_serves = True

@@ -5,7 +5,7 @@ import signal
 import statistics
 import time
 
-from .agent import LabError, TimedOut
+from .agent import PATIENCE, LabError, TimedOut
 
 
 def wait_until(condition, timeout, what, interval=0.1):
@@ -50,14 +50,16 @@ class Ping:
     def __init__(self, host, address, interval=0.01):
         self.process = host.spawn(["ping", "-n", "-D", "-i", str(interval), address])
 
-    def wait_reply(self, timeout=10):
-        """Waits for the first reply, so that what follows is seen."""
-        self.process.wait_output(self.REPLY, timeout)
+    def wait_reply(self, count=1, timeout=PATIENCE):
+        """Waits for so many more replies."""
+        at = len(self.process.stdout)
+        for _ in range(count):
+            at = self.process.wait_output(self.REPLY, timeout, at).end()
         return self
 
     def stop(self):
         self.process.kill(signal.SIGINT)
-        result = self.process.wait(20)
+        result = self.process.wait()
         sent = re.search(r"(\d+) packets transmitted", result.stdout)
         if not sent:
             raise LabError(f"ping failed: {result.stdout}{result.stderr}")
@@ -68,13 +70,13 @@ class Ping:
 
 
 class Download:
-    """Downloads the guest's large file on a host, again and again, until stop()."""
+    """Downloads a guest's large file (or another, see guest_images.downloads) on the workstation, again and again, until stop()."""
 
-    def __init__(self, lab, address, port=80):
+    def __init__(self, lab, address, port=80, name="large"):
         self.host = lab.workstation
-        self.expected = lab.guest_facts["large_sha256"]
+        self.expected = lab.guest_facts["sha256"][name]
         self.directory = f"/tmp/download-{address}"
-        url = f"http://{address}:{port}/large"
+        url = f"http://{address}:{port}/{name}"
         # Each line: exit status of wget, its bytes, their checksum.
         self.process = self.host.spawn(
             f"rm -rf {self.directory}; mkdir {self.directory}; cd {self.directory}; touch go; n=0; "
@@ -90,7 +92,7 @@ class Download:
         text = self.host.run(f"cat {self.directory}/file.* 2>/dev/null | wc -c").stdout
         return done + int(text)
 
-    def wait_flowing(self, timeout=20):
+    def wait_flowing(self, timeout=PATIENCE):
         wait_until(lambda: self.progress() > 0, timeout, "the first bytes of the download")
         return self
 

@@ -1,11 +1,10 @@
 """A stock Debian kernel as a guest, and the commands of its life."""
 
 import re
-import time
 
 import pytest
 
-from conftest import boot_id, domain, leftovers
+from conftest import BOOT_ID, boot_id, domain, nothing_left, seconds_wrong
 from ferrylab.observe import Ping, wait_until
 
 
@@ -17,7 +16,7 @@ def test_stock_kernel_boots(lab, host1, running_guest, vcpus, kernel):
     assert guest.run("cat /proc/cmdline").stdout == "root=/dev/vda ro console=ttyS0\n"
     assert guest.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource").stdout == "kvm-clock\n"
     assert guest.run("head -c 64 /dev/hwrng | wc -c").stdout == "64\n"
-    assert abs(int(guest.run("date +%s").stdout) - int(host1.run("date +%s").stdout)) <= 2
+    assert seconds_wrong(guest, host1) <= 2
 
 
 def test_list_has_the_books_shape(lab, host1, running_guest):
@@ -32,7 +31,7 @@ def test_shutdown_ends_the_guest_cleanly(host1, running_guest):
     guest = running_guest(host1)
     guest.run("echo written before shutdown > /root/note")
     guest.disconnect()
-    host1.run("xm shutdown -w TestGuest", timeout=60)
+    host1.run("xm shutdown -w TestGuest")
     assert domain(host1, "TestGuest") is None
     host1.run("xm create TestGuest")
     assert guest.wait_up().run("cat /root/note").stdout == "written before shutdown\n"
@@ -41,25 +40,24 @@ def test_shutdown_ends_the_guest_cleanly(host1, running_guest):
 
 def test_reboot_keeps_the_guest_and_its_id_changes(host1, running_guest):
     guest = running_guest(host1)
-    boot = boot_id(guest)
+    boot = guest.run(BOOT_ID).stdout
     guest.disconnect()
     host1.run("xm reboot TestGuest")
-    wait_until(lambda: boot_id(guest) not in (None, boot), 120, "the new boot")
+    wait_until(lambda: boot_id(guest) not in (None, boot), 300, "the new boot")
     assert domain(host1, "TestGuest") is not None
 
 
 def test_reboot_from_inside(host1, running_guest):
     guest = running_guest(host1)
-    boot = boot_id(guest)
-    guest.run("reboot", check=False)
-    guest.disconnect()
-    wait_until(lambda: boot_id(guest) not in (None, boot), 120, "the new boot")
+    boot = guest.run(BOOT_ID).stdout
+    guest.spawn("reboot")  # the end of the connection may come before its answer
+    wait_until(lambda: boot_id(guest) not in (None, boot), 300, "the new boot")
 
 
 def test_panic_is_a_crash(host1, running_guest):
     guest = running_guest(host1, on_crash="preserve")
     guest.spawn(["sh", "-c", "echo c > /proc/sysrq-trigger"])
-    wait_until(lambda: domain(host1, "TestGuest")[3] == "----c-", 30, "the crash in xm list")
+    wait_until(lambda: domain(host1, "TestGuest")[3] == "----c-", 120, "the crash in xm list")
     guest.disconnect()
     host1.run("xm destroy TestGuest")
 
@@ -82,18 +80,18 @@ def test_names(host1, running_guest):
     host1.run("xm rename TestGuest Renamed")
     assert domain(host1, "Renamed")[0] == number
     host1.run("xm destroy Renamed")
-    assert leftovers(host1) == []
+    nothing_left(host1)
 
 
 def test_console(host1, running_guest):
     running_guest(host1)
     console = host1.spawn(["xm", "console", "TestGuest"], pty=True)
     console.write("\r")
-    console.wait_output(re.compile(rb"TestGuest:~# "), 20)
+    console.wait_output(re.compile(rb"TestGuest:~# "))
     console.write("echo $((6 * 7))\r")
-    console.wait_output(re.compile(rb"\n42\r"), 20)
+    console.wait_output(re.compile(rb"\n42\r"))
     console.write(b"\x1d")
-    assert console.wait(10).status == 0
+    assert console.wait().status == 0
 
 
 def test_created_paused_with_console(host1, lab):
@@ -102,9 +100,9 @@ def test_created_paused_with_console(host1, lab):
     assert domain(host1, "TestGuest")[3] == "--p---"
     console = host1.spawn(["xm", "console", "TestGuest"], pty=True)
     host1.run("xm unpause TestGuest")
-    console.wait_output(re.compile(rb"Linux version 6\.1"), 60)
+    console.wait_output(re.compile(rb"Linux version 6\.1"))
     console.write(b"\x1d")
-    console.wait(10)
+    console.wait()
 
 
 def test_variables_override_the_file(host1, lab):
@@ -123,19 +121,20 @@ def test_dry_run_starts_nothing(host1, lab):
 def test_guest_outlives_xend(lab, host1, running_guest):
     guest = running_guest(host1, extra="console=ttyS0")
     before = domain(host1, "TestGuest")
-    ping = Ping(lab.workstation, guest.address).wait_reply()
-    host1.run("kill -9 $(pgrep -x xend)")
-    time.sleep(1)
+    ping, line = Ping(lab.workstation, guest.address).wait_reply(), guest.line()
+    host1.run("kill -9 $(pgrep -x xend); while pgrep -x xend; do sleep 0.1; done")
+    ping.wait_reply(100)
     lab.start_xend(host1)
-    report = ping.stop()
-    assert report.lost == 0, report
+    ping.wait_reply(100)
+    ping.stop()
+    assert guest.run("echo here").stdout == "here\n" and guest.line() is line
     assert domain(host1, "TestGuest")[:3] == before[:3]
     console = host1.spawn(["xm", "console", "TestGuest"], pty=True)
-    console.wait_output(re.compile(rb"Linux version 6\.1"), 20)  # the ring has survived
+    console.wait_output(re.compile(rb"Linux version 6\.1"))  # the ring has survived
     console.write(b"\x1d")
-    console.wait(10)
+    console.wait()
     guest.disconnect()
-    host1.run("xm shutdown -w TestGuest", timeout=60)
+    host1.run("xm shutdown -w TestGuest")
 
 
 def test_idle_guest_costs_little(host1, running_guest):
@@ -152,11 +151,10 @@ def test_idle_guest_costs_little(host1, running_guest):
             resident += int(line.split()[1])
     assert resident < 8192, f"{resident} KiB beside the guest's memory"
 
-    def wakeups():
-        text = host1.run(f"cat /proc/{pid}/task/{pid}/status").stdout
-        return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M)[1])
+    def wakeups_in_3_s():
+        text = host1.run(f"for n in 1 2; do cat /proc/uptime /proc/{pid}/task/{pid}/status; sleep 3; done").stdout
+        began, ended = (float(seconds) for seconds in re.findall(r"^(\d+\.\d+) \d+\.\d+$", text, re.M))
+        first, last = (int(n) for n in re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", text, re.M))
+        return (last - first) * 3 / (ended - began)
 
-    time.sleep(2)
-    first = wakeups()
-    time.sleep(3)
-    assert wakeups() - first < 30
+    wait_until(lambda: wakeups_in_3_s() < 30, 120, "the guest's start to be over, and rest")
