@@ -6,10 +6,8 @@ import os
 import random
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 
 import pytest
 
