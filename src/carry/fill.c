@@ -76,7 +76,8 @@ void fill_end(struct fill *fill)
 
 static int refused(int code, struct error *error)
 {
-	if (code == ESRCH)
+	/* ENOENT: a process that is ending has left its guest's memory, but not yet its own. */
+	if (code == ESRCH || code == ENOENT)
 		return error_set(error, ESRCH, "The guest has ended before all of its memory was there.");
 	return error_set(error, code, "The guest's process does not take its memory: %s.", strerror(code));
 }
