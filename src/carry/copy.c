@@ -311,7 +311,10 @@ int copy_guest(struct copy *copy, struct error *error)
 	work.rounds.deadline = copy->deadline;
 	work.next_look = work.began + LOOK_EVERY_NS;
 	/* Tracking starts before the first look: whatever is touched later shows in the log. */
-	r = copy->live ? guest_track(guest, true, error) : pause_guest(copy, error);
+	if (copy->live)
+		r = guest->dirty ? 0 : guest_track(guest, true, error);
+	else
+		r = pause_guest(copy, error);
 	if (r == 0)
 		r = pages_present(guest->ram_fd, guest->pages, todo, error);
 	if (r == 0 && copy->live)

@@ -28,7 +28,7 @@ struct guest {
 enum guest_purpose {
 	GUEST_CARRY, /* its memory is read; a clone that shares its memory is refused */
 	GUEST_WRITE, /* its memory is written */
-	GUEST_FILL,  /* its memory comes through its userfaultfd, or is only counted */
+	GUEST_FILL,  /* its memory comes another way (its userfaultfd, its memfd), or is only counted */
 };
 
 /* Takes over the channel (also when it fails) and maps the RAM. */

@@ -5,8 +5,10 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #define PROGRESS_EVERY_NS (100 * NS_PER_MS)
+#define JOB_REASON_MAX 4096 /* a longer message than that is no reason */
 
 /* `secure` comes as a memfd: a host may trust many others. */
 static int read_secure(struct job *job, struct error *error)
@@ -101,16 +103,28 @@ void job_failed(const struct job *job, const struct error *error)
 		NULL);
 }
 
-static int cancelled(struct error *error)
+/* `body`, what xend said last, may hold the reason. */
+static int cancelled(const json_t *body, struct error *error)
 {
-	return error_set(error, ECANCELED, "Cancelled.");
+	const char *why = json_string_value(json_object_get(body, "why"));
+
+	return error_set(error, ECANCELED, "%s", why ? why : "Cancelled.");
 }
 
 int job_cancelled(const struct job *job, struct error *error)
 {
 	struct pollfd channel = {.fd = job->channel, .events = POLLIN};
+	_cleanup_json_ json_t *body = NULL;
+	char text[JOB_REASON_MAX];
+	ssize_t size;
 
-	return poll(&channel, 1, 0) > 0 ? cancelled(error) : 0;
+	if (poll(&channel, 1, 0) <= 0)
+		return 0;
+	/* It stays there: whoever asks next is told the same. */
+	size = recv(job->channel, text, sizeof(text), MSG_PEEK | MSG_DONTWAIT);
+	if (size > 0)
+		body = json_loadb(text, (size_t)size, 0, NULL);
+	return cancelled(body, error);
 }
 
 int job_answer(const struct job *job, struct message *answer, struct error *error)
@@ -118,10 +132,10 @@ int job_answer(const struct job *job, struct message *answer, struct error *erro
 	int r = channel_receive(job->channel, answer, error);
 
 	if (r == -EPIPE || r == -ECONNRESET)
-		return cancelled(error);
+		return cancelled(NULL, error);
 	if (r == 0 && strcmp(job_verb(answer), "abort") == 0) {
+		r = cancelled(answer->body, error);
 		message_free(answer);
-		return cancelled(error);
 	}
 	return r;
 }

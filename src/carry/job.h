@@ -1,8 +1,9 @@
 /*
  * The carrier's side of the conversation with xend (docs/internal/carrier-jobs.md).
  *
- * While guest memory is on its way xend says nothing; whatever arrives then, a
- * message or the end of the channel, means: give up (job_cancelled).
+ * While guest memory is on its way xend says nothing unless it is asked; whatever arrives
+ * then, a message or the end of the channel, means: give up (job_cancelled). {"do":"abort","why":sentence}
+ * says why.
  */
 #pragma once
 
@@ -45,10 +46,10 @@ int job_event(const struct job *job, const char *name, json_t *body, struct erro
 void job_progress(struct job *job, const struct progress *progress, bool now);
 void job_failed(const struct job *job, const struct error *error);
 
-/* -ECANCELED with a sentence when xend gave the job up, else 0. */
+/* -ECANCELED with a sentence, xend's own where it gave one, when xend gave the job up, else 0. */
 int job_cancelled(const struct job *job, struct error *error);
 /* Reads xend's next answer, which is there or will come soon. {"do":"abort"} and the channel's end give
- * -ECANCELED. */
+ * -ECANCELED as above. */
 int job_answer(const struct job *job, struct message *answer, struct error *error);
 /* The verb of an answer: never NULL. */
 const char *job_verb(const struct message *answer);

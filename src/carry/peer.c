@@ -5,6 +5,7 @@
 #include "state/digest.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 
 #define HELLO_DIGEST_AT 56
@@ -376,6 +377,24 @@ int peer_wait_xend(struct wire *wire, struct message *answer, struct error *erro
 		if (r < 0)
 			return r;
 	}
+}
+
+int peer_hold_for_xend(struct wire *wire, struct message *answer, struct error *error)
+{
+	struct pollfd xend = {.fd = wire->job->channel, .events = POLLIN};
+	int r = 0;
+
+	while (r == 0) {
+		int n = poll(&xend, 1, WIRE_ALIVE_MS);
+
+		if (n < 0 && errno != EINTR)
+			return error_set(error, errno, "Unable to wait for xend: %s.", strerror(errno));
+		if (n > 0)
+			return job_answer(wire->job, answer, error);
+		if (n == 0)
+			r = peer_send(wire, RECORD_ALIVE, 0, NULL, 0, error);
+	}
+	return r;
 }
 
 void peer_last_words(struct wire *wire, int failure, int milliseconds, struct error *error)

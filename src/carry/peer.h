@@ -120,6 +120,8 @@ int peer_listen(struct wire *wire, struct error *error);
  * or gives up ends it; one that says anything else does as well.
  */
 int peer_wait_xend(struct wire *wire, struct message *answer, struct error *error);
+/* The same while the peer may go on sending: nothing is read from it. */
+int peer_hold_for_xend(struct wire *wire, struct message *answer, struct error *error);
 
 /* A line that broke while we sent, or another of the relocation's, may have brought the peer's reason before,
  * or brings it within `milliseconds`: that then is the error. */

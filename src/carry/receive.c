@@ -13,12 +13,14 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 /* A hand-over under way, seen from the destination. */
 struct receive {
 	struct job *job;
 	struct wire wire;
-	struct guest guest;
+	int ram_fd;         /* owned: the guest's memory, which is there before the guest */
+	struct guest guest; /* met when a first round is here */
 	struct reception reception;
 	struct streams_in streams;
 	struct hello hello;
@@ -35,6 +37,7 @@ static void receive_free(struct receive *receive)
 	streams_in_end(&receive->streams);
 	wire_close(&receive->wire);
 	guest_close(&receive->guest);
+	cleanup_close(&receive->ram_fd);
 	reception_end(&receive->reception);
 	json_decref(receive->description);
 }
@@ -96,6 +99,8 @@ static int end_round(struct reception *reception, struct error *error)
 	unsigned number = ++reception->rounds;
 	int r = stream_count(reception) ? streams_in_round(reception->streams, number, error) : 0;
 
+	if (r == 0 && number == 1 && reception->meet_guest)
+		r = reception->meet_guest(reception, error);
 	return r == 0 ? peer_send(reception->wire, RECORD_ROUND, number, NULL, 0, error) : r;
 }
 
@@ -122,7 +127,7 @@ static int receive_memory(struct reception *reception, struct job *job, struct e
 			r = page_receiver_take(&reception->receiver, &record, error);
 		else if (record.type == RECORD_ROUND && record.argument == reception->rounds + 1)
 			r = end_round(reception, error);
-		else if (record.type == RECORD_STATE)
+		else if (record.type == RECORD_STATE && reception->rounds)
 			r = receive_state(reception, &record, error);
 		else if (record.type == RECORD_END && reception->state.size)
 			return verify(reception, record.argument, error);
@@ -193,23 +198,42 @@ static int refuse(struct receive *receive, json_t *why, struct error *error)
 		error, EPERM, "The guest from %s was refused: %s", receive->peer, first ? first : "");
 }
 
-static int take_guest(struct receive *receive, struct message *answer, struct error *error)
+/* While its first round was on its way the guest's process has built the machine. */
+static int meet_guest(struct reception *reception, struct error *error)
 {
-	int channel = message_take_fd(answer, answer->body, "guest", error);
-	int r;
+	struct receive *receive = CONTAINER_OF(reception, struct receive, reception);
+	_cleanup_message_ struct message answer = {0};
+	int channel, r = job_event(receive->job, "guest", NULL, error);
 
+	/* A source that does not wait for rounds sends the state now. */
+	if (r == 0)
+		r = peer_hold_for_xend(&receive->wire, &answer, error);
+	if (r < 0)
+		return r;
+	channel = message_take_fd(&answer, answer.body, "guest", error);
 	if (channel < 0)
-		return error_set(error, EPROTO, "xend accepted the guest without a place for it.");
-	r = guest_open(&receive->guest, channel, GUEST_WRITE, error);
+		return error_set(error, EPROTO, "xend has made a guest and shows none.");
+	r = guest_open(&receive->guest, channel, GUEST_FILL, error);
 	if (r < 0)
 		return r;
 	if (receive->guest.size != receive->ram_size)
 		return error_set(
 			error, EPROTO, "xend made the guest with another memory size than was offered.");
-	r = description_match_regions(receive->description, receive->guest.regions, error);
-	if (r == 0)
-		r = reception_begin(&receive->reception, &receive->wire, receive->guest.ram_fd,
-			receive->guest.pages, error);
+	return description_match_regions(receive->description, receive->guest.regions, error);
+}
+
+static int take_memory(struct receive *receive, struct message *answer, struct error *error)
+{
+	struct stat ram;
+	int r;
+
+	receive->ram_fd = message_take_fd(answer, answer->body, "ram", error);
+	if (receive->ram_fd < 0 || fstat(receive->ram_fd, &ram) < 0 ||
+		(uint64_t)ram.st_size != receive->ram_size)
+		return error_set(error, EPROTO, "xend accepted the guest without the memory for it.");
+	r = reception_begin(&receive->reception, &receive->wire, receive->ram_fd,
+		receive->ram_size / PAGE_SIZE, error);
+	receive->reception.meet_guest = meet_guest;
 	receive->reception.receiver.compressed = receive->hello.features & PEER_COMPRESSED;
 	return r;
 }
@@ -262,7 +286,7 @@ static int accept_offer(struct receive *receive, struct error *error)
 		return refuse(receive, json_object_get(answer.body, "why"), error);
 	if (strcmp(job_verb(&answer), "accept") != 0)
 		return error_set(error, EPROTO, "xend answered neither accept nor refuse.");
-	r = take_guest(receive, &answer, error);
+	r = take_memory(receive, &answer, error);
 	return r == 0 ? accept_guest(receive, error) : r;
 }
 
@@ -405,6 +429,7 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 	_cleanup_receive_ struct receive receive = {.job = job,
 		.wire = {.fd = -1, .job = job},
 		.streams = {.joins = -1},
+		.ram_fd = -1,
 		.guest = {.channel = -1, .ram_fd = -1}};
 	int r = receive_begin(&receive, confine, error);
 	/* A stranger who does not even greet right gets no answer. */

@@ -16,6 +16,8 @@ struct reception {
 	struct streams_in *streams;    /* borrowed; NULL: there are no data connections */
 	struct buffer state;           /* device-state records, once they came */
 	unsigned rounds;
+	/* Called once, when the first round is in place; may be NULL. */
+	int (*meet_guest)(struct reception *reception, struct error *error);
 	int64_t began; /* monotonic ns */
 };
 

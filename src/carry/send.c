@@ -147,6 +147,9 @@ static int offer(struct send *send, struct error *error)
 	if (!text || payload.failed)
 		return error_set(error, ENOMEM, "Out of memory while offering the guest.");
 	r = peer_send(&send->wire, RECORD_OFFER, send->guest.size, payload.data, payload.size, error);
+	/* Takes a moment with much memory: one in which the peer has to see about the offer anyway. */
+	if (r == 0 && send->copy.live)
+		r = guest_track(&send->guest, true, error);
 	if (r == 0)
 		r = peer_receive(&send->wire, &record, error);
 	if (r < 0)

@@ -246,7 +246,8 @@ static int explain(const struct domain *domain, bool incoming, int r, struct err
 	return r < 0 ? error_prefix(error, "Domain '%s': ", config->name) : r;
 }
 
-int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error)
+int guest_start(struct domain *domain, enum guest_beginning beginning, struct guest_memory_user *memory_user,
+	struct error *error)
 {
 	bool incoming = beginning != GUEST_BOOT;
 	struct xend *xend = domain->xend;
@@ -264,6 +265,8 @@ int guest_start(struct domain *domain, enum guest_beginning beginning, struct er
 	xend_lock(xend);
 	if (r >= 0)
 		r = start_process(domain, error);
+	if (r >= 0 && memory_user)
+		r = memory_user->ready(memory_user, files.ram, error);
 	if (r >= 0) {
 		xend_unlock(xend);
 		r = explain(domain, incoming, create_machine(domain, &files, incoming, error), error);

@@ -22,12 +22,19 @@ enum guest_beginning {
 	GUEST_RECEIVE,      /* its state comes from a peer, which has the locks of the disks for now */
 };
 
+/* Who has use for a guest's memory while its process still builds the machine. */
+struct guest_memory_user {
+	/* Called once, with the lock held; `ram` stays the caller's. An error ends the guest. */
+	int (*ready)(struct guest_memory_user *user, int ram, struct error *error);
+};
+
 /*
  * Opens what the guest needs, starts its process and has it build the machine:
  * paused, or waiting for its state. On an error everything is taken back but the
- * domain itself. Lets go of the lock.
+ * domain itself. `memory_user` may be NULL. Lets go of the lock.
  */
-int guest_start(struct domain *domain, enum guest_beginning beginning, struct error *error);
+int guest_start(struct domain *domain, enum guest_beginning beginning, struct guest_memory_user *memory_user,
+	struct error *error);
 
 /*
  * After something asked of the guest has failed with r: where its channel broke because its process has

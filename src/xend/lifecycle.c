@@ -122,7 +122,7 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	if (!again)
 		r = peers_ask(domain, error);
 	if (r >= 0)
-		r = guest_start(domain, GUEST_BOOT, error);
+		r = guest_start(domain, GUEST_BOOT, NULL, error);
 	if (r >= 0)
 		r = go_live(domain, paused, error);
 	if (r >= 0 && !paused)
@@ -138,8 +138,8 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 }
 
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
-	enum guest_beginning beginning, struct shared_memory *shared, int cancel, struct domain **result,
-	struct error *error)
+	enum guest_beginning beginning, struct shared_memory *shared, struct guest_memory_user *memory_user,
+	int cancel, struct domain **result, struct error *error)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r;
@@ -159,7 +159,7 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	if (beginning != GUEST_RECEIVE)
 		r = peers_ask(domain, error);
 	if (r >= 0)
-		r = guest_start(domain, beginning, error);
+		r = guest_start(domain, beginning, memory_user, error);
 	if (r < 0) {
 		discard(domain);
 		return r;

@@ -17,6 +17,8 @@
 struct receiving {
 	struct xend *xend;
 	struct carrier carrier;
+	struct guest_memory_user memory_user;
+	bool accepted; /* the source has been told to send the memory */
 	int cancel;
 	char ticket[37], peer[256];
 	struct domain *domain; /* NULL before the offer was accepted; referenced */
@@ -103,33 +105,60 @@ static int admit(
 		return error_set(error, EPERM, "%zu objections to domain '%s', the first: %s",
 			json_array_size(found), config.name, json_string_value(json_array_get(found, 0)));
 	snprintf(uuid, sizeof(uuid), "%s", config.uuid);
-	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, NULL, receiving->cancel,
-		&receiving->domain, error);
+	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, NULL, &receiving->memory_user,
+		receiving->cancel, &receiving->domain, error);
 	return r < 0 ? r : handover_receiving(receiving->xend, receiving->ticket, uuid, error);
+}
+
+/* All is reserved, and the guest's process lives: its memory can come while it builds the machine. */
+static int begin_memory(struct guest_memory_user *memory_user, int ram, struct error *error)
+{
+	struct receiving *receiving = CONTAINER_OF(memory_user, struct receiving, memory_user);
+
+	receiving->accepted = true;
+	return carrier_say(&receiving->carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "ram", "fd", 0),
+		&ram, 1, error);
+}
+
+/* Has the carrier tell the peer why there will be no guest here. */
+static void refuse(struct receiving *receiving, json_t *objections, const struct error *why)
+{
+	struct message rest;
+	json_t *words = receiving->accepted
+				? json_pack("{s:s, s:s}", "do", "abort", "why", why->text)
+				: json_pack("{s:s, s:O}", "do", "refuse", "why", objections);
+
+	carrier_say(&receiving->carrier, words, NULL, 0, NULL);
+	/* The carrier's `failed` says the same; waiting for it lets the words arrive. */
+	while (carrier_hear(&receiving->carrier, &rest, NULL) >= 0)
+		message_free(&rest);
 }
 
 static int accept_offer(struct receiving *receiving, const struct message *offer, struct error *error)
 {
-	_cleanup_close_ int guest = -1;
 	_cleanup_json_ json_t *objections = json_array();
 	int r = admit(receiving, offer, objections, error);
 
 	if (r >= 0)
-		r = guest = guest_connect(receiving->domain, error);
-	if (r < 0) {
-		struct message rest;
-
-		if (!json_array_size(objections))
-			json_array_append_new(objections, json_string(error->text));
-		carrier_say(&receiving->carrier, json_pack("{s:s, s:O}", "do", "refuse", "why", objections),
-			NULL, 0, NULL);
-		/* The carrier's `failed` says the same; waiting for it lets the refusal arrive. */
-		if (carrier_hear(&receiving->carrier, &rest, NULL) >= 0)
-			message_free(&rest);
 		return r;
-	}
-	return carrier_say(&receiving->carrier, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
-		&guest, 1, error);
+	if (!json_array_size(objections))
+		json_array_append_new(objections, json_string(error->text));
+	refuse(receiving, objections, error);
+	return r;
+}
+
+/* The carrier asks for the guest when the first of its memory is there. */
+static int show_guest(struct receiving *receiving, struct error *error)
+{
+	_cleanup_message_ struct message asked = {0};
+	_cleanup_close_ int guest = -1;
+	int r = carrier_expect(&receiving->carrier, "guest", &asked, error);
+
+	if (r >= 0)
+		r = guest = guest_connect(receiving->domain, error);
+	return r < 0 ? r
+		     : carrier_say(&receiving->carrier,
+			       json_pack("{s:s, s:{s:i}}", "do", "guest", "guest", "fd", 0), &guest, 1, error);
 }
 
 /* From the accepted offer to the record that the guest is ours. */
@@ -138,8 +167,10 @@ static int take_over(struct receiving *receiving, struct guest_resume *how, stru
 	struct carrier *carrier = &receiving->carrier;
 	_cleanup_message_ struct message received = {0}, commit = {0};
 	const json_t *offset;
-	int r = carrier_expect(carrier, "received", &received, error);
+	int r = show_guest(receiving, error);
 
+	if (r >= 0)
+		r = carrier_expect(carrier, "received", &received, error);
 	if (r >= 0)
 		r = handover_received(
 			receiving->xend, receiving->ticket, receiving->domain->config.uuid, error);
@@ -247,7 +278,8 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 
 void job_receive(struct visitor *visitor)
 {
-	struct receiving receiving = {.xend = visitor->xend, .cancel = visitor->cancel};
+	struct receiving receiving = {
+		.xend = visitor->xend, .cancel = visitor->cancel, .memory_user.ready = begin_memory};
 	struct error error;
 	int r = receive(&receiving, visitor, &error);
 

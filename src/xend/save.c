@@ -212,7 +212,7 @@ static int run_restore(
 	}
 	restoring->paused |= was_paused;
 	r = lifecycle_expect(restoring->xend, &config, restoring->paused,
-		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, restoring->shared,
+		options->eager ? GUEST_RESTORE : GUEST_RESTORE_LAZY, restoring->shared, NULL,
 		reply_cancel_fd(reply), &restoring->domain, error);
 	if (r < 0)
 		return r;

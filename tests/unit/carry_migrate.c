@@ -110,8 +110,7 @@ static void accept_offer(struct move *move)
 	assert_string_equal(json_string_value(json_object_get(json_object_get(offer.body, "domain"), "name")),
 		"TestGuest");
 	message_free(&offer);
-	carrier_say(&move->dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
-		&move->to.carrier_end, 1);
+	carrier_accept(&move->dest, &move->to);
 }
 
 /* Up to RECEIVED at the source, where the guest must be the same on both sides. */

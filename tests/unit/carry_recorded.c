@@ -138,7 +138,7 @@ static void record_hand_over(struct recording *recording)
 	begin_dest(&dest, pair[1]);
 	pass(&dest, "offer");
 	recording->offered = middle.size;
-	carrier_say(&dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0), &to.carrier_end, 1);
+	carrier_accept(&dest, &to);
 	pass(&dest, "received");
 	recording->copied = middle.size;
 	say(&dest, "received");
@@ -192,14 +192,14 @@ static bool play(
 			failed = strcmp(name, "failed") == 0;
 			committed = strcmp(name, "commit") == 0;
 			if (strcmp(name, "offer") == 0)
-				answer = json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0);
+				carrier_accept(&dest, &guest);
 			else if (strcmp(name, "received") == 0)
 				answer = json_pack("{s:s}", "do", "received");
 			/* Where the stream is cut the carrier may have ended already. */
 			if (answer)
-				channel_send(dest.channel, answer, &guest.carrier_end, 1, NULL);
+				channel_send(dest.channel, answer, NULL, 0, NULL);
 			json_decref(answer);
-			at = strcmp(name, "progress") == 0 ? SIZE_MAX : end;
+			at = carrier_event_is_aside(&dest, &event) ? SIZE_MAX : end;
 			message_free(&event);
 		} while (at == SIZE_MAX);
 	}

@@ -76,8 +76,7 @@ static void move_begin(
 	begin_source(move, live, connections, rate_mbit, compress);
 	begin_dest(move, PEER_STREAMS_MAX);
 	pass(&move->dest, "offer");
-	carrier_say(&move->dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
-		&move->to.carrier_end, 1);
+	carrier_accept(&move->dest, &move->to);
 }
 
 static void move_end(struct move *move)
@@ -175,16 +174,16 @@ static bool next_is(struct carrier_thread *carrier, const char *name, struct mes
 {
 	for (;;) {
 		const char *heard;
-		bool is, progress;
+		bool is, aside;
 
 		assert_int_equal(channel_receive(carrier->channel, message, NULL), 0);
 		heard = json_string_value(json_object_get(message->body, "event"));
 		is = strcmp(heard, name) == 0;
-		progress = strcmp(heard, "progress") == 0;
 		if (is)
 			return true;
+		aside = carrier_event_is_aside(carrier, message);
 		message_free(message);
-		if (!progress)
+		if (!aside)
 			return false;
 	}
 }
@@ -302,8 +301,7 @@ static void a_destination_may_want_fewer(void **state)
 		begin_source(&move, false, 4, 0, "auto");
 		begin_dest(&move, most);
 		pass(&move.dest, "offer");
-		carrier_say(&move.dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
-			&move.to.carrier_end, 1);
+		carrier_accept(&move.dest, &move.to);
 		if (most > 1)
 			set_up_lines(&move, (unsigned)most);
 		complete(&move, &milliseconds, &bytes);
@@ -396,8 +394,7 @@ static bool arrives_damaged(size_t at, size_t *said)
 	begin_source(&move, false, 2, 0, "yes");
 	begin_dest(&move, 2);
 	pass(&move.dest, "offer");
-	carrier_say(&move.dest, json_pack("{s:s, s:{s:i}}", "do", "accept", "guest", "fd", 0),
-		&move.to.carrier_end, 1);
+	carrier_accept(&move.dest, &move.to);
 	connect_lines(&move, 2, &middle);
 	hand_over_line(&move, true);
 	hand_over_line(&move, true);

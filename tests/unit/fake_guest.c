@@ -301,6 +301,27 @@ void carrier_thread_end(struct carrier_thread *carrier)
 	pthread_join(carrier->thread, NULL);
 }
 
+void carrier_accept(struct carrier_thread *carrier, struct fake_guest *guest)
+{
+	_cleanup_json_ json_t *answer = json_pack("{s:s, s:{s:i}}", "do", "accept", "ram", "fd", 0);
+
+	carrier->shows = guest;
+	channel_send(carrier->channel, answer, &guest->ram_fd, 1, NULL); /* it may have ended */
+}
+
+bool carrier_event_is_aside(struct carrier_thread *carrier, const struct message *event)
+{
+	const char *heard = json_string_value(json_object_get(event->body, "event"));
+	_cleanup_json_ json_t *answer = NULL;
+
+	if (!heard || !carrier->shows || strcmp(heard, "guest") != 0)
+		return heard && strcmp(heard, "progress") == 0;
+	answer = json_pack("{s:s, s:{s:i}}", "do", "guest", "guest", "fd", 0);
+	/* Where its line has broken meanwhile it does not hear that any more. */
+	channel_send(carrier->channel, answer, &carrier->shows->carrier_end, 1, NULL);
+	return true;
+}
+
 struct message carrier_event(struct carrier_thread *carrier, const char *name)
 {
 	for (;;) {
@@ -313,7 +334,7 @@ struct message carrier_event(struct carrier_thread *carrier, const char *name)
 		heard = json_string_value(json_object_get(message.body, "event"));
 		if (heard && strcmp(heard, name) == 0)
 			return message;
-		if (!heard || strcmp(heard, "progress") != 0)
+		if (!carrier_event_is_aside(carrier, &message))
 			fail_msg("waiting for '%s', heard '%s': %s", name, heard ? heard : "?",
 				json_string_value(json_object_get(message.body, "error")));
 		message_free(&message);

@@ -57,6 +57,7 @@ struct carrier_thread {
 	int channel; /* xend's end */
 	int (*run)(struct job *job, confine_function *confine, struct error *error);
 	int carrier_channel;
+	struct fake_guest *shows; /* to a carrier that asks for the guest; NULL: it may not ask */
 	pthread_t thread;
 };
 
@@ -64,7 +65,12 @@ void carrier_thread_begin(struct carrier_thread *carrier,
 	int (*run)(struct job *job, confine_function *confine, struct error *error));
 /* Closes xend's end where that is not done yet, and waits. */
 void carrier_thread_end(struct carrier_thread *carrier);
-/* The next event but progress, whose name must be this; fails the test otherwise. The caller owns the
+/* Accepts what was offered: the guest's memory is there at once, the guest when the carrier asks for it. */
+void carrier_accept(struct carrier_thread *carrier, struct fake_guest *guest);
+/* Whether the event is one that the test need not care about: progress, or what carrier_accept has promised.
+ */
+bool carrier_event_is_aside(struct carrier_thread *carrier, const struct message *event);
+/* The next event but those, whose name must be this; fails the test otherwise. The caller owns the
  * message. */
 struct message carrier_event(struct carrier_thread *carrier, const char *name);
 void carrier_say(struct carrier_thread *carrier, json_t *body, const int *fds, unsigned count);
