@@ -153,6 +153,18 @@ class Moves(unittest.TestCase):
         self.assertEqual(self.one.get("/domains/1")["state"], "-b----")
         self.assertEqual(self.two.names(), ["TestGuest"])
 
+    def test_a_guest_that_dies_while_it_is_received(self):
+        self.one.create()
+        for verb, words in (("create", "was killed by signal 9"), ("memory", "The guest's process has ended"),
+                            ("load-state", "The guest's process has ended")):
+            (self.two.root / "libexec/dies").write_text(verb)
+            self.refused(words, self.migrate)
+            wait_until(lambda: (self.two.names(), self.two.guests()) == ([], []), "its end at the destination")
+            wait_until(lambda: self.one.get("/domains/TestGuest")["state"] == "-b----", "the guest to run on")
+        (self.two.root / "libexec/dies").unlink()
+        self.migrate()
+        self.assertEqual(self.two.names(), ["TestGuest"])
+
     def test_disks_move_their_locks(self):
         self.one.create()
         self.migrate()
