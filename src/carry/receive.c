@@ -231,8 +231,8 @@ static int take_memory(struct receive *receive, struct message *answer, struct e
 	if (receive->ram_fd < 0 || fstat(receive->ram_fd, &ram) < 0 ||
 		(uint64_t)ram.st_size != receive->ram_size)
 		return error_set(error, EPROTO, "xend accepted the guest without the memory for it.");
-	r = reception_begin(&receive->reception, &receive->wire, receive->ram_fd,
-		receive->ram_size / PAGE_SIZE, error);
+	r = reception_begin(
+		&receive->reception, &receive->wire, receive->ram_fd, receive->ram_size / PAGE_SIZE, error);
 	receive->reception.meet_guest = meet_guest;
 	receive->reception.receiver.compressed = receive->hello.features & PEER_COMPRESSED;
 	return r;

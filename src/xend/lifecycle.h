@@ -16,8 +16,8 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	struct domain **domain, struct error *error);
 
 /* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
- * until lifecycle_arrived. `shared`: the memory of a clone (GUEST_RESTORE_LAZY), else NULL; `memory_user`: see
- * guest_start.
+ * until lifecycle_arrived. `shared`: the memory of a clone (GUEST_RESTORE_LAZY), else NULL; `memory_user`:
+ * see guest_start.
  */
 int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused,
 	enum guest_beginning beginning, struct shared_memory *shared, struct guest_memory_user *memory_user,

@@ -124,9 +124,8 @@ static int begin_memory(struct guest_memory_user *memory_user, int ram, struct e
 static void refuse(struct receiving *receiving, json_t *objections, const struct error *why)
 {
 	struct message rest;
-	json_t *words = receiving->accepted
-				? json_pack("{s:s, s:s}", "do", "abort", "why", why->text)
-				: json_pack("{s:s, s:O}", "do", "refuse", "why", objections);
+	json_t *words = receiving->accepted ? json_pack("{s:s, s:s}", "do", "abort", "why", why->text)
+					    : json_pack("{s:s, s:O}", "do", "refuse", "why", objections);
 
 	carrier_say(&receiving->carrier, words, NULL, 0, NULL);
 	/* The carrier's `failed` says the same; waiting for it lets the words arrive. */
@@ -158,7 +157,8 @@ static int show_guest(struct receiving *receiving, struct error *error)
 		r = guest = guest_connect(receiving->domain, error);
 	return r < 0 ? r
 		     : carrier_say(&receiving->carrier,
-			       json_pack("{s:s, s:{s:i}}", "do", "guest", "guest", "fd", 0), &guest, 1, error);
+			       json_pack("{s:s, s:{s:i}}", "do", "guest", "guest", "fd", 0), &guest, 1,
+			       error);
 }
 
 /* From the accepted offer to the record that the guest is ours. */
