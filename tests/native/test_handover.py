@@ -424,13 +424,17 @@ def interrupt(mover, pair, line):
 
 def cut_power(host):
     """Everything on it ends at once; what is not on its disk is gone, and the next start is another boot."""
-    host.process.send_signal(signal.SIGSTOP)  # it starts no more
-    killed = processes(host, "ferry-guest") + processes(host, "ferry-carrier")
-    for pid in (host.process.pid, *killed):
-        with contextlib.suppress(ProcessLookupError):  # ended by itself
-            os.kill(pid, signal.SIGKILL)
+    def living():  # xend's children are still xend for a moment
+        return [pid for name in ("xend", "ferry-guest", "ferry-carrier") for pid in processes(host, name)]
+
+    def end():
+        for pid in living():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not living()
+
+    wait_for(end, "the end of all that ran there")
     host.process.wait()
-    wait_for(lambda: not set(killed) & {*processes(host, "ferry-guest"), *processes(host, "ferry-carrier")}, "their end")
     shutil.rmtree(f"{host.root}/run")
     database = sqlite3.connect(f"{host.root}/state/xend.db")
     database.execute("UPDATE host SET value = value || '-' WHERE key = 'boot'")
