@@ -261,11 +261,11 @@ static void a_guest_stays(uint64_t pages, int rate_mbit, json_t *more, const cha
 
 	move_begin_with(&move, pages, true, rate_mbit, more);
 	accept_offer(&move);
+	pass(&move.dest, "failed");
 	failed = carrier_event(&move.source, "failed");
 	if (!strstr(json_string_value(json_object_get(failed.body, "error")), why))
 		fail_msg("%s", json_string_value(json_object_get(failed.body, "error")));
 	message_free(&failed);
-	pass(&move.dest, "failed");
 	assert_int_equal(move.from.pauses, 0);
 	assert_true(move.from.running);
 	move_end(&move);
