@@ -113,6 +113,7 @@ static int take_connection(
 	stream->receiver.stripes = count;
 	r = wire_further(&stream->wire, streams->control, fd, error);
 	stream->wire.stop = &streams->crew.stop;
+	stream->wire.deaf_to_xend = true; /* it answers the control connection's thread */
 	if (r == 0)
 		crew_give(&streams->crew, stream->number - 1, serve, stream);
 	return r;

@@ -24,7 +24,7 @@ static int cut(const struct wire *wire, int code, struct error *error)
 int wire_cancelled(const struct wire *wire, struct error *error)
 {
 	struct pollfd stop = {.fd = wire->stop ? *wire->stop : -1, .events = POLLIN};
-	int r = job_cancelled(wire->job, error);
+	int r = wire->deaf_to_xend ? 0 : job_cancelled(wire->job, error);
 
 	return r == 0 && poll(&stop, 1, 0) > 0 ? error_set(error, ECANCELED, "Given up.") : r;
 }
@@ -35,7 +35,7 @@ int wire_cancelled(const struct wire *wire, struct error *error)
 static void wakers(const struct wire *wire, short events, struct pollfd ready[WAKERS])
 {
 	ready[0] = (struct pollfd){.fd = wire->fd, .events = events};
-	ready[1] = (struct pollfd){.fd = wire->job->channel, .events = POLLIN};
+	ready[1] = (struct pollfd){.fd = wire->deaf_to_xend ? -1 : wire->job->channel, .events = POLLIN};
 	ready[2] = (struct pollfd){.fd = wire->stop ? *wire->stop : -1, .events = POLLIN};
 }
 

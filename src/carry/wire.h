@@ -25,6 +25,7 @@ struct wire {
 	int fd;          /* owned, non-blocking */
 	struct tls *tls; /* owned; NULL: clear text */
 	const struct job *job;
+	bool deaf_to_xend; /* what xend says is for another thread, which ends this one with `stop` */
 	const int *stop;  /* borrowed: an eventfd that is readable once another thread has ended it all; NULL:
 			     none */
 	char peer[128];   /* for sentences: name or address */
