@@ -17,16 +17,22 @@
 #define LOOK_MS 100
 
 /* Everything from here to the exec runs in a copy of a threaded process: async-signal-safe calls only. */
-static int child_record(int file)
+
+/* Once it is recorded the next xend finds it. Whether that one has looked before, nobody knows: so where its
+ * xend has died meanwhile it ends here. */
+static int child_record(int file, pid_t parent)
 {
 	char line[1024];
 	_cleanup_close_ int stat = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
 	ssize_t size = stat < 0 ? -1 : read(stat, line, sizeof(line));
 
-	return size > 0 && write(file, line, (size_t)size) == size ? 0 : -1;
+	if (size <= 0 || write(file, line, (size_t)size) != size)
+		return -1;
+	errno = ESRCH;
+	return getppid() == parent ? 0 : -1;
 }
 
-static int child_prepare(const struct spawn *spawn, int null, int record)
+static int child_prepare(const struct spawn *spawn, int null, int record, pid_t parent)
 {
 	static const struct rlimit no_core = {0, 0}, descriptors = {1024, 1024};
 	struct sigaction standard = {.sa_handler = SIG_DFL};
@@ -35,7 +41,7 @@ static int child_prepare(const struct spawn *spawn, int null, int record)
 	sigemptyset(&none);
 	sigaction(SIGPIPE, &standard, NULL);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	if (setsid() < 0 || (record >= 0 && child_record(record) < 0) ||
+	if (setsid() < 0 || (record >= 0 && child_record(record, parent) < 0) ||
 		(spawn->own_network && unshare(CLONE_NEWNET) < 0))
 		return -1;
 	if (dup2(null, STDIN_FILENO) < 0)
@@ -54,12 +60,13 @@ static int child_prepare(const struct spawn *spawn, int null, int record)
 	return setrlimit(RLIMIT_CORE, &no_core) < 0 || setrlimit(RLIMIT_NOFILE, &descriptors) < 0 ? -1 : 0;
 }
 
-static void __attribute__((noreturn)) child(const struct spawn *spawn, int null, int record, int report)
+static void __attribute__((noreturn))
+child(const struct spawn *spawn, int null, int record, int report, pid_t parent)
 {
 	static const char *const empty[] = {NULL};
 	const char *const *environment = spawn->environment ? spawn->environment : empty;
 
-	if (child_prepare(spawn, null, record) == 0)
+	if (child_prepare(spawn, null, record, parent) == 0)
 		execve(spawn->arguments[0], (char *const *)spawn->arguments, (char *const *)environment);
 	if (write(report, &errno, sizeof(errno)) < 0)
 		_exit(126);
@@ -72,6 +79,7 @@ int process_spawn(const struct spawn *spawn, pid_t *pid, struct error *error)
 	_cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC), record = -1, pidfd = -1;
 	_cleanup_close_ int report_read = -1, report_write = -1;
 	int report[2], failed = 0;
+	pid_t self = getpid();
 	ssize_t size;
 
 	if (null < 0 || pipe2(report, O_CLOEXEC) < 0)
@@ -88,7 +96,7 @@ int process_spawn(const struct spawn *spawn, pid_t *pid, struct error *error)
 	}
 	*pid = fork();
 	if (*pid == 0)
-		child(spawn, null, record, report_write);
+		child(spawn, null, record, report_write, self);
 	if (*pid < 0)
 		return error_set(error, errno, "Unable to start %s: %s.", program, strerror(errno));
 	pidfd = pidfd_open(*pid, 0);
