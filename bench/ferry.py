@@ -105,7 +105,7 @@ class Host:
                     control.close()
                 except OSError:  # it is just coming, or going
                     pass
-            time.sleep(0.0005)
+            time.sleep(0.002)  # looking takes time from what is measured
         raise TimeoutError(f"no guest came up in {self.root}")
 
     def cpu_seconds(self):
