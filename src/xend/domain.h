@@ -28,13 +28,14 @@ struct domain {
 	unsigned id;
 	struct guest_config config; /* complete: has name and uuid */
 	enum domain_phase phase;
-	bool paused;         /* by the user */
-	bool restart_wanted; /* xm reboot */
-	bool preserved;      /* has ended and is kept (on_crash='preserve') */
-	bool arrived;        /* restored or received, not booted here */
-	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
-	struct doubt *doubt; /* the peer has not said so far (handover.h); NULL: no doubt */
-	int64_t started_at;  /* seconds since 1970 */
+	bool paused;            /* by the user */
+	bool restart_wanted;    /* xm reboot */
+	bool preserved;         /* has ended and is kept (on_crash='preserve') */
+	bool arrived;           /* restored or received, not booted here */
+	bool handed_over;       /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	struct doubt *doubt;    /* the peer has not said so far (handover.h); NULL: no doubt */
+	int64_t started_at;     /* seconds since 1970 */
+	unsigned early_reboots; /* one after the other, right after each start (supervise.h) */
 
 	const char *busy; /* "being saved", NULL: no job */
 	int cancel;       /* eventfd of its job, -1: none or past cancelling */

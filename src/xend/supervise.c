@@ -54,11 +54,12 @@ static bool restarts(enum guest_action action)
 	       action == ACTION_COREDUMP_RESTART;
 }
 
-static bool too_soon(const struct domain *domain)
+/* By itself, right after it was booted. */
+static bool ended_early(const struct domain *domain)
 {
 	int64_t ran = time(NULL) - domain->started_at;
 
-	return ran >= 0 && ran < RESTART_MINIMUM_S;
+	return !domain->restart_wanted && !domain->arrived && ran >= 0 && ran < RESTART_MINIMUM_S;
 }
 
 /* The disks that a kept guest goes on holding, its successor could not have. */
@@ -79,6 +80,13 @@ static void keep(struct domain *domain)
 		log_error("%s", error.text);
 }
 
+/* A guest that ends right after its start would be started for ever. One that reboots may have been told to,
+ * by somebody in it or by what it has just installed: that is a loop only when it goes on. */
+static bool in_a_loop(const struct domain *domain, enum guest_reason reason)
+{
+	return ended_early(domain) && (reason != REASON_REBOOT || domain->early_reboots >= EARLY_REBOOTS_MAX);
+}
+
 /* Lets go of the lock. */
 static void restart(struct domain *domain, enum guest_action action)
 {
@@ -86,6 +94,7 @@ static void restart(struct domain *domain, enum guest_action action)
 	_cleanup_json_ json_t *copy = guest_config_to_json(&domain->config);
 	_cleanup_domain_ struct domain *successor = NULL;
 	struct xend *xend = domain->xend;
+	unsigned early_reboots = ended_early(domain) ? domain->early_reboots + 1 : 0;
 	struct error error;
 	int r = guest_config_from_json(&config, copy, &error);
 
@@ -98,7 +107,9 @@ static void restart(struct domain *domain, enum guest_action action)
 	}
 	if (r >= 0)
 		r = lifecycle_create(xend, &config, false, true, &successor, &error);
-	if (r < 0)
+	if (r >= 0)
+		successor->early_reboots = early_reboots;
+	else
 		log_error("Domain '%s' is not started again: %s", domain->config.name, error.text);
 }
 
@@ -109,7 +120,7 @@ static void end_of_guest(void *argument)
 	enum guest_action action = action_for(domain, reason);
 
 	log_end(domain, reason, action);
-	if (restarts(action) && !domain->restart_wanted && !domain->arrived && too_soon(domain)) {
+	if (restarts(action) && in_a_loop(domain, reason)) {
 		log_error("Domain '%s' ended within %d s of its start and is not started again.",
 			domain->config.name, RESTART_MINIMUM_S);
 		action = ACTION_DESTROY;

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A ferry-guest for xend's tests: speaks docs/internal/guest-control.md, has RAM, runs nothing.
 
-What it does is said by words in its kernel's command line: crash (a moment after it is
+What it does is said by words in its kernel's command line: crash, reboot (a moment after it is
 resumed), error (KVM cannot run it), deaf (ignores the power button); and by files beside the program:
 features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that).
 """
@@ -128,6 +128,8 @@ class Guest:
         self.change("running")
         if "crash" in self.words():
             threading.Timer(0.5, self.later, ("shutdown", "crash", "It panicked.")).start()
+        if "reboot" in self.words():
+            threading.Timer(0.2, self.later, ("shutdown", "reboot")).start()
         if "error" in self.words():
             self.change("shutdown", "error", "KVM internal error: it cannot emulate INT3.")
         return {}, []

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """xend as its clients see it: guests' lives, errors, restarts. The guests are fake, all else is real."""
 import os
+import re
 import signal
 import socket
 import tempfile
@@ -139,6 +140,12 @@ class Daemon(unittest.TestCase):
         self.xend.create(extra="crash")
         wait_until(lambda: self.xend.names() == [], "its end")
         self.assertIn("is not started again", self.xend.log.read_text())
+        self.nothing_left()
+
+    def test_a_guest_that_reboots_early_is_started_again_but_not_for_ever(self):
+        self.xend.create(extra="reboot")
+        wait_until(lambda: self.xend.names() == [] and "is not started again" in self.xend.log.read_text(), "its end")
+        self.assertGreaterEqual(len(re.findall("has started with ID", self.xend.log.read_text())), 4)
         self.nothing_left()
 
     def test_preserve(self):
