@@ -34,7 +34,7 @@ def small_place(tmp_path):
     place = tmp_path / "small"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", place], check=False).returncode != 0:
-        pytest.skip("nothing can be mounted here")
+        pytest.skip("nothing can be mounted here (no CAP_SYS_ADMIN): a file system that is full was not tried")
     yield place
     wait_until(lambda: subprocess.run(["umount", place], check=False).returncode == 0, "the end of all who use it")
 

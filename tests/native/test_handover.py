@@ -467,7 +467,7 @@ def test_power_cuts(clear_pair, line, side, capsys):
     table.print(f"the {side} loses its power while a record is on its way", capsys)
 
 
-@pytest.mark.skipif(not EXHAUSTIVE, reason="takes minutes: FERRY_EXHAUSTIVE=1")
+@pytest.mark.skipif(not EXHAUSTIVE, reason="each waits for the 30 s of silence after which a line is given up: only with FERRY_EXHAUSTIVE=1")
 @pytest.mark.parametrize("record", [("→", "PAGES", 1), ("←", "RECEIVED", 1), ("→", "COMMIT", 1), ("←", "RUNNING", 1)], ids=str)
 def test_a_line_that_falls_silent(clear_pair, line, record):
     pair = clear_pair
@@ -491,7 +491,7 @@ def little_memory():
     try:
         os.mkdir(group)
     except OSError as failure:
-        pytest.skip(f"no memory cgroup can be made here: {failure}")
+        pytest.skip(f"no memory cgroup can be made here, so no host has little memory: {failure}")
 
     def confine(pid, limit):
         for file, value in (("memory.limit_in_bytes", limit), ("cgroup.procs", pid)):

@@ -48,10 +48,10 @@ def mounted(tmp_path, place):
     def mount(below):
         image = under / "image"
         if not run("mount", "-t", "tmpfs", "-o", f"size={below}", "none", under):
-            pytest.skip("nothing can be mounted here")
+            pytest.skip("nothing can be mounted here (no CAP_SYS_ADMIN): storage that fails was not tried")
         if not (run("truncate", "-s", "400M", image) and run("mkfs.ext4", "-q", "-O", "^has_journal", image) and
                 run("mount", "-o", "loop", image, place)):
-            pytest.skip("no file system can be made in a file here")
+            pytest.skip("no loop device or ext4 here: storage that fails was not tried")
         return place
 
     yield mount
@@ -91,7 +91,7 @@ def not_saved(host, heartbeat, place, sentence, *options):
 
 def test_a_directory_that_is_read_only(host, heartbeat, place):
     if not run("mount", "-t", "tmpfs", "-o", "ro", "none", place):
-        pytest.skip("nothing can be mounted here")
+        pytest.skip("nothing can be mounted here (no CAP_SYS_ADMIN): a directory that is read-only was not tried")
     not_saved(host, heartbeat, place, f"Unable to write file {place}/c: Read-only file system")
 
 
