@@ -65,7 +65,8 @@ static void list(struct call *call)
 	guest_refresh(call->xend);
 	json_array_append_new(domains, domain_describe_host(call->xend));
 	for (struct domain *domain = call->xend->domains; domain; domain = domain->next)
-		json_array_append_new(domains, domain_describe(domain));
+		if (!domain_has_left(domain))
+			json_array_append_new(domains, domain_describe(domain));
 	reply_json(call->reply, 200, json_pack("{s:o}", "domains", domains));
 }
 

@@ -15,6 +15,9 @@
 #include <string.h>
 #include <time.h>
 
+/* So long nobody is shown who has left. */
+#define LEAVING_MS 60000
+
 struct domain *domain_ref(struct domain *domain)
 {
 	domain->references++;
@@ -54,7 +57,7 @@ int domain_find(struct xend *xend, const char *name_or_id, struct domain **resul
 	if (!domain && *name_or_id && !*end)
 		for (domain = xend->domains; domain && domain->id != id; domain = domain->next)
 			;
-	if (!domain) {
+	if (!domain || domain_has_left(domain)) {
 		int r = error_set(error, ENOENT, "Domain '%s' does not exist.", name_or_id);
 
 		moves_add_destination(xend, name_or_id, error->text, sizeof(error->text));
@@ -62,6 +65,27 @@ int domain_find(struct xend *xend, const char *name_or_id, struct domain **resul
 	}
 	*result = domain_ref(domain);
 	return 0;
+}
+
+bool domain_has_left(const struct domain *domain)
+{
+	return domain->left_ms && monotonic_ms() < domain->left_ms + LEAVING_MS;
+}
+
+void domain_await_leavers(struct xend *xend)
+{
+	long long begin = monotonic_ms(), now = begin, deadline = begin + LEAVING_MS;
+	struct domain *domain = xend->domains;
+
+	while (domain && now < deadline) {
+		if (!domain_has_left(domain) || domain->left_ms > begin) {
+			domain = domain->next;
+			continue;
+		}
+		xend_wait(xend, (int)(deadline - now));
+		now = monotonic_ms();
+		domain = xend->domains;
+	}
 }
 
 int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)

@@ -33,6 +33,7 @@ struct domain {
 	bool preserved;         /* has ended and is kept (on_crash='preserve') */
 	bool arrived;           /* restored or received, not booted here */
 	bool handed_over;       /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	long long left_ms;      /* when it was complete elsewhere (lifecycle_leave), else 0; monotonic_ms() */
 	struct doubt *doubt;    /* the peer has not said so far (handover.h); NULL: no doubt */
 	int64_t started_at;     /* seconds since 1970 */
 	unsigned early_reboots; /* one after the other, right after each start (supervise.h) */
@@ -99,6 +100,18 @@ int domain_new(struct xend *xend, struct guest_config *config, struct shared_mem
 
 /* The same for a guest found again: as the store had it. */
 struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsigned id);
+
+/*
+ * It is saved, or runs on another host: while its process here ends, which takes as long as its memory takes
+ * to be freed, nobody is shown it any more, unless that takes a minute.
+ */
+bool domain_has_left(const struct domain *domain);
+
+/*
+ * Waits until all that those held who have left by now is free: name, memory, disks. For whoever needs them
+ * next, before it looks whether they are. Not longer than they are hidden. Lets go of the lock.
+ */
+void domain_await_leavers(struct xend *xend);
 
 /* Records the domain as it is now. */
 int domain_record(struct domain *domain, struct error *error);

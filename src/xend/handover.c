@@ -50,7 +50,7 @@ void handover_gone(struct domain *domain, const char *ticket)
 	/* A record that fails here leaves COMMITTED: the next xend asks again and hears the same. */
 	if (store_put_ticket(store, &stored, &error) < 0)
 		log_error("%s", error.text);
-	lifecycle_finish(domain);
+	lifecycle_leave(domain);
 	if (store_drop_ticket(store, ticket, &error) < 0)
 		log_error("%s", error.text);
 }
@@ -302,10 +302,14 @@ static void settle(void *argument)
 {
 	struct open_ticket *open = argument;
 
+	enum handover_end end = HANDOVER_GONE;
+
 	if (open->state == TICKET_GONE)
 		handover_gone(open->domain, open->ticket);
 	else
-		handover_settle(open->domain, open->ticket, open->host, open->port);
+		end = handover_settle(open->domain, open->ticket, open->host, open->port);
+	if (end == HANDOVER_GONE)
+		lifecycle_finish(open->domain);
 	domain_unref(open->domain);
 	free(open);
 }

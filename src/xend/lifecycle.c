@@ -57,6 +57,7 @@ int lifecycle_check(struct xend *xend, struct guest_config *config, struct error
 {
 	int r = machine_check(config, error);
 
+	domain_await_leavers(xend);
 	if (r >= 0)
 		r = disks_look(xend, config, 0, -1, error);
 	if (r >= 0)
@@ -110,6 +111,7 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r = machine_check(config, error);
 
+	domain_await_leavers(xend);
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
 	if (r >= 0)
@@ -144,6 +146,7 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r;
 
+	domain_await_leavers(xend);
 	r = check_vifs(xend, config, error);
 	if (r >= 0)
 		r = disks_look(xend, config, 0, cancel, error);
@@ -179,15 +182,29 @@ int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, str
 	return r;
 }
 
-void lifecycle_finish(struct domain *domain)
+/* Recorded first: a next xend then finishes it, rather than let it run again. */
+static void begin_end(struct domain *domain)
 {
 	struct error error;
 
 	domain->phase = DOMAIN_ENDING;
-	/* Recorded first: a next xend then finishes it, rather than let it run again. */
 	if (domain_record(domain, &error) < 0)
 		log_error("%s", error.text);
 	log_info("Domain '%s' (ID %u) is gone.", domain->config.name, domain->id);
+}
+
+void lifecycle_leave(struct domain *domain)
+{
+	begin_end(domain);
+	if (domain->process >= 0)
+		pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
+	domain->left_ms = monotonic_ms();
+}
+
+void lifecycle_finish(struct domain *domain)
+{
+	if (!domain->left_ms)
+		begin_end(domain);
 	discard(domain);
 }
 

@@ -27,6 +27,12 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
  * leaves it busy. */
 int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error);
 
+/*
+ * The guest is complete elsewhere, in a checkpoint or on another host: what is left of it here cannot run any
+ * more and is shown to nobody (domain_has_left). lifecycle_finish is to follow, once that has been said.
+ */
+void lifecycle_leave(struct domain *domain);
+
 /* Ends the guest and forgets the domain. */
 void lifecycle_finish(struct domain *domain);
 

@@ -22,6 +22,7 @@ struct sending {
 	struct domain *domain;
 	const struct migrate_options *options;
 	struct move *move;
+	struct carrier carrier;
 	char ticket[37];
 	bool committed;
 };
@@ -102,16 +103,21 @@ static int commit(struct sending *sending, struct carrier *carrier, struct messa
 static int run_send(struct sending *sending, struct message *done, struct error *error)
 {
 	struct move *move = sending->move;
-	_cleanup_carrier_ struct carrier carrier = {.told = move_progress, .context = move};
+	struct carrier *carrier = &sending->carrier;
 	int r = filling_wait(sending->domain, move->ends, error);
 
 	if (r >= 0)
 		r = shared_memory_leave(sending->domain, error);
 	if (r >= 0)
-		r = carrier_start(&carrier, sending->domain->xend, move->ends, NULL, error);
+		r = carrier_start(carrier, sending->domain->xend, move->ends, NULL, error);
 	if (r >= 0)
-		r = offer_and_copy(sending, &carrier, error);
-	return r < 0 ? r : commit(sending, &carrier, done, error);
+		r = offer_and_copy(sending, carrier, error);
+	if (r >= 0)
+		r = commit(sending, carrier, done, error);
+	/* That of a guest who has left may take its time: it is waited for when all has been said. */
+	if (r < 0)
+		carrier_end(carrier);
+	return r;
 }
 
 static void succeed(struct sending *sending, const struct message *done, struct reply *reply)
@@ -144,6 +150,7 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 
 		move_end(sending->move, MOVE_DONE, NULL, NULL);
 		succeed(sending, &nothing, reply);
+		lifecycle_finish(domain);
 		return;
 	}
 	if (end == HANDOVER_OPEN) {
@@ -176,6 +183,7 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 		reply_error(reply, &error);
 		return;
 	}
+	sending.carrier = (struct carrier){.told = move_progress, .context = sending.move};
 	reply_stream(reply, "application/x-ndjson");
 	r = run_send(&sending, &done, &error);
 	if (sending.committed)
@@ -187,6 +195,8 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 		moves_departed(domain, options->host);
 		handover_gone(domain, sending.ticket);
 		succeed(&sending, &done, reply);
+		lifecycle_finish(domain);
+		carrier_end(&sending.carrier);
 	} else if (sending.committed) {
 		settle(&sending, &error, reply);
 	} else {

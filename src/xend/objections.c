@@ -115,6 +115,7 @@ json_t *objections_to(struct xend *xend, struct guest_config *config, const json
 		object(objections, &error);
 		return objections;
 	}
+	domain_await_leavers(xend);
 	domain_objections(xend, config, objections);
 	xend_unlock(xend);
 	check_host(xend, config, offer, objections);

@@ -82,11 +82,13 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		domain_end_job(domain);
 	} else {
 		domain->cancel = -1;
-		lifecycle_finish(domain);
+		lifecycle_leave(domain);
 	}
 	json_object_set_new(saved.body, "event", json_string("done"));
 	reply_line(reply, json_incref(saved.body));
 	reply_end(reply);
+	if (!options->keep)
+		lifecycle_finish(domain);
 }
 
 struct opening {

@@ -64,6 +64,28 @@ def test_again_and_again(hosts, heartbeat, kernel, tmp_path):
         arrived(host, heartbeat)
 
 
+def test_back_at_once(hosts, heartbeat, kernel, tmp_path):
+    """xm does not wait for a guest's memory to be freed; who comes next does, for the same name, disk and memory."""
+    here, there, checkpoint, disk = *hosts, f"{tmp_path}/Native.checkpt", f"{tmp_path}/disk"
+    with open(disk, "wb") as file:
+        file.truncate(1 << 20)
+    config = here.write_config("Native", kernel, 1024, 1, LINE.replace("touch=64", "touch=800"))
+    with open(config, "a", encoding="utf-8") as file:
+        file.write(f"disk = ['file:{disk},xvda,w']\n")
+    here.xm("create", "-q", config)
+    heartbeat.add(here.wait_guest().console())
+    heartbeat.wait_ready()
+    for _ in range(4):
+        here.xm("save", "Native", checkpoint)
+        assert names(here) == ["Domain-0"]
+        here.xm("restore", checkpoint)
+        os.unlink(checkpoint)
+        here.xm("migrate", "--live", "-p", str(there.port), "Native", "127.0.0.1")
+        assert (names(here), names(there)) == (["Domain-0"], ["Domain-0", "Native"])
+        here, there = there, here
+    arrived(here, heartbeat)
+
+
 @pytest.mark.parametrize("memory,touched,most", [(512, 64, 72), (1024, 120, 128)])
 def test_a_checkpoint_holds_what_was_touched(hosts, heartbeat, kernel, tmp_path, memory, touched, most):
     checkpoint = f"{tmp_path}/Sparse.checkpt"
