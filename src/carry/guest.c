@@ -77,10 +77,11 @@ static void unmap_dirty(struct guest *guest)
 
 void guest_close(struct guest *guest)
 {
-	if (guest->slowed)
+	if (guest->slowed && !guest->left)
 		guest_throttle(guest, 0, NULL);
-	if (guest->dirty)
+	if (guest->dirty && !guest->left)
 		guest_track(guest, false, NULL);
+	unmap_dirty(guest);
 	if (guest->ram)
 		munmap(guest->ram, guest->size);
 	if (guest->ram_fd >= 0)

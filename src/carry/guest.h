@@ -21,6 +21,7 @@ struct guest {
 	const uint64_t *dirty; /* its bitmap while tracking, else NULL */
 	bool paused;           /* by us */
 	bool slowed;           /* by us */
+	bool left;             /* it runs elsewhere: nothing is undone in what stays behind */
 };
 
 #define _cleanup_guest_ __attribute__((cleanup(guest_close)))
@@ -33,7 +34,8 @@ enum guest_purpose {
 
 /* Takes over the channel (also when it fails) and maps the RAM. */
 int guest_open(struct guest *guest, int channel, enum guest_purpose purpose, struct error *error);
-/* Stops tracking and slowing, unmaps, closes. Leaves the guest paused or running as it is. */
+/* Stops tracking and slowing (unless the guest has left), unmaps, closes. Leaves the guest paused or running
+ * as it is. */
 void guest_close(struct guest *guest);
 
 int guest_track(struct guest *guest, bool on, struct error *error);

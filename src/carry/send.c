@@ -265,6 +265,7 @@ static int commit(struct send *send, struct error *error)
 		r = peer_expect(&send->wire, RECORD_RUNNING, &running, error);
 	if (r < 0)
 		return r;
+	send->guest.left = true;
 	now = monotonic_ns();
 	log_downtime(send, now);
 	return job_event(send->job, "done",
