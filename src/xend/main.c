@@ -9,6 +9,7 @@
 #include "xend/api.h"
 #include "xend/domain.h"
 #include "xend/network.h"
+#include "xend/processor.h"
 #include "xend/process.h"
 #include "xend/relocation.h"
 #include "xend/store.h"
@@ -231,6 +232,8 @@ static int set_up(struct xend *xend, bool terminal, struct error *error)
 	start_network(xend);
 	xend_lock(xend);
 	r = adopt_all(xend, error);
+	if (r >= 0 && xend->config.relocation_server)
+		processor_ask_ahead(xend);
 	xend_unlock(xend);
 	if (r >= 0)
 		r = relocation_start(xend, error);

@@ -1,5 +1,6 @@
 #include "xend/processor.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "xend/guest.h"
 #include "xend/process.h"
 
@@ -150,4 +151,25 @@ int processor_check(struct xend *xend, const json_t *seen, struct error *error)
 		"This host's processor lacks features that the guest uses: %s. Run the guest on a host that "
 		"has them.",
 		missing);
+}
+
+static void ask_ahead(void *argument)
+{
+	struct xend *xend = argument;
+	_cleanup_json_ json_t *features = NULL;
+	struct error error;
+
+	xend_unlock(xend);
+	/* Not of interest before a guest comes, and then it is asked again. */
+	if (know_features(xend, &features, &error) < 0)
+		log_debug("%s", error.text);
+	xend_lock(xend);
+}
+
+void processor_ask_ahead(struct xend *xend)
+{
+	struct error error;
+
+	if (xend_worker(xend, ask_ahead, xend, &error) < 0)
+		log_debug("%s", error.text);
 }

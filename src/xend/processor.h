@@ -11,3 +11,6 @@
  * have changed, starts a process and waits for it: call without the lock.
  */
 int processor_check(struct xend *xend, const json_t *seen, struct error *error);
+
+/* Has a worker ask ahead of the first guest that comes. The caller holds the lock. */
+void processor_ask_ahead(struct xend *xend);
