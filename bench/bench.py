@@ -24,12 +24,14 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from heartbeat import Heartbeat
 from link import Link
+from memory import have_at_hand
 from plot import chart
 from qemu import BEATS_ENOUGH, GaveUp, beats_here
 from sides import FerrySide, QemuSide, sides_for
 from work import DD, IPERF, ROWS, SWEEP_RATES, SWEEP_TOUCHED, Row
 
 GIB = 1 << 30
+SPARE_MIB = 512  # beside the guest's memory
 
 
 def tsc_khz():
@@ -96,6 +98,7 @@ def measure(side, memory, line, way, directory):
         side.start(memory, line, beats)
         beats.wait_ready()
         time.sleep(0.5)
+        have_at_hand(memory + SPARE_MIB)
         if way in ("warm", "live"):
             figures = move(side, way, beats)
         else:
@@ -105,6 +108,7 @@ def measure(side, memory, line, way, directory):
             size = os.stat(path).st_blocks * 512
             figures = {"total s": seconds, "GB/s": size / seconds / 1e9, "file MiB": size / (1 << 20)}
             if way == "restore":
+                have_at_hand(memory + SPARE_MIB)
                 start = time.monotonic()
                 side.restore(path, beats)
                 beats.wait_after(start)
