@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 """Ferry beside QEMU: the same work on the same machine in the same run, turn by turn.
 
-    ./dev bench [--runs N] [--rows REGEX] [--json FILE] [--plots DIRECTORY]
+    ./dev bench [--runs N] [--rows REGEX] [--json FILE] [--plots DIRECTORY] [--emulated]
 
 Each row (bench/work.py) is one piece of work on the bench guest (bench/guest), which beats every millisecond; downtime is the
 largest gap between two beats, whoever runs the guest at the time. Medians of N runs, with half the spread (largest minus
 smallest, relative to the median). Ferry and QEMU migrate in clear text, so that both do the same; what TLS, Ferry's default,
-makes of it stands beside it. Of QEMU's settings the better for it is quoted in each row.
+makes of it stands beside it. Of QEMU's settings the better for it is quoted in each row. Where KVM does not work, both run in an
+emulated host (bench/emulated.py).
 """
 
 import argparse
@@ -31,6 +32,7 @@ from sides import FerrySide, QemuSide, sides_for
 from work import DD, IPERF, ROWS, SWEEP_RATES, SWEEP_TOUCHED, Row
 
 GIB = 1 << 30
+HERE, EMULATED = "this machine", "an emulated host"
 SPARE_MIB = 512  # beside the guest's memory
 
 
@@ -160,10 +162,11 @@ def best_of_qemu(row, results):
     return min(arrived, key=lambda name: sides[name][0]) if arrived else next(iter(sides))
 
 
-def show(row, results):
+def show(row, results, place):
     qemu = best_of_qemu(row, results)
     others = [name for name in results if name.startswith("Ferry ")]
-    print(f"\n{row.name}" + ("" if qemu == "QEMU" else f"   ({qemu})"))
+    where = "" if place == HERE else f", in {place}"
+    print(f"\n{row.name}{where}" + ("" if qemu == "QEMU" else f"   ({qemu})"))
     for run in results[qemu]:
         if isinstance(run, str):
             print(f"  {qemu}: {run}")
@@ -199,7 +202,7 @@ def judge(row, results, machine):
             yield words, "; ".join(words for words, _ in found), any(met for _, met in found)
 
 
-def references(options):
+def references(options, place):
     """What this machine reaches without anybody's help: one TCP stream over the line, and the disk."""
     figures = {}
     with Link() as link:
@@ -217,7 +220,7 @@ def references(options):
     )
     figures[DD] = 384 * (4 << 20) / (time.monotonic() - start) / 1e9
     os.unlink(path)
-    print("\nthis machine")
+    print(f"\n{place}")
     for name, value in figures.items():
         print(f"  {name:24} {value:6.2f}")
     return figures
@@ -254,27 +257,37 @@ def sweep(options, directory):
 def main():
     parser = argparse.ArgumentParser(prog="./dev bench")
     parser.add_argument("--build", default="build")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--rows", default="", help="only the rows that this regular expression finds")
+    parser.add_argument("--runs", type=int, help="default: 3; in an emulated host 1")
+    parser.add_argument("--rows", help="only the rows that this regular expression finds; default: all; in an emulated host few")
     parser.add_argument("--json", help="write every single figure there")
     parser.add_argument("--plots", help="sweep dirty rates and memory sizes and write SVG plots to this directory")
     parser.add_argument("--files", default="/var/tmp", help="directory for checkpoints")
+    parser.add_argument("--emulated", action="store_true", help="in an emulated host, as where this machine's KVM does not work")
+    parser.add_argument("--emulated-khz", type=int, help=argparse.SUPPRESS)  # this is an emulated host, with such a TSC
     options = parser.parse_args()
     options.kernel = os.path.abspath(f"{options.build}/bench/guest/bench-guest")
-    if os.geteuid() != 0:
-        sys.exit("bench: needs root, for network namespaces and /dev/kvm")
-    if beats_here(options.kernel) < BEATS_ENOUGH:
-        sys.exit("bench: this machine has no KVM that works; in an emulated host the figures would mean nothing")
-    options.tsc_khz = tsc_khz()
-    machine = references(options)
-    everything, reached = {"this machine": machine}, []
+    if os.geteuid() != 0 and not options.emulated:
+        sys.exit("bench: needs root, for network namespaces and /dev/kvm (not with --emulated)")
+    if options.emulated or beats_here(options.kernel) < BEATS_ENOUGH:
+        if options.emulated_khz:
+            sys.exit("bench: the emulated host's KVM does not run the bench guest with QEMU either")
+        if options.plots:
+            sys.exit("bench: --plots needs a KVM that works; in an emulated host it would take days")
+        import emulated  # here only: an emulated host has no lab
+
+        sys.exit(emulated.run(options))
+    place = EMULATED if options.emulated_khz else HERE
+    options.runs = options.runs or 3
+    options.tsc_khz = options.emulated_khz or tsc_khz()
+    machine = references(options, place)
+    everything, reached = {place: machine}, []
     with tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
         for row in ROWS:
-            if re.search(options.rows, row.name):
+            if re.search(options.rows or "", row.name):
                 results = everything[row.name] = run_row(options, row, directory)
-                show(row, results)
+                show(row, results, place)
                 reached += [(row.name, *goal) for goal in judge(row, results, machine)]
-        print("\nwhat was to be reached")
+        print("\nwhat was to be reached" + ("" if place == HERE else f", by a machine and not by {place}"))
         for name, words, found, met in reached:
             print(f"  {'met   ' if met else 'MISSED'} {name}: {words}: {found}")
         if options.plots:

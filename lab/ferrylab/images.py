@@ -21,8 +21,8 @@ REPOSITORY = LAB.parent
 # network-bridge script when xend starts).
 MODULES = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "loop"]
 GUEST_HOST_MODULES = ["kvm-amd", "tun", "bridge", "nbd", "sch_netem", "sch_tbf"]
-# Loaded with modprobe where they are needed: network_storage.py.
-LATER_MODULES = ["nfsd", "nfsv4", "aoe", "dm-mod"]
+# Loaded with modprobe where they are needed: network_storage.py, bench/emulated.py.
+LATER_MODULES = ["nfsd", "nfsv4", "aoe", "dm-mod", "veth"]
 # A processor that waits must not spin: others need this machine's few.
 MODULE_OPTIONS = {"kvm": "halt_poll_ns=0"}
 
@@ -185,3 +185,11 @@ def ferry_archive(directory, base):
     tree.write_cpio(Path(directory) / "ferry.cpio")
     shutil.rmtree(stage, ignore_errors=True)
     return Path(directory) / "ferry.cpio"
+
+
+def extra_archive(directory, base, tree):
+    """Writes what of a Tree the base lacks to directory/extra.cpio."""
+    tree.without(set(json.loads((base / "base.json").read_text())))
+    path = Path(directory) / "extra.cpio"
+    tree.write_cpio(path)
+    return path

@@ -201,13 +201,15 @@ class Host(Machine):
 class Lab(Guests, NetworkStorage):
     """Some of the hosts of ADDRESSES, joined by a switch. Use it with `with`, or close() it."""
 
-    def __init__(self, hosts=tuple(ADDRESSES), directory=None, memory=None, start=True):
+    def __init__(self, hosts=tuple(ADDRESSES), directory=None, memory=None, start=True, extra=None):
+        """`memory`: MiB by host, where not as usual. `extra`: a Tree with more files for all hosts."""
         super().__init__()
         self.names = [n for n in ADDRESSES if n in hosts]
         unknown = set(hosts) - set(ADDRESSES)
         if unknown:
             raise LabError(f"no such host: {', '.join(sorted(unknown))}; there are {', '.join(ADDRESSES)}")
         self.memory = memory or {}
+        self.extra = extra
         self.children = []
         self.closed = False
         # Children die with the thread that started them, so one thread starts them all (see spawn).
@@ -235,12 +237,15 @@ class Lab(Guests, NetworkStorage):
         self.image = images.host_image()
         self.guest_image = guest_images.guest_image()
         self.guest_facts = json.loads((self.guest_image / "guest.json").read_text())
-        archive = images.ferry_archive(self.directory, self.image)
+        archives = [images.ferry_archive(self.directory, self.image)]
+        if self.extra:
+            archives.append(images.extra_archive(self.directory, self.image, self.extra))
         with open(self.directory / "initrd", "wb") as out:
-            for part in (self.image / "base.cpio", archive):
+            for part in (self.image / "base.cpio", *archives):
                 with open(part, "rb") as file:
                     shutil.copyfileobj(file, out, 1 << 20)
-        archive.unlink()
+        for archive in archives:
+            archive.unlink()
         # The emulated time stamp counter is this machine's. Hosts are told its pace: measuring it against
         # emulated timers goes wrong under load, and they would differ (KVM would see two kinds of host).
         pace = subprocess.run([str(images.built("ferry-lab-pulse")), "tsc"], text=True, capture_output=True, check=True)
