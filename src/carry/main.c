@@ -4,6 +4,7 @@
  */
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/turns.h"
 #include "carry/jobs.h"
 #include "carry/sandbox.h"
 
@@ -89,6 +90,7 @@ int main(int count, char **arguments)
 	struct options options;
 	struct job job;
 
+	turns_short();
 	log_open("ferry-carrier", LOG_INFO_);
 	if (!parse_options(count, arguments, &options)) {
 		log_error("Usage: ferry-carrier --job FD [--user UID:GID] (xend starts it).");

@@ -4,6 +4,7 @@
  */
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/turns.h"
 #include "vmm/control.h"
 #include "vmm/cpuid.h"
 #include "vmm/loop.h"
@@ -128,6 +129,7 @@ int main(int argc, char **argv)
 	}
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
+	turns_short();
 	log_open(options.name, LOG_INFO_);
 	set_signals();
 	r = sandbox_enter(options.uid, options.gid, &error);

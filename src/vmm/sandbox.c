@@ -81,6 +81,8 @@ static const int allowed[] = {
 	SCMP_SYS(tgkill),
 	SCMP_SYS(sched_yield),
 	SCMP_SYS(sched_getaffinity),
+	SCMP_SYS(sched_getattr),
+	SCMP_SYS(sched_setattr),
 	SCMP_SYS(membarrier),
 	SCMP_SYS(prctl),
 	SCMP_SYS(rt_sigaction),

@@ -1,6 +1,7 @@
 #include "vmm/vcpu.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/turns.h"
 #include "vmm/bus.h"
 #include "vmm/clock.h"
 #include "vmm/loop.h"
@@ -237,6 +238,7 @@ static void *run_thread(void *context)
 
 	snprintf(name, sizeof(name), "vcpu %u", vcpu->id);
 	pthread_setname_np(pthread_self(), name);
+	turns_usual();
 	loop_lock(all->platform->loop);
 	while (!all->ending)
 		if (!all->wanted)

@@ -5,6 +5,7 @@
  */
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/turns.h"
 #include "xend/adopt.h"
 #include "xend/api.h"
 #include "xend/domain.h"
@@ -357,6 +358,7 @@ int main(int count, char **words)
 	for (size_t i = 0; i < ARRAY_SIZE(commands) && count <= 2; i++) {
 		if (strcmp(commands[i].word, word) != 0)
 			continue;
+		turns_short();
 		r = xend_config_load(&xend.config, xend_config_path(), &error);
 		log_open("xend", r < 0 ? LOG_INFO_ : level_of(xend.config.loglevel));
 		if (r >= 0)
