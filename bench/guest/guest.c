@@ -10,52 +10,12 @@
  * as long as every page read back as it had been written; 'R' once when touching is done, 'E' when
  * a page was wrong. Time is the TSC: tsc_khz= on the command line.
  */
-#include <stdbool.h>
-#include <stdint.h>
+#include "guest.h"
 
-#define PORT 0x3f8
 #define PAGE 4096ull
 #define HOLE 0xc0000000ull
 #define HOLE_END 0x100000000ull
 #define FIRST (16ull << 20) /* memory below is the guest's own */
-
-struct start_info { /* xen/include/public/arch-x86/hvm/start_info.h */
-	uint32_t magic, version, flags, modules;
-	uint64_t module_list, command_line;
-};
-
-void main(const struct start_info *info);
-
-static inline void put(uint8_t byte)
-{
-	__asm__ volatile("outb %0, %1" : : "a"(byte), "Nd"((uint16_t)PORT));
-}
-
-static inline uint64_t tsc(void)
-{
-	uint32_t low, high;
-
-	__asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
-	return (uint64_t)high << 32 | low;
-}
-
-/* The number after `key` on the command line, or `otherwise`. */
-static uint64_t option(const char *line, const char *key, uint64_t otherwise)
-{
-	for (; *line; line++) {
-		const char *at = line, *k = key;
-		uint64_t value = 0;
-
-		while (*k && *at == *k)
-			at++, k++;
-		if (*k)
-			continue;
-		while (*at >= '0' && *at <= '9')
-			value = value * 10 + (uint64_t)(*at++ - '0');
-		return value;
-	}
-	return otherwise;
-}
 
 static uint64_t *page_at(uint64_t index)
 {

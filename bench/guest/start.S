@@ -1,5 +1,5 @@
 /*
- * Entry of the bench guest: PVH boot protocol (Xen docs/misc/pvh.pandoc, "x86/HVM direct boot ABI"):
+ * Entry of the bench guests: PVH boot protocol (Xen docs/misc/pvh.pandoc, "x86/HVM direct boot ABI"):
  * 32-bit protected mode, paging off, EBX = physical address of hvm_start_info.
  *
  * Goes to long mode with the first 8 GiB mapped one to one in 2 MiB pages, then to ring 3 with
@@ -48,7 +48,7 @@ start:
 	movl $0x08, %eax
 	xorl %edx, %edx
 	wrmsr
-	/* A task state segment whose I/O bitmap allows ports up to 0x3ff: where IOPL does not reach ring 3. */
+	/* A task state segment whose I/O bitmap allows ports up to 0xcff: where IOPL does not reach ring 3. */
 	movl $task, %eax
 	movw %ax, task_descriptor + 2
 	shrl $16, %eax
@@ -111,7 +111,7 @@ descriptor:
 task:	/* 64-bit TSS (SDM 3, 8.7): only the place of the I/O bitmap matters */
 	.skip 102
 	.word 104
-	.skip 128
+	.skip 416
 	.byte 0xff
 task_end:
 	.section .bss
