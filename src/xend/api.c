@@ -236,6 +236,7 @@ static void rename_domain(struct call *call)
 
 	if (!CALL_BODY(call, "{s:s}", "name", &name))
 		return;
+	domain_await_leavers(call->xend);
 	domain = call_domain(call, "renamed");
 	if (!domain)
 		return;

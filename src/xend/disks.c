@@ -26,6 +26,13 @@ int disk_lock(int fd, const struct guest_disk *disk)
 	return errno == EAGAIN || errno == EACCES ? -EBUSY : 0;
 }
 
+void disk_unlock(int fd)
+{
+	struct flock lock = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
+
+	fcntl(fd, F_OFD_SETLK, &lock);
+}
+
 static int open_as(const char *path, int flags)
 {
 	int fd = open(path, flags | O_DIRECT);

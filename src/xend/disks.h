@@ -26,6 +26,9 @@ int disk_open(const struct guest_disk *disk, const char *domain, enum disk_lock 
 /* Locks what was opened with DISK_LOCK_LATER. -EBUSY while somebody else has the lock. */
 int disk_lock(int fd, const struct guest_disk *disk);
 
+/* Gives the lock of an open file away, whoever else has the same open file. */
+void disk_unlock(int fd);
+
 /*
  * Finds out what the disks of a configuration are on this host (their `place`), which waits for storage: at
  * most patience_ms (0: as long as storage-timeout says), or until `cancel` (an eventfd; -1: nothing cancels).

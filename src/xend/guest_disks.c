@@ -46,6 +46,16 @@ static int find_open_file(const struct domain *domain, const char *path)
 	return found;
 }
 
+void guest_unlock_disks(const struct domain *domain)
+{
+	for (size_t i = 0; domain->process >= 0 && i < domain->config.disk_count; i++) {
+		_cleanup_close_ int fd = find_open_file(domain, domain->config.disks[i].target);
+
+		if (fd >= 0)
+			disk_unlock(fd);
+	}
+}
+
 void guest_release_disks(struct domain *domain)
 {
 	while (domain->unlocked_count)

@@ -18,5 +18,9 @@ void guest_lock_disks(struct domain *domain);
  */
 void guest_relock_disks(struct domain *domain);
 
+/* Of a guest that is complete elsewhere: whoever has it there may lock them, before its process here has
+ * ended. Without the lock. */
+void guest_unlock_disks(const struct domain *domain);
+
 /* Closes what is still to be locked. */
 void guest_release_disks(struct domain *domain);

@@ -19,7 +19,7 @@
 /* The source's point of no return. */
 int handover_commit(
 	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error);
-/* The destination owns the guest: this one leaves (lifecycle_leave). */
+/* The destination owns the guest: this one leaves (lifecycle_leave). Lets go of the lock. */
 void handover_gone(struct domain *domain, const char *ticket);
 /* The destination will never run it: it is ours again, and runs. Lets go of the lock. */
 void handover_back(struct domain *domain, const char *ticket);

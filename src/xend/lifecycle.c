@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/disks.h"
+#include "xend/guest_disks.h"
 #include "xend/machine.h"
 #include "xend/network.h"
 #include "xend/peers.h"
@@ -196,6 +197,9 @@ static void begin_end(struct domain *domain)
 void lifecycle_leave(struct domain *domain)
 {
 	begin_end(domain);
+	xend_unlock(domain->xend);
+	guest_unlock_disks(domain);
+	xend_lock(domain->xend);
 	if (domain->process >= 0)
 		pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
 	domain->left_ms = monotonic_ms();

@@ -29,7 +29,8 @@ int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, str
 
 /*
  * The guest is complete elsewhere, in a checkpoint or on another host: what is left of it here cannot run any
- * more and is shown to nobody (domain_has_left). lifecycle_finish is to follow, once that has been said.
+ * more, holds no lock of a disk, and is shown to nobody (domain_has_left). lifecycle_finish is to follow,
+ * once that has been said. Lets go of the lock.
  */
 void lifecycle_leave(struct domain *domain);
 

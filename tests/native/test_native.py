@@ -1,5 +1,6 @@
 """A guest that checks its own memory, saved, restored and moved at native speed."""
 
+import fcntl
 import os
 import time
 
@@ -78,6 +79,8 @@ def test_back_at_once(hosts, heartbeat, kernel, tmp_path):
     for _ in range(4):
         here.xm("save", "Native", checkpoint)
         assert names(here) == ["Domain-0"]
+        with open(disk, "rb+") as file:  # who has it on storage that both reach may begin at once
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         here.xm("restore", checkpoint)
         os.unlink(checkpoint)
         here.xm("migrate", "--live", "-p", str(there.port), "Native", "127.0.0.1")
