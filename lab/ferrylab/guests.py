@@ -39,9 +39,9 @@ class Disk:
         self.entry = f"phy:{self.device}"  # as disk= has it
         self.port = FIRST_NBD_PORT + number
         self.file = f"/var/disks/{name}.img"
-        # --fork returns when the server listens. As many clients as there are hosts, all at the same file.
+        # --fork returns when the server listens. All clients are at the same file; one whose host lost its power counts for ever.
         lab.storage.run(fresh_image(self.file, hostname, address) +
-                        " && qemu-nbd --fork --persistent --shared=8 --format=raw --cache=writeback --discard=unmap"
+                        " && qemu-nbd --fork --persistent --shared=1000 --format=raw --cache=writeback --discard=unmap"
                         f" --port={self.port} --export-name={name} --pid-file=/run/nbd-{name}.pid {self.file}")
         lab.on_hosts(self.connect)
 

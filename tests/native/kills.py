@@ -11,8 +11,8 @@ import subprocess
 import time
 
 from conftest import BUILD
+from enumeration import EXHAUSTIVE
 
-EXHAUSTIVE = os.environ.get("FERRY_EXHAUSTIVE") == "1"
 # What a thread does while nothing changes for anybody else; how often it comes differs from run to run.
 WAITING = "futex,epoll_wait,epoll_ctl,poll,clock_nanosleep,madvise,munmap,mprotect,brk,rt_sigprocmask,rt_sigaction"
 XEND_CALLS = f"!{WAITING}"

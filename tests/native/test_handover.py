@@ -20,16 +20,17 @@ import time
 
 import pytest
 from conftest import BUILD, free_port
+from enumeration import EXHAUSTIVE, Table
 from ferry import Control, Host
 from heartbeat import Heartbeat
-from kills import EXHAUSTIVE, GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, lives, processes, read, wait_for
-from line import Line
+from kills import GUEST_CALLS, XEND_CALLS, Attached, Wrapped, ended_soon, enumerate_kills, lives, processes, read, wait_for
+from line import Line, step_of
 from processes import threads_seconds
+from tickets import open_tickets
 
 POINTS = 11  # of each process, unless all are taken
 LINE = "tsc_khz=2000000 touch=8 dirty=1 rate=5000"
 HISTORY = 1 << 18  # less than a guest keeps (console_limit)
-OPEN_TICKETS = {1: "COMMITTED", 2: "GONE", 3: "RECEIVING", 4: "RECEIVED"}  # src/xend/store.h
 SIDES = ("source", "destination")
 
 pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
@@ -159,11 +160,8 @@ class Pair:
 
     def remains(self, host, guests):
         """What is on this host beside that many guests."""
-        database = sqlite3.connect(f"file:{host.root}/state/xend.db?mode=ro", uri=True, timeout=60)
-        tickets = [OPEN_TICKETS[state] for state, in database.execute("SELECT state FROM tickets") if state in OPEN_TICKETS]
-        database.close()
         running = len(processes(host, "ferry-guest"))
-        return [*tickets, *os.listdir(f"{host.root}/run/carriers"),
+        return [*open_tickets(f"{host.root}/state/xend.db"), *os.listdir(f"{host.root}/run/carriers"),
                 *(f"carrier {pid}" for pid in processes(host, "ferry-carrier")),
                 *([f"{running} processes"] if running != guests else []),
                 *([f"{len(host.guests())} directories"] if len(host.guests()) != guests else [])]
@@ -287,27 +285,6 @@ def clear_spread_pair(clear_spread_hosts, kernel, tmp_path):
     return Pair(clear_spread_hosts, kernel, str(tmp_path))
 
 
-class Table:
-    """Cases and what came of them; those in a row with the same outcome become one line."""
-
-    def __init__(self):
-        self.lines = []
-
-    def add(self, step, killed, status, where):
-        outcome = ("" if killed else "not reached, ") + f"xm {'succeeds' if status == 0 else 'fails'}, guest: {where}"
-        if self.lines and self.lines[-1][2] == outcome:
-            self.lines[-1][1:2] = [step]
-            self.lines[-1][3] += 1
-        else:
-            self.lines.append([step, step, outcome, 1])
-
-    def print(self, title, capsys):
-        with capsys.disabled():
-            print(f"\n{title}")
-            for first, last, outcome, count in self.lines:
-                print(f"  {first + ('' if first == last else ' … ' + last):58} {count:4} × {outcome}")
-
-
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_kills(pair, victim, capsys):
     table = Table()
@@ -341,7 +318,7 @@ def test_kills(pair, victim, capsys):
 
 @pytest.fixture
 def line():
-    made = Line(0)
+    made = Line()
     yield made
     made.close()
 
@@ -355,10 +332,6 @@ def records_of(pair, line, live):
     records = [record for record in line.seen if EXHAUSTIVE or record[1] != "PAGES" or record[2] in (1, last[record[0]])]
     # On a secured line they are many, of no name.
     return records if EXHAUSTIVE or len(records) < 40 else records[: -3 : len(records) // 20] + records[-3:]
-
-
-def step_of(record):
-    return f"{record[0]} {record[1]} {record[2]}"
 
 
 @pytest.mark.parametrize("how, which", [("before", "clear_pair"), ("within", "clear_pair"), ("within", "pair"),

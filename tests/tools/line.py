@@ -1,5 +1,6 @@
 """A line between two hosts that can be cut, or held up, before or within any record that goes over it."""
 
+import concurrent.futures
 import os
 import select
 import socket
@@ -11,6 +12,10 @@ TCP_CLOSE, TCP_CLOSE_WAIT = 7, 8  # Linux, include/net/tcp_states.h
 PURPOSE_PAGES = 4  # of a data connection's HELLO
 NAMES = ["", "CLOCK", "TIME", "OFFER", "ACCEPT", "REFUSED", "PAGES", "ROUND", "STATE", "END", "RECEIVED", "COMMIT", "RUNNING",
          "ABORT", "ALIVE", "ASK", "ANSWER", "QUERY", "REPLY", "PROBE", "JOIN", "SPREAD"]  # docs/relocation-protocol.md
+
+
+def step_of(record):
+    return f"{record[0]} {record[1]} {record[2]}"
 
 
 class Parser:
@@ -44,21 +49,23 @@ class Parser:
 
 
 class Line:
-    """Listens on a port of its own and passes on to `port`. `at` is (direction, name, number), where the direction of data
-    connection 2 is "→2" or "←2"; `how` what happens there:
+    """Listens at `address`, on a port of its own where none is given, and passes on to where arm() says. `enter`, where given, takes
+    a thread to where the sockets are to be, such as another network namespace. `at` is (direction, name, number), where the
+    direction of data connection 2 is "→2" or "←2"; `how` what happens there:
     "before", "within", "held" (until release()), "swallowed" (nothing more comes through, and nobody is told)."""
 
-    def __init__(self, port):
-        self.target = port
-        self.listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, address="127.0.0.1", port=0, enter=None):
+        self.target = None
+        self.place = concurrent.futures.ThreadPoolExecutor(1, initializer=enter)
+        self.listener = self.place.submit(socket.create_server, (address, port)).result()
         self.port = self.listener.getsockname()[1]
         self.seen, self.at, self.how, self.connections = [], None, None, 0
         self.first = None  # who came first, which is who sends the guest
         self.reached, self.released = threading.Event(), threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def arm(self, at, how, port):
-        self.target, self.at, self.how, self.connections, self.seen = port, at, how, 0, []
+    def arm(self, at, how, port, address="127.0.0.1"):
+        self.target, self.at, self.how, self.connections, self.seen = (address, port), at, how, 0, []
         self.reached.clear()
         self.released.clear()
 
@@ -77,6 +84,7 @@ class Line:
         self.release()
         self.listener.shutdown(socket.SHUT_RDWR)  # which ends the accept()
         self.listener.close()
+        self.place.shutdown(wait=False)
 
     def _accept(self):
         while True:
@@ -85,7 +93,7 @@ class Line:
             except OSError:
                 return
             try:
-                destination = socket.create_connection(("127.0.0.1", self.target))
+                destination = self.place.submit(socket.create_connection, self.target).result()
             except OSError:
                 source.close()
                 continue
