@@ -17,7 +17,7 @@ from ferrylab import Lab, LabError
 from ferrylab.agent import EXIT, STDERR
 from ferrylab.archive import Tree
 
-ROWS = r"256 MiB$|64 MiB"  # what is done unless the user asks for others: the smallest of each kind
+ROWS = r"256 MiB$|^(warm|save|restore), 64 MiB"  # unless the user asks for others: the smallest of their kind
 MEMORY = 6144  # MiB of the host: a guest of 4 GiB, and what a row wants at hand
 LONGEST_S = 24 * 3600
 
