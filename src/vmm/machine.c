@@ -300,6 +300,11 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 
 	if (machine->state == MACHINE_RUNNING && !machine->quieting)
 		return 0;
+	if (machine->state == MACHINE_RUNNING && !machine->stopped && !machine->quitting) {
+		machine->resume_wanted = true;
+		machine->announce_wanted |= announce;
+		return 0;
+	}
 	if (machine->state != MACHINE_PAUSED || machine->quieting)
 		return refuse(machine, "resumed", error);
 	r = continue_clocks(machine, realtime_offset, error);
@@ -318,10 +323,19 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 	return 0;
 }
 
+static bool take_wish(bool *wish)
+{
+	bool wanted = *wish;
+
+	*wish = false;
+	return wanted;
+}
+
 /* Everything is quiet: what it was for happens now. */
 static void become_quiet(struct machine *machine)
 {
 	struct error error = {0};
+	bool goes_on = take_wish(&machine->resume_wanted);
 
 	machine->quieting = false;
 	if (machine->quitting) {
@@ -333,9 +347,14 @@ static void become_quiet(struct machine *machine)
 		set_state(machine, MACHINE_SHUTDOWN);
 	} else {
 		set_state(machine, MACHINE_PAUSED);
+		if (goes_on)
+			error_set(&error, ECANCELED, "The guest was resumed meanwhile.");
 	}
 	if (machine->paused)
-		machine->paused(machine->context, machine->stopped ? &error : NULL);
+		machine->paused(machine->context, error.code ? &error : NULL);
+	if (goes_on && !machine->stopped &&
+		machine_resume(machine, take_wish(&machine->announce_wanted), 0, &error) < 0)
+		log_error("%s", error.text);
 }
 
 /* One step towards quiet: vCPUs first, then no new work of devices, then none under way. */
@@ -399,6 +418,7 @@ int machine_pause(struct machine *machine, struct error *error)
 	}
 	if (machine->state != MACHINE_RUNNING)
 		return refuse(machine, "paused", error);
+	machine->resume_wanted = machine->announce_wanted = false; /* the last word counts */
 	if (!machine->quieting)
 		begin_quiet(machine);
 	return 0;

@@ -30,8 +30,9 @@ struct machine {
 	struct console_hub *console;
 	struct device *power;
 
-	bool quieting; /* on the way to paused or shut down */
-	bool stopped;  /* the guest will not run again: reason and detail say why */
+	bool quieting;                       /* on the way to paused or shut down */
+	bool resume_wanted, announce_wanted; /* once it is paused */
+	bool stopped;                        /* the guest will not run again: reason and detail say why */
 	enum stop_reason reason;
 	char detail[512];
 	bool quitting; /* ends the loop when quiet */

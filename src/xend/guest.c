@@ -339,8 +339,11 @@ int guest_carry_on(struct domain *domain, struct error *error)
 		    &untracked) < 0)
 		log_debug("Domain '%s': %s", domain->config.name, untracked.text);
 	r = guest_refresh_one(domain, error);
-	if (r >= 0 && domain->state == GUEST_PAUSED && !domain->paused) {
-		/* It may have arrived in a job of an earlier xend, and nobody has been told. */
+	if (r >= 0 && (domain->state == GUEST_PAUSED || domain->state == GUEST_RUNNING) && !domain->paused) {
+		/*
+		 * It may have arrived in a job of an earlier xend, and nobody has been told; or it runs, but
+		 * is just being paused for a carrier that has died.
+		 */
 		r = guest_resume(domain, &(struct guest_resume){.announce = true}, error);
 	}
 	return r;

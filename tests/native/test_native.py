@@ -1,10 +1,12 @@
 """A guest that checks its own memory, saved, restored and moved at native speed."""
 
 import fcntl
+import json
 import os
 import time
 
 import pytest
+from ferry import Control
 
 LINE = "tsc_khz=2000000 touch=64 dirty=16 rate=20000"
 
@@ -63,6 +65,35 @@ def test_again_and_again(hosts, heartbeat, kernel, tmp_path):
         host.xm("restore", *[[], ["--eager"]][turn % 2], checkpoint)
         os.unlink(checkpoint)
         arrived(host, heartbeat)
+
+
+def test_a_resume_ends_a_pause_that_is_under_way(hosts, heartbeat, kernel):
+    """Whose pause it was may have died meanwhile: xend then asks on a connection of its own. The last word counts."""
+    carrier = start(hosts[0], heartbeat, kernel)
+    path, = hosts[0].guests().values()
+
+    def pause():
+        carrier.socket.send(json.dumps({"do": "pause"}).encode())
+
+    def ask(what):
+        xend = Control(path)
+        said = xend.call({"do": what})
+        xend.close()
+        return said
+
+    for turn in range(100):
+        pause()
+        ask("resume")
+        carrier.socket.recv(65536)
+        if turn % 10 == 0:
+            heartbeat.wait_after(time.monotonic(), count=5)
+    pause()
+    ask("resume")
+    ask("pause")
+    carrier.socket.recv(65536)
+    assert ask("status")["state"] == "paused"
+    ask("resume")
+    heartbeat.wait_after(time.monotonic(), count=50)
 
 
 def test_back_at_once(hosts, heartbeat, kernel, tmp_path):
