@@ -9,6 +9,7 @@
 #include "xend/trust.h"
 #include "xend/objections.h"
 #include "xend/peers.h"
+#include "xend/process.h"
 
 #include <errno.h>
 #include <string.h>
@@ -178,6 +179,9 @@ static int take_over(struct receiving *receiving, struct guest_resume *how, stru
 		r = carrier_say(carrier, json_pack("{s:s}", "do", "received"), NULL, 0, error);
 	if (r >= 0)
 		r = carrier_expect(carrier, "commit", &commit, error);
+	/* Who has died since RECEIVED is not taken over: the source's guest is whole yet. */
+	if (r >= 0 && process_wait_if_dying(receiving->domain->process, receiving->domain->pid, 0, NULL) >= 0)
+		r = error_set(error, ECHILD, "The guest's process has ended.");
 	if (r >= 0)
 		r = handover_own(receiving->domain, receiving->ticket, error);
 	if (r < 0)
