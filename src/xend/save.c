@@ -84,6 +84,8 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		domain->cancel = -1;
 		lifecycle_leave(domain);
 	}
+	/* Closed before it is said: who hears of it may take the file system away. */
+	checkpoint_file_discard(&file);
 	json_object_set_new(saved.body, "event", json_string("done"));
 	reply_line(reply, json_incref(saved.body));
 	reply_end(reply);
