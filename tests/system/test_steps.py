@@ -224,7 +224,7 @@ def steps_of(pair):
             ] + [(True, record) for record in (("→", "PAGES", 1), ("→", "ROUND", 1), ("←", "ROUND", 1))]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def line(the_lab):
     if os.geteuid() != 0:
         pytest.skip("the line needs a network namespace, which takes root")
