@@ -3,8 +3,9 @@
 
     ./dev bench [--runs N] [--rows REGEX] [--json FILE] [--plots DIRECTORY] [--emulated]
 
-Each row (bench/work.py) is one piece of work on the bench guest (bench/guest), which beats every millisecond; downtime is the
-largest gap between two beats, whoever runs the guest at the time. Medians of N runs, with half the spread (largest minus
+Each row (bench/work.py) is one piece of work on the bench guest (bench/guest), which beats every millisecond; downtime is the time
+between its last beat in the old process and its first in the new one, and the longest gap is that between any two beats, whoever runs
+the guest at the time. Medians of N runs, with half the spread (largest minus
 smallest, relative to the median). Ferry and QEMU migrate in clear text, so that both do the same; what TLS, Ferry's default,
 makes of it stands beside it. Of QEMU's settings the better for it is quoted in each row. Where KVM does not work, both run in an
 emulated host (bench/emulated.py).
@@ -25,7 +26,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from heartbeat import Heartbeat
 from link import Link
-from memory import have_at_hand
+from memory import have_at_hand, kept
 from plot import chart
 from qemu import BEATS_ENOUGH, GaveUp, beats_here
 from sides import FerrySide, QemuSide, sides_for
@@ -78,17 +79,19 @@ def move(side, way, beats):
     guest_seconds = guest.stop() + side.dest.vcpu_seconds()
     cpu = side.cpu_seconds() - cpu - guest_seconds
     beats.wait_after(end)
+    last, first = beats.handed_over()
     gap_start, gap_end = beats.gap(start, end + 0.2)
     figures = {
         "total s": end - start,
-        "downtime ms": 1000 * (gap_end - gap_start),
+        "downtime ms": 1000 * (first - last),
+        "longest gap ms": 1000 * (gap_end - gap_start),
         "GB/s": sent / (end - start) / 1e9,
         "MiB sent": sent / (1 << 20),
         "CPU s/GiB": max(cpu, 0) * GIB / sent,
         "resident MiB": resident,
     }
-    if way == "live" and gap_start - start > 0.1:
-        figures["guest's pace %"] = 100 * beats.rate(start, gap_start) / before
+    if way == "live" and last - start > 0.1:
+        figures["guest's pace %"] = 100 * beats.rate(start, last) / before
     return figures
 
 
@@ -287,7 +290,7 @@ def main():
     options.tsc_khz = options.emulated_khz or tsc_khz()
     machine = references(options, place)
     everything, reached = {place: machine}, []
-    with tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
+    with kept(), tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
         for row in ROWS:
             if re.search(options.rows or "", row.name):
                 results = everything[row.name] = run_row(options, row, directory)

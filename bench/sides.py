@@ -33,7 +33,7 @@ class FerrySide:
             "migrate", *(["--live"] if live else []), "--compress", "no", "-p", str(self.dest.port), "Bench",
             self.link.dest_address
         )
-        beats.add(self.dest.wait_guest().console())
+        beats.add(self.dest.wait_guest().console(history=False))
         return mover.finish()
 
     def save(self, path):
