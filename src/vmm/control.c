@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "vmm/cpuid.h"
 #include "vmm/dev/power.h"
+#include "vmm/dirty_log.h"
 #include "vmm/loop.h"
 #include "vmm/own_memory.h"
 
@@ -238,7 +239,7 @@ static int do_track(
 
 	if (!json_is_boolean(on))
 		return error_set(error, EINVAL, "'track' needs 'on': true or false.");
-	r = machine_track(machine, json_is_true(on), error);
+	r = dirty_log_set(machine, json_is_true(on), error);
 	if (r == 0 && json_is_true(on))
 		reply_fd(reply, "bitmap", machine->bitmap_fd);
 	return r;
@@ -268,7 +269,7 @@ static int do_dirty(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
 	uint64_t pages;
-	int r = machine_dirty(connection->control->machine, &pages, error);
+	int r = dirty_log_take(connection->control->machine, &pages, error);
 
 	(void)request;
 	if (r == 0)

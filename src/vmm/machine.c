@@ -1,5 +1,4 @@
 #include "vmm/machine.h"
-#include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "vmm/acpi/acpi.h"
@@ -15,6 +14,7 @@
 #include "vmm/dev/rng.h"
 #include "vmm/dev/rtc.h"
 #include "vmm/dev/serial.h"
+#include "vmm/dirty_log.h"
 #include "vmm/faults.h"
 #include "vmm/interrupts.h"
 #include "vmm/loop.h"
@@ -22,11 +22,9 @@
 #include "vmm/pci.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 
 #define SLOT_CONSOLE 1u
 #define SLOT_RNG 2u
@@ -52,17 +50,6 @@ static void forget_loaded(struct machine *machine)
 	}
 }
 
-static void stop_tracking(struct machine *machine)
-{
-	if (machine->bitmap)
-		munmap(machine->bitmap, bitmap_bytes(machine->memory.size / GUEST_PAGE_SIZE));
-	machine->bitmap = NULL;
-	cleanup_close(&machine->bitmap_fd);
-	machine->bitmap_fd = -1;
-	free(machine->memory.device_dirty);
-	machine->memory.device_dirty = NULL;
-}
-
 void machine_free(struct machine *machine)
 {
 	struct machine old = *machine;
@@ -71,7 +58,7 @@ void machine_free(struct machine *machine)
 	vcpus_close(&machine->vcpus);
 	platform_free_devices(&machine->platform);
 	interrupts_free(machine->platform.interrupts);
-	stop_tracking(machine);
+	dirty_log_close(machine);
 	forget_loaded(machine);
 	kvm_close(&machine->kvm);
 	cleanup_close(&machine->faults);
@@ -553,66 +540,5 @@ int machine_load(struct machine *machine, const struct cursor *records, struct e
 	memcpy(machine->loaded, states, sizeof(states));
 	memset(states, 0, sizeof(states));
 	set_state(machine, MACHINE_PAUSED);
-	return 0;
-}
-
-static int open_bitmap(struct machine *machine, struct error *error)
-{
-	uint64_t pages = machine->memory.size / GUEST_PAGE_SIZE;
-	size_t size = bitmap_bytes(pages);
-
-	machine->memory.device_dirty = calloc(1, size);
-	machine->bitmap_fd = memfd_create("dirty-bitmap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (!machine->memory.device_dirty || machine->bitmap_fd < 0 ||
-		ftruncate(machine->bitmap_fd, (off_t)size) < 0 ||
-		fcntl(machine->bitmap_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-		return error_set(
-			error, errno, "Unable to make the bitmap of written pages: %s.", strerror(errno));
-	machine->bitmap = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, machine->bitmap_fd, 0);
-	if (machine->bitmap == MAP_FAILED) {
-		machine->bitmap = NULL;
-		return error_set(
-			error, errno, "Unable to map the bitmap of written pages: %s.", strerror(errno));
-	}
-	return 0;
-}
-
-int machine_track(struct machine *machine, bool on, struct error *error)
-{
-	int r;
-
-	if (machine->state == MACHINE_EMPTY)
-		return refuse(machine, "watched", error);
-	if (on && machine->faults >= 0)
-		return refuse_filling("watched", error);
-	/* Off first, also where it is on: a new log begins with all pages clean. */
-	stop_tracking(machine);
-	r = kvm_set_memory(&machine->kvm, &machine->memory, false, error);
-	if (r < 0 || !on)
-		return r;
-	r = open_bitmap(machine, error);
-	if (r == 0)
-		r = kvm_set_memory(&machine->kvm, &machine->memory, true, error);
-	if (r < 0) {
-		stop_tracking(machine);
-		kvm_set_memory(&machine->kvm, &machine->memory, false, NULL);
-	}
-	return r;
-}
-
-int machine_dirty(struct machine *machine, uint64_t *pages, struct error *error)
-{
-	uint64_t total = machine->memory.size / GUEST_PAGE_SIZE;
-	int r;
-
-	if (!machine->bitmap)
-		return error_set(error, EINVAL, "The guest's written pages are not being tracked.");
-	r = kvm_take_dirty(&machine->kvm, &machine->memory, machine->bitmap, error);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < bitmap_words(total); i++)
-		machine->bitmap[i] |= machine->memory.device_dirty[i];
-	memset(machine->memory.device_dirty, 0, bitmap_bytes(total));
-	*pages = bitmap_count(machine->bitmap, total);
 	return 0;
 }

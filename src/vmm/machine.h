@@ -42,7 +42,7 @@ struct machine {
 	struct clock_instant loaded_clock;
 
 	int faults;    /* userfaultfd while memory is still coming, else -1 */
-	int bitmap_fd; /* the dirty bitmap's memfd while tracking, else -1 */
+	int bitmap_fd; /* the dirty log's bitmap while one is kept, else -1: dirty_log.h */
 	uint64_t *bitmap;
 
 	void (*changed)(void *context); /* the state has changed, or memory is complete */
@@ -72,12 +72,6 @@ int machine_save(struct machine *machine, struct buffer *out, struct error *erro
 
 /* Loads all records into a machine that was created for it, and is then paused. */
 int machine_load(struct machine *machine, const struct cursor *records, struct error *error);
-
-/* Turns the log of written pages on, all clean (bitmap_fd is then its memfd), or off. */
-int machine_track(struct machine *machine, bool on, struct error *error);
-
-/* Takes the log into the bitmap. *pages: how many. */
-int machine_dirty(struct machine *machine, uint64_t *pages, struct error *error);
 
 /* All memory has come that shall come. */
 void machine_filled(struct machine *machine);
