@@ -90,7 +90,7 @@ def move(side, way, beats):
         "CPU s/GiB": max(cpu, 0) * GIB / sent,
         "resident MiB": resident,
     }
-    if way == "live" and last - start > 0.1:
+    if way == "live" and last - start > 0.03:
         figures["guest's pace %"] = 100 * beats.rate(start, last) / before
     return figures
 

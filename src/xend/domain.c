@@ -289,11 +289,11 @@ int domain_record(struct domain *domain, struct error *error)
 	return store_put_domain(domain->xend->store, &stored, error);
 }
 
-/* Its ID and its record become durable together: one wait for the disk. */
+/* Its ID and its record become known together. */
 static int enlist(struct xend *xend, struct guest_config *config, struct domain **result, struct error *error)
 {
 	unsigned id;
-	int r = store_begin(xend->store, error);
+	int r = store_begin(xend->store, false, error);
 
 	if (r >= 0)
 		r = store_drop_departures(xend->store, config->uuid, error);

@@ -23,7 +23,7 @@ int handover_commit(
 {
 	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, host, port};
 	struct store *store = domain->xend->store;
-	int r = store_begin(store, error);
+	int r = store_begin(store, true, error);
 
 	/* Of one guest one ticket is open: an answer about an earlier one must not count for this. */
 	if (r >= 0)
@@ -392,19 +392,13 @@ int handover_receiving(struct xend *xend, const char *ticket, const char *uuid, 
 
 int handover_received(struct xend *xend, const char *ticket, const char *uuid, struct error *error)
 {
-	int r;
-
-	/* The guest stands still meanwhile. Whether RECEIVED or RECEIVING, a power cut makes it refused. */
-	store_hasty(xend->store, true);
-	r = change(xend, ticket, uuid, TICKET_RECEIVING, TICKET_RECEIVED, error);
-	store_hasty(xend->store, false);
-	return r;
+	return change(xend, ticket, uuid, TICKET_RECEIVING, TICKET_RECEIVED, error);
 }
 
 int handover_own(struct domain *domain, const char *ticket, struct error *error)
 {
 	struct xend *xend = domain->xend;
-	int r = store_begin(xend->store, error);
+	int r = store_begin(xend->store, true, error);
 
 	if (r < 0)
 		return r;

@@ -21,10 +21,8 @@ void peers_remember(struct xend *xend, const char *host, unsigned port)
 {
 	struct error error;
 
-	store_hasty(xend->store, true);
 	if (store_put_peer(xend->store, host, port, &error) < 0)
 		log_error("%s", error.text);
-	store_hasty(xend->store, false);
 }
 
 void peers_remember_socket(struct xend *xend, int socket, unsigned port)

@@ -63,21 +63,51 @@ static sqlite3_stmt *prepare(struct store *store, const char *sql, const char *t
 	return NULL;
 }
 
-static int run(struct store *store, struct error *error, const char *sql, const char *types, ...)
+static int step(struct store *store, struct error *error, const char *sql, const char *types, va_list *values)
 {
-	_cleanup_statement_ sqlite3_stmt *statement = NULL;
-	va_list values;
+	_cleanup_statement_ sqlite3_stmt *statement = prepare(store, sql, types, values);
 	int r;
 
-	va_start(values, types);
-	statement = prepare(store, sql, types, &values);
-	va_end(values);
 	if (!statement)
 		return failed(store, error);
 	do
 		r = sqlite3_step(statement);
 	while (r == SQLITE_ROW);
 	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+static int run(struct store *store, struct error *error, const char *sql, const char *types, ...)
+{
+	va_list values;
+	int r;
+
+	va_start(values, types);
+	r = step(store, error, sql, types, &values);
+	va_end(values);
+	return r;
+}
+
+/* In WAL mode NORMAL syncs at checkpoints only (sqlite.org/pragma.html#pragma_synchronous). A transaction ends as
+ * it began. */
+static void be_hasty(struct store *store, bool hasty)
+{
+	if (sqlite3_get_autocommit(store->db))
+		sqlite3_exec(store->db, hasty ? "PRAGMA synchronous = NORMAL" : "PRAGMA synchronous = FULL",
+			NULL, NULL, NULL);
+}
+
+/* For what a power cut ends anyway: see store.h. */
+static int run_hastily(struct store *store, struct error *error, const char *sql, const char *types, ...)
+{
+	va_list values;
+	int r;
+
+	va_start(values, types);
+	be_hasty(store, true);
+	r = step(store, error, sql, types, &values);
+	be_hasty(store, false);
+	va_end(values);
+	return r;
 }
 
 /* The first column of the first row as a number; `none` where there is no row. */
@@ -108,7 +138,7 @@ static int new_boot(struct store *store, const char *boot_id, struct error *erro
 
 	if (r < 0 || same)
 		return r;
-	r = store_begin(store, error);
+	r = store_begin(store, true, error);
 	if (r >= 0)
 		r = run(store, error, "DELETE FROM domains", "");
 	if (r >= 0)
@@ -156,27 +186,25 @@ void store_close(struct store *store)
 	free(store);
 }
 
-void store_hasty(struct store *store, bool hasty)
+int store_begin(struct store *store, bool lasting, struct error *error)
 {
-	/* In WAL mode NORMAL syncs at checkpoints only (sqlite.org/pragma.html#pragma_synchronous). */
-	sqlite3_exec(store->db, hasty ? "PRAGMA synchronous = NORMAL" : "PRAGMA synchronous = FULL", NULL,
-		NULL, NULL);
-}
-
-int store_begin(struct store *store, struct error *error)
-{
+	be_hasty(store, !lasting);
 	return run(store, error, "BEGIN IMMEDIATE", "");
 }
 
 int store_commit(struct store *store, struct error *error)
 {
-	return run(store, error, "COMMIT", "");
+	int r = run(store, error, "COMMIT", "");
+
+	be_hasty(store, false);
+	return r;
 }
 
 void store_rollback(struct store *store)
 {
 	if (!sqlite3_get_autocommit(store->db))
 		run(store, NULL, "ROLLBACK", "");
+	be_hasty(store, false);
 }
 
 int store_next_id(struct store *store, unsigned *id, struct error *error)
@@ -196,7 +224,7 @@ int store_put_domain(struct store *store, const struct stored_domain *domain, st
 
 	if (!config)
 		return error_set(error, ENOMEM, "Out of memory.");
-	return run(store, error,
+	return run_hastily(store, error,
 		"INSERT INTO domains(uuid, name, id, phase, paused, restart_wanted, started_at, config)"
 		" VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 		" ON CONFLICT(uuid) DO UPDATE SET name = excluded.name, id = excluded.id, phase = "
@@ -209,7 +237,7 @@ int store_put_domain(struct store *store, const struct stored_domain *domain, st
 
 int store_drop_domain(struct store *store, const char *uuid, struct error *error)
 {
-	return run(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
+	return run_hastily(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
 }
 
 static const char *text(sqlite3_stmt *statement, int column)
@@ -250,7 +278,9 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 
 int store_put_ticket(struct store *store, const struct stored_ticket *ticket, struct error *error)
 {
-	return run(store, error,
+	bool lasting = ticket->state != TICKET_RECEIVED && ticket->state != TICKET_GONE;
+
+	return (lasting ? run : run_hastily)(store, error,
 		"REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, "
 		"strftime('%s'))",
 		"ssisi", ticket->ticket, ticket->uuid, (int64_t)ticket->state, ticket->host,
@@ -259,7 +289,7 @@ int store_put_ticket(struct store *store, const struct stored_ticket *ticket, st
 
 int store_drop_ticket(struct store *store, const char *ticket, struct error *error)
 {
-	return run(store, error, "DELETE FROM tickets WHERE ticket = ?", "s", ticket);
+	return run_hastily(store, error, "DELETE FROM tickets WHERE ticket = ?", "s", ticket);
 }
 
 /* As text, for use in SQL. */
@@ -381,7 +411,7 @@ json_t *store_leftovers(struct store *store)
 
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)
 {
-	return run(store, error, "REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))",
+	return run_hastily(store, error, "REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))",
 		"si", host, (int64_t)port);
 }
 
@@ -413,7 +443,7 @@ int store_each_peer(struct store *store, int (*visit)(void *context, const char 
 
 int store_put_destination(struct store *store, const char *name, const char *host, struct error *error)
 {
-	return run(store, error,
+	return run_hastily(store, error,
 		"REPLACE INTO destinations(name, host, went_at) VALUES (?, ?, strftime('%s'))", "ss", name,
 		host);
 }

@@ -1,10 +1,15 @@
 /*
  * What xend knows for certain: the guests, the hand-over tickets, the counter
- * of IDs, in SQLite with every commit synced to disk.
+ * of IDs, in SQLite.
  *
- * Guests and IDs belong to one boot of the host: what an earlier boot left is
- * dropped when the store is opened. Tickets stay, because the other host may
- * ask about one after this host was restarted.
+ * All of it survives xend, killed at any moment. Guests and IDs belong to one
+ * boot of the host: what an earlier boot left is dropped when the store is
+ * opened, so nothing waits for the disk for their sake. Tickets stay, because
+ * the other host may ask about one after this host was restarted: what
+ * they say is on the disk before anybody acts on it. Only RECEIVED and GONE
+ * are not waited for, since a power cut that takes them back changes no
+ * answer: what was RECEIVING or RECEIVED has ended with the power and is
+ * refused either way, and GONE is COMMITTED again and its own side asks anew.
  */
 #pragma once
 
@@ -98,12 +103,8 @@ int store_distrust(struct store *store, const char *host, struct error *error);
 int store_each_trusted(struct store *store, int (*visit)(void *context, const struct trusted_host *host),
 	void *context, struct error *error);
 
-/* Between hasty(true) and hasty(false) changes do not wait for the disk: what a power cut takes back must not
- * matter. */
-void store_hasty(struct store *store, bool hasty);
-
-/* Several changes as one: all of them are on disk after store_commit, or none. */
-int store_begin(struct store *store, struct error *error);
+/* Several changes as one: after store_commit all of them are there, or none; lasting: on the disk. */
+int store_begin(struct store *store, bool lasting, struct error *error);
 int store_commit(struct store *store, struct error *error);
 void store_rollback(struct store *store);
 
