@@ -6,20 +6,25 @@
  * may crash between any two steps and is started again; any message may be
  * lost, and either side may give the connection up while the other still reads
  * what was sent on it. Crashes and losses are bounded in number, so that "in
- * the end" means: once both sides stay up and the line holds. Afterwards the
+ * the end" means: once both sides stay up and the line holds. A crash may be
+ * that of the host: its guest ends with the power, with it what only mattered for
+ * the guest's sake, and only what was synced is still on the disk. Afterwards the
  * guest may come back to the source, by a hand-over of its own, which must not
  * meet what is left of this one.
  *
  * scripts/check-model asks spin for:
  *   one_owner    never do both hosts run the guest
  *   no_loss      the source never deletes the guest before the destination owns it
- *   never_none   in the end exactly one host runs it, for ever
+ *   never_none   in the end exactly one host runs it, for ever (unless the power was cut)
  */
 mtype = { OFFER, STATE, RECEIVED, COMMIT, RUNNING };	/* on the connection */
 mtype = { OWNED, REFUSED, NONE, OWNER, COMMITTED, GONE };	/* durable records and answers */
 
 #define CRASHES 2
 #define LOSSES 2
+#ifndef POWER_CUTS
+#define POWER_CUTS 0
+#endif
 
 /* Durable: what each store says of the ticket. */
 mtype source_record = OWNER;
@@ -35,6 +40,7 @@ bool dest_has = false;
 
 byte crashes = CRASHES;
 byte losses = LOSSES;
+byte power_cuts = POWER_CUTS;
 
 chan forth = [2] of { mtype };	/* the migration's connection */
 chan back = [2] of { mtype };
@@ -47,6 +53,32 @@ inline send(line, message)
 	if
 	:: line!message
 	:: atomic { losses > 0 -> losses-- }
+	fi
+}
+
+/* Of the daemon alone, or of the whole host. */
+inline source_crashes()
+{
+	crashes--;
+	if
+	:: power_cuts > 0 ->
+		power_cuts--;
+		source_runs = false; source_has = false; source_record = NONE;
+		do	/* whoever asked is no more */
+		:: nempty(ask) -> ask?_
+		:: nempty(answer) -> answer?_
+		:: empty(ask) && empty(answer) -> break
+		od
+	:: true
+	fi
+}
+
+inline dest_crashes()
+{
+	crashes--;
+	if
+	:: power_cuts > 0 -> power_cuts--; dest_runs = false; dest_has = false
+	:: true
 	fi
 }
 
@@ -72,30 +104,30 @@ start:	/* the daemon comes up and does what its record says */
 
 	send(forth, OFFER);
 	if
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: source_runs = false	/* the last round: paused */
 	fi;
 	send(forth, STATE);
 	if
 	:: back?RECEIVED
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: goto start	/* gave up waiting: presumed abort, runs on */
 	fi;
 	source_record = COMMITTED;
 	if
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: skip
 	fi;
 	send(forth, COMMIT);
 	if
 	:: back?RUNNING -> goto gone
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: goto in_doubt	/* the line broke after COMMIT */
 	fi;
 
 in_doubt:
 	do
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: nempty(answer) -> answer?reply; break
 	:: empty(ask) && empty(answer) -> send(ask, 0)
 	od;
@@ -108,17 +140,17 @@ gone:
 	source_record = GONE;
 	assert(dest_record == OWNED);	/* no_loss */
 	if
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: source_runs = false; source_has = false
 	fi;
 	if
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: source_record = NONE
 	:: skip	/* the store failed to drop it */
 	fi;
 done:
 end:	do
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: atomic {	/* a hand-over back; whoever is put on the list here, his earlier departures are dropped */
 		!source_has && dest_has && dest_runs && !returned ->
 		dest_runs = false; dest_has = false;
@@ -154,14 +186,13 @@ end:	do
 		forth?COMMIT;
 		atomic { dest_record = OWNED; dest_has = true };
 		if
-		:: atomic { crashes > 0 -> crashes-- }; goto start
+		:: atomic { crashes > 0 -> dest_crashes() }; goto start
 		:: dest_runs = true
 		fi;
 		knows = NONE;
 		send(back, RUNNING)
 	:: knows != NONE -> knows = NONE; dest_record = REFUSED	/* the line is silent or broken: refuse for ever */
-	:: nempty(ask) ->
-		ask?_;
+	:: ask?_ ->
 		if
 		:: dest_record == OWNED -> send(answer, OWNED)
 		:: dest_record != OWNED ->
@@ -169,7 +200,7 @@ end:	do
 			dest_record = REFUSED;
 			send(answer, REFUSED)
 		fi
-	:: atomic { crashes > 0 -> crashes-- }; goto start
+	:: atomic { crashes > 0 -> dest_crashes() }; goto start
 	od
 }
 

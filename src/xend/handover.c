@@ -23,7 +23,7 @@ int handover_commit(
 {
 	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, host, port};
 	struct store *store = domain->xend->store;
-	int r = store_begin(store, true, error);
+	int r = store_begin(store, false, error);
 
 	/* Of one guest one ticket is open: an answer about an earlier one must not count for this. */
 	if (r >= 0)

@@ -1,6 +1,6 @@
 /*
  * Who owns a guest that is on its way to another host: two-phase commit with
- * presumed abort, recorded durably on both sides (store.h, tickets).
+ * presumed abort, recorded on both sides (store.h, tickets).
  *
  * The source may run the guest until it has recorded COMMITTED; from then on only
  * if the destination has refused the ticket or does not know it. The destination
@@ -8,7 +8,9 @@
  * destination that is asked about a ticket it does not own refuses it for ever.
  *
  * No process killed at any moment changes that: what is not recorded has not
- * happened, and each side asks the other about what is open.
+ * happened, and each side asks the other about what is open. A power cut ends
+ * the guest of its side, so of the records only OWNED must outlast one: else the
+ * source would run again a guest that has run at the destination.
  *
  * All functions are called with the lock held.
  */

@@ -389,8 +389,9 @@ static json_t *answer_who_has(struct xend *xend, const json_t *query)
 	struct candidates candidates __attribute__((cleanup(free_candidates))) = {0};
 	json_t *guests = json_array();
 
-	domain_await_leavers(xend);
 	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+		if (domain_has_left(domain))
+			continue;
 		if (uuid && strcmp(domain->config.uuid, uuid) == 0)
 			json_array_append_new(guests, describe_guest(domain, NULL));
 		for (size_t i = 0; i < domain->config.disk_count; i++)

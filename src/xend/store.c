@@ -278,7 +278,9 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 
 int store_put_ticket(struct store *store, const struct stored_ticket *ticket, struct error *error)
 {
-	bool lasting = ticket->state != TICKET_RECEIVED && ticket->state != TICKET_GONE;
+	/* RECEIVING while nobody stands still: OWNED then has less to wait for. */
+	bool lasting = ticket->state == TICKET_RECEIVING || ticket->state == TICKET_OWNED ||
+		       ticket->state == TICKET_REFUSED;
 
 	return (lasting ? run : run_hastily)(store, error,
 		"REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, "

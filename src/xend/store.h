@@ -4,12 +4,11 @@
  *
  * All of it survives xend, killed at any moment. Guests and IDs belong to one
  * boot of the host: what an earlier boot left is dropped when the store is
- * opened, so nothing waits for the disk for their sake. Tickets stay, because
- * the other host may ask about one after this host was restarted: what
- * they say is on the disk before anybody acts on it. Only RECEIVED and GONE
- * are not waited for, since a power cut that takes them back changes no
- * answer: what was RECEIVING or RECEIVED has ended with the power and is
- * refused either way, and GONE is COMMITTED again and its own side asks anew.
+ * opened, and with them a source's tickets, so nothing waits for the disk for
+ * their sake. A destination's tickets stay, because the source may ask about
+ * one after this host was restarted: OWNED and REFUSED are on the disk before
+ * anybody acts on them. What was RECEIVING or RECEIVED has ended with the power
+ * and is refused either way.
  */
 #pragma once
 
