@@ -114,7 +114,7 @@ static const char *mode_word(enum disk_mode mode)
 }
 
 /* Without the lock. */
-static json_t *who_has(const struct guest_config *config)
+static json_t *who_has(const struct xend *xend, const struct guest_config *config)
 {
 	json_t *disks = json_array();
 
@@ -126,8 +126,8 @@ static json_t *who_has(const struct guest_config *config)
 				disks, json_pack("{s:s, s:s, s:o*}", "target", disk->target, "mode",
 					       mode_word(disk->mode), "portrait", disk_portrait(disk)));
 	}
-	return json_pack("{s:s, s:s, s:s, s:o}", "query", "who-has", "name", config->name, "uuid",
-		config->uuid, "disks", disks);
+	return json_pack("{s:s, s:s, s:s, s:s, s:o}", "query", "who-has", "asker", xend->self, "name",
+		config->name, "uuid", config->uuid, "disks", disks);
 }
 
 /* What a peer says is shown to a user: only what can be true of one of our guests' names and disks. */
@@ -291,7 +291,7 @@ int peers_ask(struct domain *domain, struct error *error)
 	}
 	inquiry->domain = domain_ref(domain);
 	xend_unlock(xend);
-	query = who_has(&domain->config);
+	query = who_has(xend, &domain->config);
 	xend_lock(xend);
 	start_asking(inquiry, query);
 	xend_unlock(xend);
@@ -384,12 +384,15 @@ static bool is_it(const struct candidate *candidate)
 
 static json_t *answer_who_has(struct xend *xend, const json_t *query)
 {
-	const char *uuid = json_string_value(json_object_get(query, "uuid"));
+	const char *uuid = json_string_value(json_object_get(query, "uuid")),
+		   *asker = json_string_value(json_object_get(query, "asker"));
 	const json_t *disks = json_object_get(query, "disks");
 	struct candidates candidates __attribute__((cleanup(free_candidates))) = {0};
 	json_t *guests = json_array();
+	/* An address that was another host's, or leads back here: this host's guests are no news to it. */
+	bool myself = asker && strcmp(asker, xend->self) == 0;
 
-	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+	for (struct domain *domain = myself ? NULL : xend->domains; domain; domain = domain->next) {
 		if (domain_has_left(domain))
 			continue;
 		if (uuid && strcmp(domain->config.uuid, uuid) == 0)

@@ -1,5 +1,6 @@
 #include "xend/xend.h"
 #include "xend/moves.h"
+#include "xend/uuid.h"
 
 #include <errno.h>
 #include <event2/thread.h>
@@ -57,7 +58,7 @@ int xend_init(struct xend *xend, struct error *error)
 	if (evthread_use_pthreads() < 0 || !(xend->base = event_base_new()) ||
 		!(xend->posted = event_new(xend->base, -1, EV_PERSIST, run_posts, xend)))
 		return error_set(error, ENOMEM, "Unable to make xend's event loop.");
-	return 0;
+	return uuid_draw(xend->self, error);
 }
 
 void xend_free(struct xend *xend)

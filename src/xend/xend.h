@@ -54,6 +54,7 @@ struct xend {
 	struct xend_config config;
 	struct store *store;
 	struct trust *trust; /* set once, before anybody looks */
+	char self[37];       /* drawn at the start: who hears it in a question hears himself */
 	struct event_base *base;
 
 	pthread_mutex_t lock;

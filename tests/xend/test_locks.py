@@ -319,6 +319,19 @@ class Liars(unittest.TestCase):
         self.assertEqual(self.xend.log.read_text().count("10.0.0.1 was not heard about domain 'TestGuest'"), 6)
 
 
+class Itself(unittest.TestCase):
+    """A host that has its own address from when it was another's, and hears of the guest that it is starting."""
+
+    def test_its_own_guest_is_no_news(self):
+        xend = Xend(port=18002, settings="(xend-relocation-clear-text yes)")
+        self.addCleanup(xend.close)
+        with sqlite3.connect(xend.root / "state/xend.db") as store:
+            store.execute("INSERT INTO peers VALUES ('10.0.0.1', 18002, ?)", (int(time.time()),))
+        xend.create()
+        self.assertNotIn("TestGuest', which starts without", xend.log.read_text())
+        self.assertNotIn("was not heard about", xend.log.read_text())
+
+
 class OneDisk(unittest.TestCase):
     """Both hosts see one disk."""
 
