@@ -138,6 +138,7 @@ def run_row(options, row, directory, kinds=None):
     kinds = kinds or sides_for(row)
     line = f"tsc_khz={options.tsc_khz} {row.guest}"
     results = {kind.name: [] for kind in kinds}
+    options.before_row()
     with Link(row.mbit) as link:
         for run in range(min(options.runs, row.runs)):
             for place in range(len(kinds)):
@@ -290,7 +291,7 @@ def main():
     options.tsc_khz = options.emulated_khz or tsc_khz()
     machine = references(options, place)
     everything, reached = {place: machine}, []
-    with kept(), tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
+    with kept() as options.before_row, tempfile.TemporaryDirectory(prefix="f", dir="/tmp") as directory:
         for row in ROWS:
             if re.search(options.rows or "", row.name):
                 results = everything[row.name] = run_row(options, row, directory)
