@@ -41,8 +41,8 @@ static int open_bitmap(struct machine *machine, struct error *error)
 	return 0;
 }
 
-/* KVM takes a while over all memory, and what of it is ours is the main thread's alone: a vCPU that wants the lock
- * has it meanwhile. */
+/* KVM takes a while over all memory, and what of it is ours is the main thread's alone: a vCPU that wants the
+ * lock has it meanwhile. */
 static int switch_log(struct machine *machine, bool on, struct error *error)
 {
 	int r;

@@ -87,8 +87,8 @@ static int run(struct store *store, struct error *error, const char *sql, const 
 	return r;
 }
 
-/* In WAL mode NORMAL syncs at checkpoints only (sqlite.org/pragma.html#pragma_synchronous). A transaction ends as
- * it began. */
+/* In WAL mode NORMAL syncs at checkpoints only (sqlite.org/pragma.html#pragma_synchronous). A transaction
+ * ends as it began. */
 static void be_hasty(struct store *store, bool hasty)
 {
 	if (sqlite3_get_autocommit(store->db))
@@ -413,8 +413,9 @@ json_t *store_leftovers(struct store *store)
 
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)
 {
-	return run_hastily(store, error, "REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))",
-		"si", host, (int64_t)port);
+	return run_hastily(store, error,
+		"REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))", "si", host,
+		(int64_t)port);
 }
 
 int store_drop_peer(struct store *store, const char *host, struct error *error)
