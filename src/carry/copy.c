@@ -39,7 +39,7 @@ static struct rounds rounds_now(const struct work *work)
 	return rounds;
 }
 
-static void tell_progress(struct work *work, bool now)
+static void tell_progress(struct work *work, bool over)
 {
 	struct copy *copy = work->copy;
 	struct rounds rounds = rounds_now(work);
@@ -49,7 +49,7 @@ static void tell_progress(struct work *work, bool now)
 	uint64_t dirty = known ? rounds.last_pages : 0;
 
 	job_progress(copy->job,
-		&(struct progress){.round = copy->rounds + 1,
+		&(struct progress){.round = copy->rounds + (over ? 0 : 1),
 			.sent_bytes = bytes,
 			.total_bytes = bytes + work->left * PAGE_SIZE,
 			.remaining_pages = work->left,
@@ -58,7 +58,7 @@ static void tell_progress(struct work *work, bool now)
 			.slowed = copy->slowed,
 			.downtime_ns = known ? rounds_downtime_ns(&rounds, dirty) : 0,
 			.left_ns = rounds_downtime_ns(&rounds, work->left + dirty)},
-		now);
+		over);
 }
 
 static int give(struct work *work, uint64_t first, uint64_t count, bool zero, struct error *error)
