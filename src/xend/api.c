@@ -12,14 +12,12 @@
 #include <event2/http.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 
 #define BODY_MAX 1048576
-#define LOG_TAIL 1048576
 #define MIGRATE_MS_MAX 86400000 /* a day: of a limit on a migration */
 
 /* The request's <D>, or an answer that says why not. `what` completes "cannot be …" for Domain-0. */
@@ -389,26 +387,6 @@ static void gone(struct call *call)
 	reply_end(call->reply);
 }
 
-static void show_log(struct call *call)
-{
-	const char *path = call->xend->config.logfile;
-	_cleanup_close_ int file = open(path, O_RDONLY | O_CLOEXEC);
-	_cleanup_free_ char *text = malloc(LOG_TAIL);
-	struct error error;
-	struct stat info;
-	ssize_t size;
-
-	if (file < 0 || !text || fstat(file, &info) < 0) {
-		error_set(&error, errno, "Unable to read the log %s: %s.", path, strerror(errno));
-		reply_error(call->reply, &error);
-		return;
-	}
-	size = pread(file, text, LOG_TAIL, info.st_size > LOG_TAIL ? info.st_size - LOG_TAIL : 0);
-	reply_stream(call->reply, "text/plain");
-	reply_bytes(call->reply, text, size > 0 ? (size_t)size : 0);
-	reply_end(call->reply);
-}
-
 static const struct route {
 	enum evhttp_cmd_type method;
 	const char *path; /* "*" stands for the domain */
@@ -434,7 +412,7 @@ static const struct route {
 	{EVHTTP_REQ_GET, "/domains/*/gone", gone},
 	{EVHTTP_REQ_POST, "/restore", restore},
 	{EVHTTP_REQ_GET, "/info", info_show},
-	{EVHTTP_REQ_GET, "/log", show_log},
+	{EVHTTP_REQ_GET, "/log", log_show},
 	{EVHTTP_REQ_GET, "/trust", trust_show},
 	{EVHTTP_REQ_POST, "/trust", trust_add},
 	{EVHTTP_REQ_POST, "/trust/identify", trust_identify},

@@ -24,6 +24,7 @@ int api_start(struct xend *xend, struct error *error);
 void console_stream(struct call *call);
 void console_input(struct call *call);
 void info_show(struct call *call);
+void log_show(struct call *call);
 void trust_show(struct call *call);
 void trust_identify(struct call *call);
 void trust_add(struct call *call);

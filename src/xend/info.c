@@ -1,14 +1,19 @@
-/* What `xm info` prints: the host's names, CPUs and memory, with Xen's keys in Xen's order (reference:
- * xm(1)). */
+/* What is known of the host: `xm info`, its names, CPUs and memory, with Xen's keys in Xen's order
+ * (reference: xm(1)), and `xm log`. */
 #include "xend/api.h"
 #include "base/cleanup.h"
 #include "xend/domain.h"
 #include "xend/memory.h"
 
 #include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
+
+#define LOG_TAIL 1048576 /* bytes that xm log shows */
 
 struct cpus {
 	unsigned count, sockets, cores_per_socket, siblings;
@@ -93,4 +98,24 @@ void info_show(struct call *call)
 			"xen_major", 0, "xen_minor", 1, "xen_extra", ".0-ferry", "xen_caps", "hvm-3.0-x86_64",
 			"xen_pagesize", (int)sysconf(_SC_PAGESIZE), "platform_params", "kvm", "xen_changeset",
 			"ferry-" FERRY_VERSION, "cc_compiler", __VERSION__, "xend_config_format", 4));
+}
+
+void log_show(struct call *call)
+{
+	const char *path = call->xend->config.logfile;
+	_cleanup_close_ int file = open(path, O_RDONLY | O_CLOEXEC);
+	_cleanup_free_ char *text = malloc(LOG_TAIL);
+	struct error error;
+	struct stat info;
+	ssize_t size;
+
+	if (file < 0 || !text || fstat(file, &info) < 0) {
+		error_set(&error, errno, "Unable to read the log %s: %s.", path, strerror(errno));
+		reply_error(call->reply, &error);
+		return;
+	}
+	size = pread(file, text, LOG_TAIL, info.st_size > LOG_TAIL ? info.st_size - LOG_TAIL : 0);
+	reply_stream(call->reply, "text/plain");
+	reply_bytes(call->reply, text, size > 0 ? (size_t)size : 0);
+	reply_end(call->reply);
 }
