@@ -1,5 +1,6 @@
 #include "xend/store.h"
 #include "base/cleanup.h"
+#include "xend/store_schema.h"
 
 #include <errno.h>
 #include <sqlite3.h>
@@ -9,25 +10,6 @@
 struct store {
 	sqlite3 *db;
 };
-
-static const char schema[] =
-	"CREATE TABLE IF NOT EXISTS host(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS domains(uuid TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, id INTEGER NOT "
-	"NULL UNIQUE,"
-	" phase INTEGER NOT NULL, paused INTEGER NOT NULL, restart_wanted INTEGER NOT NULL,"
-	" started_at INTEGER NOT NULL, config TEXT NOT NULL) WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS tickets(ticket TEXT PRIMARY KEY, uuid TEXT NOT NULL, state INTEGER NOT "
-	"NULL,"
-	" host TEXT NOT NULL, port INTEGER NOT NULL, changed_at INTEGER NOT NULL) WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS peers(host TEXT, port INTEGER, seen_at INTEGER NOT NULL, PRIMARY "
-	"KEY(host, "
-	"port)) WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS trusted(host TEXT PRIMARY KEY COLLATE NOCASE, address TEXT NOT NULL,"
-	" fingerprint TEXT NOT NULL, since INTEGER NOT NULL) WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS destinations(name TEXT PRIMARY KEY, host TEXT NOT NULL, went_at INTEGER "
-	"NOT NULL)"
-	" WITHOUT ROWID;"
-	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;";
 
 /* A ticket nobody has asked about for this long will not be asked about. */
 #define TICKET_LIFETIME "90 * 86400"
@@ -161,13 +143,14 @@ int store_open(struct store **result, const char *path, const char *boot_id, str
 	if (!store)
 		return error_set(error, ENOMEM, "Out of memory.");
 	if (sqlite3_open(path, &store->db) != SQLITE_OK)
-		r = error_set(error, EIO, "Unable to open xend's database %s: %s.", path,
-			sqlite3_errmsg(store->db));
-	if (r >= 0 && (sqlite3_busy_timeout(store->db, 5000) != SQLITE_OK ||
-			      sqlite3_exec(store->db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;",
-				      NULL, NULL, NULL) != SQLITE_OK ||
-			      sqlite3_exec(store->db, schema, NULL, NULL, NULL) != SQLITE_OK))
-		r = failed(store, error);
+		r = error_set(error, EIO,
+			"Unable to open xend's database %s: %s. Guests that run go on. Mend that and start "
+			"xend again.",
+			path, sqlite3_errmsg(store->db));
+	if (r >= 0)
+		sqlite3_busy_timeout(store->db, 5000);
+	if (r >= 0)
+		r = store_upgrade(store->db, error);
 	if (r >= 0)
 		r = new_boot(store, boot_id, error);
 	if (r < 0) {
