@@ -117,8 +117,10 @@ static void prepare(struct virtio_blk *blk, struct request *request)
 	if (request->type == VIRTIO_BLK_T_FLUSH)
 		io_uring_prep_fsync(sqe, blk->image.fd, IORING_FSYNC_DATASYNC);
 	else if (request->allocate)
-		io_uring_prep_fallocate(sqe, blk->image.fd, request->allocate, (off_t)request->position,
-			(off_t)request->size);
+		/* io_uring_prep_fallocate's offsets are signed in one version of liburing, not in the next. */
+		io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, blk->image.fd,
+			(const void *)(uintptr_t)request->size, (unsigned)request->allocate,
+			request->position);
 	else
 		prepare_transfer(blk, request, sqe);
 	io_uring_sqe_set_data(sqe, request);
