@@ -117,7 +117,7 @@ static void prepare(struct virtio_blk *blk, struct request *request)
 	if (request->type == VIRTIO_BLK_T_FLUSH)
 		io_uring_prep_fsync(sqe, blk->image.fd, IORING_FSYNC_DATASYNC);
 	else if (request->allocate)
-		/* io_uring_prep_fallocate's offsets are signed in one version of liburing, not in the next. */
+		/* The offsets of io_uring_prep_fallocate are signed with liburing 2.3 only. */
 		io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, blk->image.fd,
 			(const void *)(uintptr_t)request->size, (unsigned)request->allocate,
 			request->position);
