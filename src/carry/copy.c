@@ -123,16 +123,24 @@ int copy_overdue(const struct copy *copy, struct error *error)
 		copy->rounds + 1);
 }
 
-/* The log in the middle of a round: of the pages before `at`, which this round has sent, those that come
- * again. */
+/* Of word `i` of this round's pages those that it has not come to: it stands before page `at`. */
+static uint64_t ahead(const struct work *work, uint64_t at, uint64_t i)
+{
+	return (i + 1) * 64 <= at ? 0 : work->todo[i] & (i * 64 < at ? ~0ull << at % 64 : ~0ull);
+}
+
+/*
+ * The log in the middle of a round. It is clear from here on, so every page in it comes in the next round,
+ * wherever it lies, but those that this round has still to read.
+ */
 static int take_log(struct work *work, uint64_t at, struct error *error)
 {
 	struct guest *guest = work->copy->guest;
 	uint64_t ignored;
 	int r = guest_dirty(guest, &ignored, error);
 
-	for (uint64_t i = 0; r == 0 && i * 64 < at; i++)
-		work->next[i] |= guest->dirty[i] & (at - i * 64 < 64 ? (1ull << at % 64) - 1 : ~0ull);
+	for (uint64_t i = 0; r == 0 && i < bitmap_words(guest->pages); i++)
+		work->next[i] |= guest->dirty[i] & ~ahead(work, at, i);
 	return r;
 }
 
@@ -140,7 +148,7 @@ static int take_log(struct work *work, uint64_t at, struct error *error)
 static void end_early(struct work *work, uint64_t at)
 {
 	for (uint64_t i = at / 64; i < bitmap_words(work->copy->guest->pages); i++)
-		work->next[i] |= work->todo[i] & (i * 64 < at ? ~0ull << at % 64 : ~0ull);
+		work->next[i] |= ahead(work, at, i);
 	work->late = true;
 }
 

@@ -80,6 +80,12 @@ static void write_on(struct fake_guest *guest)
 				__ATOMIC_RELAXED);
 		bitmap_set(guest->dirty, page);
 	}
+	if (guest->scatters) {
+		uint64_t page = next_random(&guest->seed) % guest->pages;
+
+		memset(guest->ram + page * FAKE_PAGE, (int)(guest->seed % 255) + 1, FAKE_PAGE / 2);
+		bitmap_set(guest->dirty, page);
+	}
 }
 
 /* Writes as a guest would: without regard for who reads. */

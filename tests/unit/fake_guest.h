@@ -22,6 +22,7 @@ struct fake_guest {
 	uint64_t *bitmap;      /* as shared with the carrier */
 	uint64_t *dirty;       /* since the last 'dirty' */
 	uint64_t working_set;  /* pages that the writer writes to, from page 0 */
+	bool scatters;         /* it also writes once to one page anywhere, now and then */
 	int64_t written_at_us; /* monotonic: until when it has written */
 	uint64_t seed;         /* of what it writes */
 	char state[256];       /* what save-state gives, what load-state was given */
