@@ -22,6 +22,8 @@ struct connection {
 	bool subscribed;
 	bool waiting; /* for the pause it asked for; its next request waits too */
 	bool slows;   /* the guest is slowed for its sake */
+	bool tracks;  /* the log of written pages is kept for it */
+	bool ousted;  /* it was, until somebody else's began or it was turned off */
 	struct connection *next;
 };
 
@@ -230,6 +232,11 @@ static int do_own_memory(
 	return r;
 }
 
+/*
+ * The log belongs to whoever turned it on last: two that read it would each miss what the other has taken,
+ * and one that gives up late would turn off what its successor relies on. Who never had it (xend) may turn it
+ * off.
+ */
 static int do_track(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
@@ -239,9 +246,18 @@ static int do_track(
 
 	if (!json_is_boolean(on))
 		return error_set(error, EINVAL, "'track' needs 'on': true or false.");
+	if (connection->ousted && !json_is_true(on))
+		return 0;
+	for (struct connection *other = connection->control->connections; other; other = other->next) {
+		other->ousted |= other->tracks;
+		other->tracks = false;
+	}
 	r = dirty_log_set(machine, json_is_true(on), error);
-	if (r == 0 && json_is_true(on))
+	if (r == 0 && json_is_true(on)) {
+		connection->tracks = true;
+		connection->ousted = false;
 		reply_fd(reply, "bitmap", machine->bitmap_fd);
+	}
 	return r;
 }
 
@@ -269,9 +285,12 @@ static int do_dirty(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
 	uint64_t pages;
-	int r = dirty_log_take(connection->control->machine, &pages, error);
+	int r;
 
 	(void)request;
+	if (!connection->tracks)
+		return error_set(error, EBUSY, "The guest's written pages are not being tracked for you.");
+	r = dirty_log_take(connection->control->machine, &pages, error);
 	if (r == 0)
 		set_new(reply->body, "pages", json_integer((json_int_t)pages));
 	return r;

@@ -96,6 +96,25 @@ def test_a_resume_ends_a_pause_that_is_under_way(hosts, heartbeat, kernel):
     heartbeat.wait_after(time.monotonic(), count=50)
 
 
+def test_the_log_of_written_pages_has_one_reader(hosts, heartbeat, kernel):
+    """A carrier that has not heard yet that it is given up takes nothing from its successor, and turns nothing off for it."""
+    late = start(hosts[0], heartbeat, kernel)
+    path, = hosts[0].guests().values()
+    carrier, xend = Control(path), Control(path)
+    late.call({"do": "track", "on": True})
+    carrier.call({"do": "track", "on": True})
+    with pytest.raises(RuntimeError, match="not being tracked for you"):
+        late.call({"do": "dirty"})
+    late.call({"do": "track", "on": False})
+    heartbeat.wait_after(time.monotonic(), count=50)
+    assert carrier.call({"do": "dirty"})["pages"] > 0
+    xend.call({"do": "track", "on": False})
+    with pytest.raises(RuntimeError, match="not being tracked"):
+        carrier.call({"do": "dirty"})
+    for control in (late, carrier, xend):
+        control.close()
+
+
 def test_back_at_once(hosts, heartbeat, kernel, tmp_path):
     """xm does not wait for a guest's memory to be freed; who comes next does, for the same name, disk and memory."""
     here, there, checkpoint, disk = *hosts, f"{tmp_path}/Native.checkpt", f"{tmp_path}/disk"
