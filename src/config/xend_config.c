@@ -27,9 +27,11 @@ static const struct setting {
 	const char *fallback; /* what the file could have said */
 	const char *
 		without_effect; /* why another value changes nothing (the end of a warning); NULL: it works */
+	uint64_t least;
 } settings[] = {
 #define AT(member) offsetof(struct xend_config, member)
 	{"logfile", SETTING_PATH, AT(logfile), 0, "/var/log/xen/xend.log"},
+	{"logfile-limit", SETTING_NUMBER, AT(logfile_limit), 1048576, "10"},
 	{"loglevel", SETTING_LEVEL, AT(loglevel), 0, "DEBUG"},
 	{"xend-unix-server", SETTING_FLAG, AT(unix_server), 0, "yes",
 		"xm needs the socket, so it is always there"},
@@ -48,7 +50,7 @@ static const struct setting {
 	{"xend-relocation-connections", SETTING_NUMBER, AT(relocation_connections), 8, "0"},
 	{"xend-relocation-max-downtime", SETTING_NUMBER, AT(relocation_max_downtime), 60000, "50"},
 	{"storage-timeout", SETTING_NUMBER, AT(storage_timeout), 86400, "60"},
-	{"console-limit", SETTING_NUMBER, AT(console_limit), UINT64_C(1) << 20, "1024"},
+	{"console-limit", SETTING_NUMBER, AT(console_limit), 16384, "1024", .least = 1},
 	{"network-script", SETTING_TEXT, AT(network_script), 0, ""},
 	{"vif-script", SETTING_TEXT, AT(vif_script), 0, "vif-bridge"},
 	{"dom0-min-mem", SETTING_NUMBER, AT(dom0_min_mem), UINT64_C(1) << 30, "0"},
@@ -151,9 +153,12 @@ static int set_number(
 	char what[64];
 	unsigned long number = strtoul(value->text, NULL, 10);
 
-	snprintf(what, sizeof(what), "a whole number up to %lu", setting->most);
+	if (setting->least)
+		snprintf(what, sizeof(what), "a whole number from %lu to %lu", setting->least, setting->most);
+	else
+		snprintf(what, sizeof(what), "a whole number up to %lu", setting->most);
 	if (!*value->text || strspn(value->text, "0123456789") != strlen(value->text) ||
-		strlen(value->text) > 18 || number > setting->most)
+		strlen(value->text) > 18 || number < setting->least || number > setting->most)
 		return expected(setting, value, what, error);
 	*member = number;
 	return 0;

@@ -19,8 +19,9 @@
 #include <stdint.h>
 
 struct xend_config {
-	char *logfile;  /* /var/log/xen/xend.log */
-	char *loglevel; /* DEBUG, INFO, WARNING, ERROR or CRITICAL */
+	char *logfile;          /* /var/log/xen/xend.log */
+	uint64_t logfile_limit; /* MiB, 10; 0: none */
+	char *loglevel;         /* DEBUG, INFO, WARNING, ERROR or CRITICAL */
 
 	bool unix_server; /* yes */
 	char *unix_path;  /* /var/lib/xend/xend-socket */

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 
 #define INPUT_MAX 4096u
-#define LIMIT_LEAST 4096u
+#define LIMIT_LEAST 1024u
 #define LIMIT_MOST (16u << 20) /* what a FIELD_BUFFER holds */
 
 /*

@@ -9,6 +9,7 @@
 #include "xend/adopt.h"
 #include "xend/api.h"
 #include "xend/domain.h"
+#include "xend/logfile.h"
 #include "xend/network.h"
 #include "xend/processor.h"
 #include "xend/process.h"
@@ -28,25 +29,6 @@
 #define STOP_MS 30000
 #define STOP_CHECK_US 50000
 #define DYING_MS 300
-
-static int open_log(const struct xend_config *config, struct error *error)
-{
-	_cleanup_free_ char *directory = strdup(config->logfile);
-	_cleanup_close_ int file = -1;
-	int r = 0;
-
-	if (directory && strrchr(directory, '/') && strrchr(directory, '/') != directory) {
-		*strrchr(directory, '/') = 0;
-		r = make_directories(directory, 0755, error);
-	}
-	if (r < 0)
-		return r;
-	file = open(config->logfile, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
-	if (file < 0 || dup2(file, STDERR_FILENO) < 0 || dup2(file, STDOUT_FILENO) < 0)
-		return error_set(
-			error, errno, "Unable to write the log %s: %s.", config->logfile, strerror(errno));
-	return 0;
-}
 
 static void warn_of_settings(const struct xend_config *config)
 {
@@ -178,7 +160,7 @@ static void reopen_signal(evutil_socket_t number, short what, void *argument)
 
 	(void)number;
 	(void)what;
-	if (open_log(&xend->config, &error) < 0)
+	if (logfile_open(&xend->config, &error) < 0)
 		log_error("%s", error.text);
 }
 
@@ -250,7 +232,7 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 					       ? error_set(error, EBUSY, "xend is running already.")
 					       : take_pid_file(&xend->paths, error);
 	bool terminal = !background && isatty(STDERR_FILENO);
-	int r = pid_file < 0 ? pid_file : terminal ? 0 : open_log(&xend->config, error);
+	int r = pid_file < 0 ? pid_file : terminal ? 0 : logfile_open(&xend->config, error);
 
 	if (r >= 0)
 		r = set_up(xend, terminal, error);
@@ -260,10 +242,12 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 			log_error("Nobody is left to be told.");
 		return r;
 	}
+	logfile_keep(&xend->config);
 	warn_of_settings(&xend->config);
 	log_info("xend %s is ready.", FERRY_VERSION);
 	cleanup_close(&ready);
 	event_base_dispatch(xend->base);
+	log_tell_counted(true);
 	log_info("Stopped.");
 	return 0;
 }

@@ -1,15 +1,19 @@
-/* Errors, buffers, bitmaps and channels. */
+/* Errors, buffers, bitmaps, channels and the log. */
 #include "base/bitmap.h"
 #include "base/buffer.h"
 #include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/log.h"
 
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <regex.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <cmocka.h>
 
 static void an_error_keeps_code_and_context(void **state)
@@ -108,6 +112,83 @@ static void last_words_are_heard_though_ours_were_not(void **state)
 	json_decref(body);
 }
 
+/* What the log writes while `write_lines` runs. */
+static void log_of(void (*write_lines)(void), char *text, size_t size)
+{
+	int file = memfd_create("log", 0), errors = dup(STDERR_FILENO);
+	ssize_t length;
+
+	assert_true(file >= 0 && errors >= 0 && dup2(file, STDERR_FILENO) >= 0);
+	write_lines();
+	assert_true(dup2(errors, STDERR_FILENO) >= 0);
+	length = pread(file, text, size - 1, 0);
+	assert_true(length >= 0);
+	text[length] = 0;
+	close(file);
+	close(errors);
+}
+
+static unsigned count_of(const char *text, const char *word)
+{
+	unsigned count = 0;
+
+	while ((text = strstr(text, word))) {
+		count++;
+		text++;
+	}
+	return count;
+}
+
+static void flood(void)
+{
+	for (int i = 0; i < 5000; i++) {
+		log_warning("flood %d", i);
+		log_seldom(LOG_WARNING_, "knock %d", i);
+	}
+	log_tell_counted(false); /* their time is not over */
+	log_info("something else");
+	log_tell_counted(true);
+	log_tell_counted(true);
+}
+
+static void a_flood_of_lines_is_counted(void **state)
+{
+	static char text[65536];
+
+	(void)state;
+	log_of(flood, text, sizeof(text));
+	assert_int_equal(count_of(text, "WARNING: flood "), 100);
+	assert_non_null(strstr(text, "4900 more lines like this were left out: flood 4999\n"));
+	assert_int_equal(count_of(text, "WARNING: knock "), 5);
+	assert_non_null(strstr(text, "4995 more lines like this were left out: knock 4999\n"));
+	assert_int_equal(count_of(text, "\n"), 108);
+}
+
+static void greet(void)
+{
+	log_info("Hello.");
+}
+
+static void lines_tell_the_local_time_and_its_offset(void **state)
+{
+	char text[256];
+	regex_t line;
+
+	(void)state;
+	setenv("TZ", "XYZ-5:30", 1);
+	tzset();
+	log_of(greet, text, sizeof(text));
+	unsetenv("TZ");
+	tzset();
+	assert_int_equal(
+		regcomp(&line,
+			"^\\[20[0-9-]{8} [0-9:]{8}\\.[0-9]{3} \\+0530 ferry [0-9]+\\] INFO: Hello\\.\n$",
+			REG_EXTENDED | REG_NOSUB),
+		0);
+	assert_int_equal(regexec(&line, text, 0, NULL, 0), 0);
+	regfree(&line);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -117,6 +198,8 @@ int main(void)
 		cmocka_unit_test(a_channel_carries_json_and_descriptors),
 		cmocka_unit_test(a_channel_refuses_what_is_not_json),
 		cmocka_unit_test(last_words_are_heard_though_ours_were_not),
+		cmocka_unit_test(a_flood_of_lines_is_counted),
+		cmocka_unit_test(lines_tell_the_local_time_and_its_offset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -69,6 +69,7 @@ static void a_missing_file_means_defaults(void **state)
 	assert_int_equal(config.storage_timeout, 60);
 	assert_int_equal(config.relocation_connections, 0);
 	assert_int_equal(config.console_limit, 1024);
+	assert_int_equal(config.logfile_limit, 10);
 	assert_string_equal(config.unix_path, "/var/lib/xend/xend-socket");
 	assert_string_equal(config.logfile, "/var/log/xen/xend.log");
 	assert_string_equal(config.vif_script, "vif-bridge");
@@ -93,6 +94,10 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 			"line 1, column 12: xend-port: expected a whole number up to 65535, found 'many'."},
 		{"(xend-port 70000)",
 			"line 1, column 12: xend-port: expected a whole number up to 65535, found '70000'."},
+		{"(console-limit 0)", "line 1, column 16: console-limit: expected a whole number from 1 to "
+				      "16384, found '0'."},
+		{"(console-limit 16385)", "line 1, column 16: console-limit: expected a whole number from 1 "
+					  "to 16384, found '16385'."},
 		{"(xend-port (8000))", "line 1, column 12: xend-port: expected a value, found '('."},
 		{"(xend-unix-server maybe)",
 			"line 1, column 19: xend-unix-server: expected yes or no, found 'maybe'."},

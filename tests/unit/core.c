@@ -407,6 +407,25 @@ static void output_goes_to_all_and_history_to_who_asks(void **state)
 	free_desk(desk);
 }
 
+static void history_is_as_long_as_was_asked(void **state)
+{
+	struct desk *desk = new_desk(1);
+	char printed[3001] = "", got[4096];
+	int curious;
+
+	(void)state;
+	for (size_t i = 0; i < 30; i++) {
+		snprintf(printed + i * 100, 101, "%099zu\n", i);
+		print(&desk->first, printed + i * 100);
+	}
+	curious = attach(desk, true);
+	settle(desk);
+	assert_int_equal(recv(curious, got, sizeof(got), MSG_DONTWAIT), 1024);
+	assert_memory_equal(got, printed + 3000 - 1024, 1024);
+	close(curious);
+	free_desk(desk);
+}
+
 static void input_goes_to_who_printed_last(void **state)
 {
 	struct desk *desk = new_desk(64);
@@ -551,6 +570,7 @@ int main(void)
 		cmocka_unit_test(the_smallest_range_answers),
 		cmocka_unit_test(where_nobody_answers_all_is_ones),
 		cmocka_unit_test(output_goes_to_all_and_history_to_who_asks),
+		cmocka_unit_test(history_is_as_long_as_was_asked),
 		cmocka_unit_test(input_goes_to_who_printed_last),
 		cmocka_unit_test(input_waits_while_nobody_takes_it),
 		cmocka_unit_test(a_paused_guest_gets_no_input),

@@ -250,6 +250,21 @@ class Daemon(unittest.TestCase):
         self.assertIn(b"is ready", response.read())
         connection.close()
 
+    def test_the_log_is_kept_small_under_running_guests(self):
+        xend = Xend(settings="(logfile-limit 1)")
+        self.addCleanup(xend.close)
+        xend.create()
+        kept = [xend.root / f"xend.log.{number}" for number in range(1, 7)]
+        for number in range(7):
+            with open(xend.log, "ab") as log:
+                log.write(b"%d\n" % number + b"." * (1 << 20) + b"\n")
+            wait_until(lambda: xend.log.stat().st_size < 1 << 20, "its being begun anew")
+        self.assertEqual([path.exists() for path in kept], [True] * 5 + [False])
+        self.assertEqual([path.read_bytes().split(b"\n")[0] for path in kept[:5]], [b"6", b"5", b"4", b"3", b"2"])
+        xend.post("/domains/1/destroy")  # what has the file open since before writes at the end of the new one
+        self.assertNotIn(b"\0", xend.log.read_bytes())
+        self.assertIn("is gone", xend.log.read_text())
+
     def test_the_daemon_itself(self):
         self.assertIn("is running", self.xend.command("status").stdout)
         self.assertEqual(self.xend.command("start").returncode, 0)
