@@ -168,9 +168,9 @@ int adopt_all(struct xend *xend, struct error *error)
 		return r;
 	carrier_end_strays(xend);
 	guest_end_strays(xend);
-	checkpoint_file_clear_leftovers(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	for_each(xend, take_up_guest, DOMAIN_LIVE, DOMAIN_LIVE);
+	checkpoint_file_recover(xend);
 	for_each(xend, look_at_disks, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);
 	handover_resume(xend);

@@ -133,27 +133,49 @@ static void ask_guest(
 	answer(call, r, &error);
 }
 
+/* Recorded first: what cannot be recorded does not happen. */
+static int record_paused(struct domain *domain, bool paused, struct error *error)
+{
+	bool before = domain->paused;
+	int r;
+
+	domain->paused = paused;
+	r = domain_record(domain, error);
+	if (r < 0)
+		domain->paused = before;
+	return r;
+}
+
 static int do_pause(struct domain *domain, struct error *error)
 {
-	int r = guest_pause(domain, error);
+	bool before = domain->paused;
+	int r;
 
-	if (r < 0)
-		return r;
-	domain->paused = true;
-	return domain_record(domain, error);
+	if (domain->paused && domain->state == GUEST_PAUSED)
+		return error_set(error, EINVAL, "Domain '%s' is paused already.", domain->config.name);
+	r = record_paused(domain, true, error);
+	if (r >= 0) {
+		r = guest_pause(domain, error);
+		if (r < 0)
+			record_paused(domain, before, NULL);
+	}
+	return r;
 }
 
 static int do_unpause(struct domain *domain, struct error *error)
 {
+	bool before = domain->paused;
 	int r;
 
 	if (!domain->paused && domain->state == GUEST_RUNNING)
 		return error_set(error, EINVAL, "Domain '%s' is not paused.", domain->config.name);
-	r = guest_resume(domain, &(struct guest_resume){0}, error);
-	if (r < 0)
-		return r;
-	domain->paused = false;
-	return domain_record(domain, error);
+	r = record_paused(domain, false, error);
+	if (r >= 0) {
+		r = guest_resume(domain, &(struct guest_resume){0}, error);
+		if (r < 0)
+			record_paused(domain, before, NULL);
+	}
+	return r;
 }
 
 static void pause_domain(struct call *call)

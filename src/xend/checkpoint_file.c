@@ -1,7 +1,9 @@
 #include "xend/checkpoint_file.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/domain.h"
 #include "xend/errand.h"
+#include "xend/lifecycle.h"
 #include "xend/store.h"
 #include "xend/uuid.h"
 
@@ -13,11 +15,20 @@
 /* Who has closed a file waits no longer than this for it to be gone. */
 #define DISCARD_MS 3000
 
+/* What gets a name, and what had it: enough for a later xend to undo it. */
+struct publication {
+	char path[4096], aside[4128]; /* aside: what is replaced, until that is certain; "": nothing */
+	uint64_t device, inode;       /* of the new file */
+};
+
 struct checkpoint_file {
 	struct xend *xend;
 	int fd, directory;
-	bool force, published;
+	bool force, keep;
+	bool recorded, published, stays;  /* as in publish() and after it */
+	char uuid[37];                    /* of the guest that is in it */
 	char path[4096], temporary[4128]; /* temporary: "" while the file has no name */
+	struct publication publication;
 };
 
 static int exists(const struct checkpoint_file *file, struct error *error)
@@ -98,43 +109,206 @@ static int link_nameless(const struct checkpoint_file *file, const char *name)
 	return linkat(AT_FDCWD, itself, AT_FDCWD, name, AT_SYMLINK_FOLLOW);
 }
 
+/* Not every file system can, and then its names are as lasting as they get (fsync(2), EINVAL). */
+static int sync_directory(int directory)
+{
+	if (fsync(directory) == 0 || errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS)
+		return 0;
+	return -errno;
+}
+
+static bool is_new_file(const struct publication *publication, const struct stat *info)
+{
+	return info->st_dev == publication->device && info->st_ino == publication->inode;
+}
+
+/* 1: there is such a file, 0: there is none. */
+static int look(const char *path, struct stat *info)
+{
+	if (*path && lstat(path, info) == 0)
+		return 1;
+	return *path && errno != ENOENT ? -errno : 0;
+}
+
+/* However far publish() came: what was under the name is there again, or nothing is. */
+static int undo(const struct publication *publication)
+{
+	struct stat at = {0}, beside = {0};
+	int there = look(publication->path, &at), kept = look(publication->aside, &beside);
+	bool named = there > 0 && is_new_file(publication, &at);
+	int r = 0;
+
+	if (there < 0 || kept < 0)
+		return there < 0 ? there : kept;
+	if (kept && !is_new_file(publication, &beside) && (named || !there)) {
+		r = rename(publication->aside, publication->path);
+	} else {
+		if (kept)
+			r = unlink(publication->aside);
+		if (r == 0 && named)
+			r = unlink(publication->path);
+	}
+	return r < 0 && errno != ENOENT ? -errno : 0;
+}
+
+/* The other way: what was replaced may go. */
+static int clear_aside(const struct publication *publication)
+{
+	return *publication->aside && unlink(publication->aside) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+/* So that a next xend knows of it, before anything is done. */
+static int record(struct checkpoint_file *file, const char *aside, struct error *error)
+{
+	struct publication *publication = &file->publication;
+	struct stat info;
+	int r;
+
+	if (fstat(file->fd, &info) < 0)
+		return cannot(file, errno, error);
+	snprintf(publication->path, sizeof(publication->path), "%s", file->path);
+	snprintf(publication->aside, sizeof(publication->aside), "%s", aside);
+	publication->device = info.st_dev;
+	publication->inode = info.st_ino;
+	xend_lock(file->xend);
+	r = store_put_save(file->xend->store,
+		&(struct stored_save){.uuid = file->uuid,
+			.path = file->path,
+			.aside = aside,
+			.device = info.st_dev,
+			.inode = info.st_ino,
+			.keep = file->keep},
+		error);
+	xend_unlock(file->xend);
+	file->recorded = r >= 0;
+	return r;
+}
+
+/* Where nothing else is under it. */
+static int take_name(struct checkpoint_file *file, struct error *error)
+{
+	int r = record(file, "", error);
+
+	if (r < 0)
+		return r;
+	if (!*file->temporary)
+		r = link_nameless(file, file->path);
+	else
+		r = renameat2(AT_FDCWD, file->temporary, AT_FDCWD, file->path, RENAME_NOREPLACE);
+	/* NFS and others cannot rename without replacing: link, then remove the temporary name. */
+	if (r < 0 && *file->temporary && errno == EINVAL)
+		r = link(file->temporary, file->path);
+	return r < 0 ? -errno : 0;
+}
+
+/* As take_name, in the place of another file, which is kept until the save is certain. */
+static int replace(struct checkpoint_file *file, struct error *error)
+{
+	char aside[sizeof(file->publication.aside)];
+	int r = check_target(file, error);
+
+	if (r >= 0)
+		r = record(file, file->temporary, error);
+	if (r < 0)
+		return r;
+	if (renameat2(AT_FDCWD, file->temporary, AT_FDCWD, file->path, RENAME_EXCHANGE) == 0) {
+		xend_lock(file->xend);
+		store_drop_leftover(file->xend->store, file->temporary, NULL); /* the record has it now */
+		xend_unlock(file->xend);
+		*file->temporary = 0;
+		return 0;
+	}
+	if (errno != EINVAL && errno != ENOSYS)
+		return -errno;
+	snprintf(aside, sizeof(aside), "%.4118s.replaced", file->temporary);
+	r = record(file, aside, error);
+	if (r < 0)
+		return r;
+	if (link(file->path, aside) < 0 && rename(file->path, aside) < 0)
+		return -errno;
+	return rename(file->temporary, file->path) < 0 ? -errno : 0;
+}
+
+/* The record stays: the next xend tries it again. */
+static int not_taken_back(const struct publication *publication, int code, struct error *error)
+{
+	char before[sizeof(error->text)];
+
+	snprintf(before, sizeof(before), "%s", error->text);
+	return error_set(error, -code,
+		"%.2000s%sWhat was written cannot be taken away again (%s): remove %s, and do not restore "
+		"from it.",
+		before, *before ? " " : "", strerror(-code), publication->path);
+}
+
+static void forget_record(struct checkpoint_file *file)
+{
+	struct error error;
+
+	xend_lock(file->xend);
+	if (store_drop_save(file->xend->store, file->uuid, file->publication.inode, &error) < 0)
+		log_error("%s", error.text);
+	xend_unlock(file->xend);
+	file->recorded = false;
+}
+
 static int publish(void *context, struct error *error)
 {
 	struct checkpoint_file *file = context;
-	bool nameless = !*file->temporary;
-	int r = 0;
+	struct stat info;
+	int r = 0, undone;
 
-	if (nameless && !file->force) {
-		r = link_nameless(file, file->path) < 0 ? -errno : 0;
-	} else {
-		if (nameless) {
-			r = take_temporary_name(file, error);
-			if (r < 0)
-				return r;
-			r = link_nameless(file, file->temporary) < 0 ? -errno : 0;
-		}
-		if (r >= 0 && renameat2(AT_FDCWD, file->temporary, AT_FDCWD, file->path,
-				      file->force ? 0 : RENAME_NOREPLACE) < 0)
-			r = -errno;
-		/* NFS and others cannot rename without replacing: link, then remove the temporary name. */
-		if (r == -EINVAL && !file->force)
-			r = link(file->temporary, file->path) < 0 ? -errno : 0;
+	if (file->force && !*file->temporary) {
+		r = take_temporary_name(file, error);
+		if (r < 0)
+			return r;
+		r = link_nameless(file, file->temporary) < 0 ? cannot(file, errno, error) : 0;
+		if (r < 0)
+			return r;
 	}
-	if (r >= 0 && fsync(file->directory) < 0)
-		r = -errno;
-	if (r == -EEXIST)
-		return exists(file, error);
+	error->code = 0;
+	r = file->force && look(file->path, &info) > 0 ? -EEXIST : take_name(file, error);
+	if (r == -EEXIST && file->force)
+		r = replace(file, error);
+	if (r >= 0)
+		r = sync_directory(file->directory);
+	if (r >= 0) {
+		file->published = true;
+		return 0;
+	}
+	if (!error->code && r == -EEXIST)
+		exists(file, error);
+	else if (!error->code)
+		cannot(file, -r, error);
+	undone = file->recorded ? undo(&file->publication) : 0;
+	if (undone < 0)
+		return not_taken_back(&file->publication, undone, error);
+	sync_directory(file->directory);
+	forget_record(file);
+	return -error->code;
+}
+
+/* It has failed, and nothing may be left of it. */
+static int take_back(void *context, struct error *error)
+{
+	struct checkpoint_file *file = context;
+	int r = file->published ? undo(&file->publication) : 0;
+
 	if (r < 0)
-		return cannot(file, -r, error);
-	file->published = true;
+		return not_taken_back(&file->publication, r, error);
+	if (file->published) {
+		sync_directory(file->directory);
+		forget_record(file);
+	}
+	file->published = false;
 	return 0;
 }
 
 static int discard(void *context, struct error *error)
 {
 	struct checkpoint_file *file = context;
+	int r = file->stays ? 0 : take_back(file, error);
 
-	(void)error;
 	close(take_fd(&file->fd));
 	close(take_fd(&file->directory));
 	if (*file->temporary && (unlink(file->temporary) == 0 || errno == ENOENT)) {
@@ -143,21 +317,22 @@ static int discard(void *context, struct error *error)
 		xend_unlock(file->xend);
 	}
 	*file->temporary = 0;
-	return 0;
+	if (file->stays && clear_aside(&file->publication) == 0) {
+		xend_lock(file->xend);
+		store_drop_leftover(file->xend->store, file->publication.aside, NULL);
+		xend_unlock(file->xend);
+	}
+	return r;
 }
 
 /* Its storage answers again, after the job has gone on without it. */
 static void abandon(void *context)
 {
 	struct checkpoint_file *file = context;
+	struct error error = {0};
 
-	if (file->published && file->force)
-		log_warning("%s is complete after all: it is as the guest was when the save was given up.",
-			file->path);
-	else if (file->published && unlink(file->path) < 0)
-		log_warning(
-			"%s is complete after all, and cannot be removed: %s.", file->path, strerror(errno));
-	discard(file, NULL);
+	if (discard(file, &error) < 0)
+		log_error("%s", error.text);
 	free(file);
 }
 
@@ -195,11 +370,36 @@ int checkpoint_file_fd(const struct checkpoint_file *file)
 	return file->fd;
 }
 
-int checkpoint_file_publish(struct checkpoint_file **file, struct error *error)
+int checkpoint_file_publish(struct checkpoint_file **file, const char *uuid, bool keep, struct error *error)
 {
 	static const struct errand publishing = {.run = publish, .late = abandon};
 
+	snprintf((*file)->uuid, sizeof((*file)->uuid), "%s", uuid);
+	(*file)->keep = keep;
 	return run((*file)->xend, &publishing, file, -1, error);
+}
+
+int checkpoint_file_record_staying(const struct checkpoint_file *file, struct error *error)
+{
+	const char *aside = file->publication.aside;
+	int r = store_drop_save(file->xend->store, file->uuid, file->publication.inode, error);
+
+	return r >= 0 && *aside ? store_add_leftover(file->xend->store, aside, error) : r;
+}
+
+void checkpoint_file_stays(struct checkpoint_file *file)
+{
+	file->stays = true;
+}
+
+int checkpoint_file_take_back(struct checkpoint_file **file, struct error *error)
+{
+	static const struct errand taking_back = {.run = take_back, .late = abandon};
+	struct error why;
+	int r = run((*file)->xend, &taking_back, file, -1, &why);
+
+	/* take_back() of an errand does not know why it is called. */
+	return r < 0 ? error_set(error, why.code, "%.2000s %.2000s", error->text, why.text) : r;
 }
 
 static void forget(void *file)
@@ -211,7 +411,7 @@ void checkpoint_file_discard(struct checkpoint_file **file)
 {
 	static const struct errand discarding = {.run = discard, .late = forget, .patience_ms = DISCARD_MS};
 	struct xend *xend = *file ? (*file)->xend : NULL;
-	struct error error;
+	struct error error = {0};
 
 	if (!xend)
 		return;
@@ -220,7 +420,7 @@ void checkpoint_file_discard(struct checkpoint_file **file)
 	if (*file) {
 		/* Nothing is left to do, unless there was no worker for it. */
 		xend_unlock(xend);
-		discard(*file, NULL);
+		discard(*file, &error);
 		xend_lock(xend);
 	}
 	free(*file);
@@ -244,7 +444,7 @@ static int remove_leftover(void *context, struct error *error)
 	return 0;
 }
 
-void checkpoint_file_clear_leftovers(struct xend *xend)
+static void clear_leftovers(struct xend *xend)
 {
 	static const struct errand removing = {
 		.run = remove_leftover, .late = forget, .patience_ms = DISCARD_MS};
@@ -266,4 +466,88 @@ void checkpoint_file_clear_leftovers(struct xend *xend)
 				json_string_value(path), error.text);
 		free(leftover);
 	}
+}
+
+/* What an earlier xend was about to make certain. */
+struct unfinished {
+	struct xend *xend;
+	struct unfinished *next;
+	struct publication publication;
+	char uuid[37];
+	bool keep, ended; /* the guest's process is no more */
+	bool in_file;     /* then: it is in the file, which stays */
+};
+
+static int finish(void *context, struct error *error)
+{
+	struct unfinished *unfinished = context;
+	const struct publication *publication = &unfinished->publication;
+	struct stat info;
+	int r = look(publication->path, &info);
+
+	unfinished->in_file =
+		r > 0 && (unfinished->ended || unfinished->keep) && is_new_file(publication, &info);
+	if (r >= 0)
+		r = unfinished->in_file ? clear_aside(publication) : undo(publication);
+	if (r < 0)
+		return not_taken_back(publication, r, error);
+	xend_lock(unfinished->xend);
+	store_drop_save(unfinished->xend->store, unfinished->uuid, publication->inode, NULL);
+	xend_unlock(unfinished->xend);
+	return 0;
+}
+
+static int collect(void *context, const struct stored_save *save)
+{
+	struct unfinished **first = context, *unfinished = calloc(1, sizeof(*unfinished));
+
+	if (!unfinished)
+		return -ENOMEM;
+	snprintf(unfinished->uuid, sizeof(unfinished->uuid), "%s", save->uuid);
+	snprintf(unfinished->publication.path, sizeof(unfinished->publication.path), "%s", save->path);
+	snprintf(unfinished->publication.aside, sizeof(unfinished->publication.aside), "%s", save->aside);
+	unfinished->publication.device = save->device;
+	unfinished->publication.inode = save->inode;
+	unfinished->keep = save->keep;
+	unfinished->next = *first;
+	*first = unfinished;
+	return 0;
+}
+
+static void recover(struct xend *xend, struct unfinished *unfinished)
+{
+	static const struct errand finishing = {.run = finish, .late = forget, .patience_ms = DISCARD_MS};
+	struct domain *domain = domain_by_uuid(xend, unfinished->uuid);
+	char path[sizeof(unfinished->publication.path)];
+	struct error error = {0};
+
+	memcpy(path, unfinished->publication.path, sizeof(path));
+	unfinished->xend = xend;
+	unfinished->ended = !domain || domain->dead;
+	/* It is the record's, which knows whether it is to go. */
+	store_drop_leftover(xend->store, unfinished->publication.aside, NULL);
+	if (errand_run(xend, &finishing, &unfinished, -1, &error) < 0)
+		log_error(
+			"The save to %s was not completed, and its file may be there: %s", path, error.text);
+	else if (unfinished->in_file && !unfinished->keep)
+		log_info("%s is complete: the guest that was saved to it has ended.", path);
+	if (unfinished && unfinished->in_file && !unfinished->keep && domain)
+		lifecycle_finish(domain);
+	free(unfinished);
+}
+
+void checkpoint_file_recover(struct xend *xend)
+{
+	struct unfinished *first = NULL;
+	struct error error;
+
+	if (store_each_save(xend->store, collect, &first, &error) < 0)
+		log_error("%s", error.text);
+	while (first) {
+		struct unfinished *unfinished = first;
+
+		first = unfinished->next;
+		recover(xend, unfinished);
+	}
+	clear_leftovers(xend);
 }

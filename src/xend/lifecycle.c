@@ -183,14 +183,26 @@ int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, str
 	return r;
 }
 
+int lifecycle_record_end(struct domain *domain, struct error *error)
+{
+	enum domain_phase before = domain->phase;
+	int r;
+
+	domain->phase = DOMAIN_ENDING;
+	r = domain_record(domain, error);
+	if (r < 0)
+		domain->phase = before;
+	return r;
+}
+
 /* Recorded first: a next xend then finishes it, rather than let it run again. */
 static void begin_end(struct domain *domain)
 {
 	struct error error;
 
-	domain->phase = DOMAIN_ENDING;
-	if (domain_record(domain, &error) < 0)
+	if (domain->phase != DOMAIN_ENDING && lifecycle_record_end(domain, &error) < 0)
 		log_error("%s", error.text);
+	domain->phase = DOMAIN_ENDING;
 	log_info("Domain '%s' (ID %u) is gone.", domain->config.name, domain->id);
 }
 
@@ -233,6 +245,9 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 		return 0;
 	if (domain->phase != DOMAIN_LIVE)
 		return error_set(error, EBUSY, "Domain '%s' is being ended already.", domain->config.name);
+	/* A next xend would have it go on, or start it again. */
+	if (lifecycle_record_end(domain, error) < 0)
+		return error_prefix(error, "Domain '%s' is not destroyed: ", domain->config.name);
 	log_info("Domain '%s' (ID %u) is being destroyed.", domain->config.name, domain->id);
 	domain->busy = "being destroyed";
 	lifecycle_finish(domain);

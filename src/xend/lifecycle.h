@@ -28,6 +28,12 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error);
 
 /*
+ * Records that the guest is to be no more: its end (lifecycle_leave, lifecycle_finish) is to follow. Where
+ * that cannot be recorded, nothing has happened. Keeps the lock.
+ */
+int lifecycle_record_end(struct domain *domain, struct error *error);
+
+/*
  * The guest is complete elsewhere, in a checkpoint or on another host: what is left of it here cannot run any
  * more, holds no lock of a disk, and is shown to nobody (domain_has_left). lifecycle_finish is to follow,
  * once that has been said. Lets go of the lock.

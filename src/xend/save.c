@@ -8,6 +8,7 @@
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 #include "xend/shared_memory.h"
+#include "xend/store.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -46,6 +47,40 @@ static void carry_on(struct domain *domain)
 		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
 }
 
+/* The file stays, and the guest is no more, unless it is kept: both, or neither. */
+static int make_certain(struct domain *domain, struct checkpoint_file *file, bool keep, struct error *error)
+{
+	struct store *store = domain->xend->store;
+	int r = store_begin(store, false, error);
+
+	if (r >= 0)
+		r = checkpoint_file_record_staying(file, error);
+	if (r >= 0 && !keep)
+		r = lifecycle_record_end(domain, error);
+	if (r >= 0)
+		r = store_commit(store, error);
+	if (r < 0) {
+		store_rollback(store);
+		domain->phase = DOMAIN_LIVE;
+		return r;
+	}
+	checkpoint_file_stays(file);
+	return 0;
+}
+
+/* From the guest's whole state in the file to the moment from which on it is that guest. */
+static int publish(struct domain *domain, struct checkpoint_file **file, bool keep, struct error *error)
+{
+	int r = checkpoint_file_publish(file, domain->config.uuid, keep, error);
+
+	if (r < 0)
+		return r;
+	r = make_certain(domain, *file, keep, error);
+	if (r < 0)
+		checkpoint_file_take_back(file, error);
+	return r;
+}
+
 void job_save(struct domain *domain, const struct save_options *options, struct reply *reply)
 {
 	_cleanup_checkpoint_file_ struct checkpoint_file *file = NULL;
@@ -65,7 +100,7 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		r = run_save(domain, options, checkpoint_file_fd(file), reply, &saved, &error);
 	}
 	if (r >= 0)
-		r = checkpoint_file_publish(&file, &error);
+		r = publish(domain, &file, options->keep, &error);
 	if (r < 0) {
 		log_warning("Domain '%s' was not saved to %s: %s", domain->config.name, options->file,
 			error.text);

@@ -394,6 +394,46 @@ json_t *store_leftovers(struct store *store)
 	return paths;
 }
 
+int store_put_save(struct store *store, const struct stored_save *save, struct error *error)
+{
+	return run(store, error,
+		"REPLACE INTO saves(uuid, path, aside, device, inode, keep) VALUES (?, ?, ?, ?, ?, ?)",
+		"sssiii", save->uuid, save->path, save->aside, (int64_t)save->device, (int64_t)save->inode,
+		(int64_t)save->keep);
+}
+
+int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struct error *error)
+{
+	return run_hastily(
+		store, error, "DELETE FROM saves WHERE uuid = ? AND inode = ?", "si", uuid, (int64_t)inode);
+}
+
+int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),
+	void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db, "SELECT uuid, path, aside, device, inode, keep FROM saves", -1,
+		    &statement, NULL) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
+		struct stored_save save = {
+			.uuid = text(statement, 0),
+			.path = text(statement, 1),
+			.aside = text(statement, 2),
+			.device = (uint64_t)sqlite3_column_int64(statement, 3),
+			.inode = (uint64_t)sqlite3_column_int64(statement, 4),
+			.keep = sqlite3_column_int(statement, 5),
+		};
+
+		r = visit(context, &save);
+		if (r < 0)
+			return error_set(error, -r, "Unable to read xend's database: %s.", strerror(-r));
+	}
+	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)
 {
 	return run_hastily(store, error,

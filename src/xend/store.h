@@ -113,6 +113,21 @@ int store_drop_leftover(struct store *store, const char *path, struct error *err
 /* An array of their names: what a killed xend has left. */
 json_t *store_leftovers(struct store *store);
 
+/* A file that has got its name while it is open whether the guest in it has ended. Strings are borrowed. */
+struct stored_save {
+	const char *uuid;       /* of the guest */
+	const char *path;       /* of the file */
+	const char *aside;      /* where that is which it replaces, "": nothing */
+	uint64_t device, inode; /* of the file */
+	bool keep;              /* the guest goes on either way */
+};
+
+/* Of a guest there is one; it is on the disk before this returns. */
+int store_put_save(struct store *store, const struct stored_save *save, struct error *error);
+int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struct error *error);
+int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),
+	void *context, struct error *error);
+
 /* Hosts that guests have gone to or come from, or may; each of them of the last 90 days, the latest first. */
 int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error);
 /* By its name or address, or by the name under which it is trusted. */

@@ -26,6 +26,8 @@ static const char *const steps[] = {
 	"CREATE TABLE IF NOT EXISTS destinations(name TEXT PRIMARY KEY, host TEXT NOT NULL, went_at INTEGER "
 	"NOT NULL) WITHOUT ROWID;"
 	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;",
+	"CREATE TABLE saves(uuid TEXT PRIMARY KEY, path TEXT NOT NULL, aside TEXT NOT NULL,"
+	" device INTEGER NOT NULL, inode INTEGER NOT NULL, keep INTEGER NOT NULL) WITHOUT ROWID;",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

@@ -10,6 +10,7 @@
 #include "xend/memory.h"
 #include "xend/store.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -176,7 +177,7 @@ static void leftovers_are_removed_at_the_next_start(void **state)
 	assert_int_equal(store_add_leftover(xend->store, path, NULL), 0);
 	close(open(path, O_CREAT | O_WRONLY, 0600));
 	xend->store = reopen(xend->store, "boot-3");
-	checkpoint_file_clear_leftovers(xend);
+	checkpoint_file_recover(xend);
 	assert_int_equal(access(path, F_OK), -1);
 	left = store_leftovers(xend->store);
 	assert_int_equal(json_array_size(left), 0);
@@ -469,6 +470,54 @@ static void read_back(const char *path, const char *text)
 	assert_string_equal(found, text);
 }
 
+#define SAVED_UUID "00000000-0000-4000-8000-0000000000aa"
+
+static void publish(struct checkpoint_file **file)
+{
+	struct error error = {0};
+
+	if (checkpoint_file_publish(file, SAVED_UUID, false, &error) < 0)
+		fail_msg("%s", error.text);
+}
+
+static void write_whole(struct xend *xend, const char *path, bool force, const char *text)
+{
+	struct checkpoint_file *file = write_checkpoint(xend, path, force, text);
+
+	publish(&file);
+	assert_int_equal(checkpoint_file_record_staying(file, NULL), 0);
+	checkpoint_file_stays(file);
+	checkpoint_file_discard(&file);
+	read_back(path, text);
+}
+
+/* In the file's directory. */
+static void only_file_is(const char *path)
+{
+	struct dirent *entry;
+	char directory[256];
+	unsigned count = 0;
+	DIR *opened;
+
+	snprintf(directory, sizeof(directory), "%.*s", (int)(strrchr(path, '/') - path), path);
+	opened = opendir(directory);
+	assert_non_null(opened);
+	while ((entry = readdir(opened)))
+		if (entry->d_name[0] != '.') {
+			assert_string_equal(entry->d_name, strrchr(path, '/') + 1);
+			count++;
+		}
+	closedir(opened);
+	assert_int_equal(count, access(path, F_OK) == 0);
+}
+
+static void path_in_directory(char path[256], const char *directory)
+{
+	path_in_root(path, directory);
+	assert_int_equal(mkdir(path, 0700), 0);
+	strcat(path, "/checkpoint");
+}
+
 static void a_checkpoint_has_its_name_only_when_it_is_whole(void **state)
 {
 	struct xend *xend = locked_xend("boot-6");
@@ -477,23 +526,103 @@ static void a_checkpoint_has_its_name_only_when_it_is_whole(void **state)
 	char path[256];
 
 	(void)state;
-	path_in_root(path, "checkpoint");
+	path_in_directory(path, "whole");
 	file = write_checkpoint(xend, path, false, "one");
 	assert_int_equal(access(path, F_OK), -1);
 	checkpoint_file_discard(&file);
-	assert_int_equal(access(path, F_OK), -1);
-	file = write_checkpoint(xend, path, false, "two");
-	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
-	checkpoint_file_discard(&file);
-	read_back(path, "two");
+	only_file_is(path);
+	write_whole(xend, path, false, "two");
 	assert_int_equal(checkpoint_file_create(&file, xend, path, false, -1, &error), -EEXIST);
 	checkpoint_file_discard(&file);
 	file = write_checkpoint(xend, path, true, "three");
 	read_back(path, "two");
-	assert_int_equal(checkpoint_file_publish(&file, &error), 0);
 	checkpoint_file_discard(&file);
-	read_back(path, "three");
+	read_back(path, "two");
+	write_whole(xend, path, true, "three");
+	only_file_is(path);
 	free_xend(xend);
+}
+
+/* The guest's end could not be recorded: what was under the name is there again. */
+static void a_published_checkpoint_that_does_not_stay_is_taken_back(void **state)
+{
+	struct xend *xend = locked_xend("boot-7");
+	struct checkpoint_file *file;
+	struct error error = {0};
+	char path[256];
+
+	(void)state;
+	path_in_directory(path, "back");
+	for (unsigned old = 0; old < 2; old++)
+		for (unsigned said = 0; said < 2; said++) {
+			file = write_checkpoint(xend, path, true, "new");
+			publish(&file);
+			read_back(path, "new");
+			if (said)
+				assert_int_equal(checkpoint_file_take_back(&file, &error), 0);
+			checkpoint_file_discard(&file);
+			only_file_is(path);
+			if (old)
+				read_back(path, "old");
+			else
+				assert_int_equal(access(path, F_OK), -1);
+			if (!old && said)
+				write_whole(xend, path, false, "old");
+		}
+	free_xend(xend);
+}
+
+static struct domain *saved_guest(struct xend *xend, bool dead)
+{
+	struct guest_config config = {.name = strdup("Saved"), .uuid = strdup(SAVED_UUID), .memory = 32};
+	struct domain *domain;
+
+	domain = domain_adopt(xend, &config, 7);
+	assert_non_null(domain);
+	domain->phase = DOMAIN_LIVE;
+	domain->dead = dead;
+	return domain;
+}
+
+/* xend is killed between the file's getting its name and the record of the guest's end. */
+static void a_next_xend_decides_whether_the_guest_or_its_file_goes_on(void **state)
+{
+	static const struct {
+		bool dead, old, forgotten;
+		const char *then;
+	} cases[] = {{false, false, false, ""}, {false, true, false, "old"}, {true, false, false, "new"},
+		{true, true, false, "new"}, {false, true, true, "new"}};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct xend *xend = locked_xend("boot-8");
+		struct checkpoint_file *file;
+		struct domain *domain;
+		char path[256], name[16];
+
+		snprintf(name, sizeof(name), "next-%zu", i);
+		path_in_directory(path, name);
+		if (cases[i].old)
+			write_whole(xend, path, false, "old");
+		file = write_checkpoint(xend, path, true, "new");
+		publish(&file); /* and no more: this xend is dead, its file open until the end */
+		xend->store = reopen(xend->store, cases[i].forgotten ? "boot-9" : "boot-8");
+		domain = cases[i].forgotten ? NULL : domain_ref(saved_guest(xend, cases[i].dead));
+		checkpoint_file_recover(xend);
+		if (*cases[i].then)
+			read_back(path, cases[i].then);
+		only_file_is(path);
+		if (domain) {
+			assert_int_equal(domain->phase, cases[i].dead ? DOMAIN_GONE : DOMAIN_LIVE);
+			domain_forget(domain);
+			domain_unref(domain);
+		}
+		checkpoint_file_recover(xend);
+		only_file_is(path);
+		close(checkpoint_file_fd(file));
+		free(file);
+		free_xend(xend);
+	}
 }
 
 static void what_travels_is_checked_like_a_configuration(void **state)
@@ -541,6 +670,8 @@ int main(void)
 		cmocka_unit_test(two_names_of_one_disk_are_known),
 		cmocka_unit_test(a_disk_is_locked_while_it_is_open),
 		cmocka_unit_test(a_checkpoint_has_its_name_only_when_it_is_whole),
+		cmocka_unit_test(a_published_checkpoint_that_does_not_stay_is_taken_back),
+		cmocka_unit_test(a_next_xend_decides_whether_the_guest_or_its_file_goes_on),
 		cmocka_unit_test(what_travels_is_checked_like_a_configuration),
 	};
 
