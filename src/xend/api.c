@@ -6,6 +6,7 @@
 #include "xend/jobs.h"
 #include "xend/lifecycle.h"
 #include "xend/moves.h"
+#include "xend/objections.h"
 
 #include <errno.h>
 #include <event2/buffer.h>
@@ -191,8 +192,10 @@ static void unpause_domain(struct call *call)
 static int ask_to_end(struct domain *domain, bool restart, struct error *error)
 {
 	bool before = domain->restart_wanted;
-	int r;
+	int r = restart ? lifecycle_check_restart(domain, error) : 0;
 
+	if (r < 0)
+		return r;
 	/* What is wanted is known before the guest is: it may have ended by the time that it answers. */
 	domain->restart_wanted = restart;
 	r = domain_record(domain, error);
@@ -290,11 +293,16 @@ static void restore(struct call *call)
 {
 	struct restore_options options = {0};
 	int paused = false, eager = false;
+	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?s, s?o, s?o}", "file", &options.file, "paused", &paused,
+	if (!CALL_BODY(call, "{s:s, s?b, s?b, s?s, s?o, s?o, s?o}", "file", &options.file, "paused", &paused,
 		    "eager", &eager, "name", &options.clone.name, "disk", &options.clone.disk, "vif",
-		    &options.clone.vif))
+		    &options.clone.vif, "accept", &options.accept))
 		return;
+	if (objections_check_accepted(options.accept, &error) < 0) {
+		reply_error(call->reply, &error);
+		return;
+	}
 	options.paused = paused;
 	options.eager = eager;
 	job_restore(call->xend, &options, call->reply);
@@ -317,16 +325,20 @@ static void migrate(struct call *call)
 	struct migrate_options options = {.on_stall = "stop", .compress = "auto"};
 	struct error error;
 
-	if (!CALL_BODY(call, "{s:s, s?b, s?I, s?b, s?I, s?I, s?I, s?s, s?s, s?b}", "host", &options.host,
+	if (!CALL_BODY(call, "{s:s, s?b, s?I, s?b, s?I, s?I, s?I, s?s, s?s, s?b, s?o}", "host", &options.host,
 		    "dryrun", &dryrun, "port", &port, "live", &live, "rate_mbit", &rate, "max_downtime_ms",
 		    &max_downtime, "timeout_s", &timeout, "on_stall", &options.on_stall, "compress",
-		    &options.compress, "detach", &detach))
+		    &options.compress, "detach", &detach, "accept", &options.accept))
 		return;
 	if (port < 0 || port > 65535 || rate < 0 || rate > 1000000 || !*options.host ||
 		strlen(options.host) > 253 || max_downtime < 0 || max_downtime > MIGRATE_MS_MAX ||
 		timeout < 0 || timeout > MIGRATE_MS_MAX / 1000 || !is_one_of(options.on_stall, on_stall) ||
 		!is_one_of(options.compress, compress)) {
 		error_set(&error, EINVAL, "The migration's host, port, rate or limits are none.");
+		reply_error(call->reply, &error);
+		return;
+	}
+	if (objections_check_accepted(options.accept, &error) < 0) {
 		reply_error(call->reply, &error);
 		return;
 	}

@@ -17,7 +17,7 @@ static int ask_peer(struct domain *domain, const struct migrate_options *options
 	const json_t *objections;
 	int r;
 
-	objections_prepare(domain, offer);
+	objections_prepare(domain, options->accept, offer);
 	r = peers_query(domain->xend, options->host, options->port,
 		json_pack("{s:s, s:o}", "query", "objections", "domain", offer), cancel, &reply,
 		bytes_per_second, error);

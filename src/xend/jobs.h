@@ -24,6 +24,7 @@ struct restore_options {
 	const char *file; /* absolute path */
 	bool paused;
 	bool eager;                 /* the guest runs once all of its memory is there and verified */
+	const json_t *accept;       /* differences that are no reason to refuse it (objections.h), or NULL */
 	struct clone_options clone; /* its name NULL: the guest itself */
 };
 
@@ -38,6 +39,7 @@ struct migrate_options {
 	unsigned timeout_s;       /* from when the copying begins, 0: none */
 	const char *on_stall;     /* "stop" or "cancel" */
 	const char *compress;     /* "auto", "yes" or "no" */
+	const json_t *accept;     /* differences that are no objection (objections.h), or NULL */
 	bool detach;              /* the client's leaving ends it only before there is any progress */
 };
 

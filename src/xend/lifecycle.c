@@ -1,6 +1,7 @@
 #include "xend/lifecycle.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/boot_files.h"
 #include "xend/disks.h"
 #include "xend/guest_disks.h"
 #include "xend/machine.h"
@@ -19,18 +20,10 @@
 /* A KVM that cannot run the guest says so right after the start: xm create waits that long for it. */
 #define FIRST_STEPS_MS 150
 
-static int check_files(const struct guest_config *config, struct error *error)
+static int check_disks(const struct guest_config *config, enum disk_lock lock, struct error *error)
 {
-	const struct {
-		const char *what, *path;
-	} files[] = {{"kernel", config->kernel}, {"ramdisk", config->ramdisk}};
-
-	for (unsigned i = 0; i < ARRAY_SIZE(files); i++)
-		if (files[i].path && access(files[i].path, R_OK) < 0)
-			return error_set(error, errno, "Unable to read the %s %s of domain '%s': %s.",
-				files[i].what, files[i].path, config->name, strerror(errno));
 	for (size_t i = 0; i < config->disk_count; i++) {
-		int fd = disk_open(&config->disks[i], config->name, DISK_LOCK_NOW, error);
+		int fd = disk_open(&config->disks[i], config->name, lock, error);
 
 		if (fd < 0)
 			return fd;
@@ -65,10 +58,35 @@ int lifecycle_check(struct xend *xend, struct guest_config *config, struct error
 		r = domain_admit(xend, config, error);
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
+	if (r >= 0)
+		r = boot_files_check(xend, config, error);
 	if (r < 0)
 		return r;
 	xend_unlock(xend);
-	r = check_files(config, error);
+	r = check_disks(config, DISK_LOCK_NOW, error);
+	xend_lock(xend);
+	return r;
+}
+
+int lifecycle_check_restart(struct domain *domain, struct error *error)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	_cleanup_json_ json_t *copy = guest_config_to_json(&domain->config);
+	enum guest_action action = domain->config.on_reboot;
+	struct xend *xend = domain->xend;
+	int r;
+
+	if (action == ACTION_DESTROY || action == ACTION_COREDUMP_DESTROY || action == ACTION_PRESERVE)
+		return 0;
+	r = guest_config_from_json(&config, copy, error);
+	if (r >= 0)
+		r = check_vifs(xend, &config, error);
+	if (r >= 0)
+		r = boot_files_check(xend, &config, error);
+	if (r < 0)
+		return r;
+	xend_unlock(xend);
+	r = check_disks(&config, DISK_LOCK_LATER, error); /* it has them itself */
 	xend_lock(xend);
 	return r;
 }

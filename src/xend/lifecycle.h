@@ -10,6 +10,10 @@
 /* Checks all that can be checked without making anything (`xm create --dryrun`). */
 int lifecycle_check(struct xend *xend, struct guest_config *config, struct error *error);
 
+/* Whether the domain, where on_reboot starts it again, would find all that it needs for that: 0, or a
+ * sentence. */
+int lifecycle_check_restart(struct domain *domain, struct error *error);
+
 /* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. Other
  * hosts are asked whether they have it, unless it is `again` after it has run here. */
 int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, bool again,

@@ -60,7 +60,7 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 		json_decref(offer);
 		return guest;
 	}
-	objections_prepare(domain, offer);
+	objections_prepare(domain, options->accept, offer);
 	if (domain->xend->config.relocation_server)
 		json_object_set_new(offer, "relocation_port",
 			json_integer((json_int_t)domain->xend->config.relocation_port));

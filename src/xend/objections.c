@@ -1,5 +1,7 @@
 #include "xend/objections.h"
 #include "base/cleanup.h"
+#include "base/sentences.h"
+#include "xend/boot_files.h"
 #include "xend/disk_portrait.h"
 #include "xend/disks.h"
 #include "xend/guest.h"
@@ -8,6 +10,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
+
+#define ACCEPT_KERNEL "kernel"
+
+static const char *const acceptable[] = {ACCEPT_KERNEL};
 
 static json_t *portray_disks(const struct guest_config *config)
 {
@@ -21,21 +28,59 @@ static json_t *portray_disks(const struct guest_config *config)
 	return portraits;
 }
 
-void objections_prepare(struct domain *domain, json_t *offer)
+static bool accepts(const json_t *accept, const char *what)
 {
-	struct xend *xend = domain->xend;
+	for (size_t i = 0; i < json_array_size(accept); i++) {
+		const char *word = json_string_value(json_array_get(accept, i));
+
+		if (word && strcmp(word, what) == 0)
+			return true;
+	}
+	return false;
+}
+
+int objections_check_accepted(const json_t *accept, struct error *error)
+{
+	if (accept && !json_is_array(accept))
+		return error_set(error, EINVAL, "'accept' is no list of words.");
+	for (size_t i = 0; i < json_array_size(accept); i++) {
+		const char *word = json_string_value(json_array_get(accept, i));
+		bool known = false;
+
+		for (size_t j = 0; word && j < ARRAY_SIZE(acceptable); j++)
+			known |= strcmp(word, acceptable[j]) == 0;
+		if (!known)
+			return error_set(error, EINVAL, "There is no difference '%s' to accept: expected %s.",
+				word ? word : "", ACCEPT_KERNEL);
+	}
+	return 0;
+}
+
+void objections_portray_machine(struct domain *domain, json_t *offer)
+{
 	_cleanup_message_ struct message seen = {0};
-	json_t *portraits, *features;
+	json_t *features;
 
 	/* Nobody touches the configuration of a domain that is busy. */
-	xend_unlock(xend);
-	portraits = portray_disks(&domain->config);
-	xend_lock(xend);
-	json_object_set_new(offer, "portraits", portraits);
+	json_object_set_new(offer, "boot_files", boot_files_portray(domain->xend, &domain->config));
 	/* A guest whose process is from an older Ferry cannot say; then it shows when the state is loaded. */
 	if (guest_call(domain, json_pack("{s:s}", "do", "features"), &seen, GUEST_ANSWER_MS, NULL) >= 0 &&
 		(features = json_object_get(seen.body, "features")))
 		json_object_set(offer, "features", features);
+}
+
+void objections_prepare(struct domain *domain, const json_t *accept, json_t *offer)
+{
+	struct xend *xend = domain->xend;
+	json_t *portraits;
+
+	xend_unlock(xend);
+	portraits = portray_disks(&domain->config);
+	xend_lock(xend);
+	json_object_set_new(offer, "portraits", portraits);
+	objections_portray_machine(domain, offer);
+	if (accept)
+		json_object_set(offer, "accept", (json_t *)(uintptr_t)accept);
 }
 
 static void object(json_t *objections, const struct error *error)
@@ -117,8 +162,29 @@ json_t *objections_to(struct xend *xend, struct guest_config *config, const json
 	}
 	domain_await_leavers(xend);
 	domain_objections(xend, config, objections);
+	if (!accepts(json_object_get(offer, "accept"), ACCEPT_KERNEL))
+		boot_files_compare(xend, config, json_object_get(offer, "boot_files"),
+			"on the host that the guest comes from", objections);
 	xend_unlock(xend);
 	check_host(xend, config, offer, objections);
 	xend_lock(xend);
 	return objections;
+}
+
+int objections_to_restore(struct xend *xend, const struct guest_config *config, const json_t *offer,
+	const json_t *accept, struct error *error)
+{
+	_cleanup_json_ json_t *objections = json_array();
+	struct error one;
+	int r;
+
+	if (!accepts(accept, ACCEPT_KERNEL))
+		boot_files_compare(xend, config, json_object_get(offer, "boot_files"),
+			"when the guest was saved", objections);
+	xend_unlock(xend);
+	r = processor_check(xend, json_object_get(offer, "features"), &one);
+	xend_lock(xend);
+	if (r < 0)
+		object(objections, &one);
+	return json_array_size(objections) ? sentences_refused(error, "This host", objections) : 0;
 }

@@ -7,6 +7,7 @@
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
+#include "xend/objections.h"
 #include "xend/shared_memory.h"
 #include "xend/store.h"
 
@@ -20,6 +21,7 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 {
 	_cleanup_carrier_ struct carrier carrier = {0};
 	_cleanup_close_ int guest = guest_connect(domain, error);
+	_cleanup_json_ json_t *description = domain_pack(domain);
 	int r, fds[] = {guest, file};
 
 	if (guest < 0)
@@ -31,10 +33,12 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 		r = carrier_start(&carrier, domain->xend, reply_cancel_fd(reply), reply, error);
 	carrier.patience_s = (unsigned)domain->xend->config.storage_timeout;
 	if (r >= 0)
+		objections_portray_machine(domain, description);
+	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b, s:b}", "do", "save", "guest", "fd", 0,
-				"file", "fd", 1, "domain", domain_pack(domain), "live", options->live,
-				"compress", options->compress),
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:O, s:b, s:b}", "do", "save", "guest", "fd", 0,
+				"file", "fd", 1, "domain", description, "live", options->live, "compress",
+				options->compress),
 			fds, ARRAY_SIZE(fds), error);
 	return r < 0 ? r : carrier_expect(&carrier, "saved", saved, error);
 }
@@ -240,6 +244,9 @@ static int run_restore(
 		r = carrier_expect(carrier, "offer", &offer, error);
 	if (r >= 0)
 		r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
+	if (r >= 0)
+		r = objections_to_restore(restoring->xend, &config, json_object_get(offer.body, "domain"),
+			options->accept, error);
 	if (r < 0)
 		return about_file(restoring, r, error);
 	if (options->clone.name) {

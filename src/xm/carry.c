@@ -60,6 +60,23 @@ static int save(struct xm *xm, const struct arguments *arguments, struct error *
 	return job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
 }
 
+/* --accept WHAT,WHAT: xend knows the words. */
+static int add_accepted(const struct arguments *arguments, json_t *body, struct error *error)
+{
+	const char *given = option_value(arguments, "accept");
+	_cleanup_free_ char *copy = given ? strdup(given) : NULL;
+	json_t *words = given ? json_array() : NULL;
+	char *rest = copy, *word;
+
+	if (!given)
+		return 0;
+	while (copy && (word = strsep(&rest, ",")))
+		json_array_append_new(words, json_string(word));
+	if (!copy || json_object_set_new(body, "accept", words) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return 0;
+}
+
 /* disk= and vif= of a clone, read as in a configuration file. */
 static int add_devices(json_t *body, const char *const *words, size_t count, struct error *error)
 {
@@ -103,6 +120,8 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
 	r = add_devices(body, arguments->words + 1, arguments->word_count - 1, error);
+	if (r >= 0)
+		r = add_accepted(arguments, body, error);
 	if (r < 0)
 		return r;
 	if (asprintf(&doing, "Restoring %s", arguments->words[0]) < 0)
@@ -183,7 +202,7 @@ static int migration_body(const struct arguments *arguments, json_t **body, stru
 		if (word)
 			json_object_set_new(*body, words[i].member, json_string(word));
 	}
-	return 0;
+	return add_accepted(arguments, *body, error);
 }
 
 /* What xm migrate --dryrun has found out. */
@@ -272,6 +291,7 @@ const struct command carry_commands[] = {
 	{"restore", NULL, "<File> [vars]", "Restore a domain from a file that xm save wrote.",
 		{{"paused", 'p', NULL, "do not unpause the domain afterwards"},
 			{"eager", 0, NULL, "read and verify all of its memory before it runs"},
+			{"accept", 0, "WHAT", "take a difference to when it was saved as it is: kernel"},
 			{"name", 'n', "NEW",
 				"make a clone of this name: new uuid and MACs, disk=[…] of its own"}},
 		1, 3, restore},
@@ -294,6 +314,7 @@ const struct command carry_commands[] = {
 				"only ask the other host whether it would take the domain, and tell how long "
 				"that "
 				"would take"},
+			{"accept", 0, "WHAT", "take a difference between the hosts as it is: kernel"},
 			{"detach", 'd', NULL, "leave it alone once memory is being copied"},
 			{"status", 0, NULL, "tell how far migrations are, and what became of the latest"},
 			{"cancel", 0, NULL, "end a migration that is under way; the domain runs on here"},

@@ -177,7 +177,7 @@ class TwoHosts(unittest.TestCase):
         self.addCleanup(self.one.close)
         # Files of its own under the same names: what a lock in the kernel cannot see.
         self.two = Xend(port=18003, within=["unshare", "-m", "sh", "-c", f"mount -t tmpfs none {self.one.files} && "
-                                            f"printf 'KERNEL%01000d' 0 >{self.one.files}/kernel && "
+                                            f"{{ printf KERNEL; head -c 1000 /dev/zero; }} >{self.one.files}/kernel && "
                                             f"truncate -s 1M {self.one.files}/disk && "
                                             'exec "$0" "$@"'])
         self.two.files = self.one.files

@@ -221,6 +221,8 @@ def test_restore_prints_nothing(xend):
     assert xend.asked[-1][2] == {"file": str(xend.directory / "a/b.checkpt"), "paused": True, "eager": False}
     assert xend.xm("restore", "--eager", "/srv/x") == (0, "", "")
     assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": True}
+    assert xend.xm("restore", "--accept=kernel", "/srv/x") == (0, "", "")
+    assert xend.asked[-1][2] == {"file": "/srv/x", "paused": False, "eager": False, "accept": ["kernel"]}
 
 
 def test_restore_of_a_clone(xend):
@@ -246,9 +248,9 @@ def test_migrate_prints_one_line(xend):
     assert xend.xm("migrate", "1", "10.0.0.2", "-l")[0] == 0
     assert xend.asked[-1][2] == {"host": "10.0.0.2", "live": True}
     assert xend.xm("migrate", "1", "10.0.0.2", "--max-downtime=300", "--timeout", "60", "--on-stall", "cancel",
-                   "--compress", "no")[0] == 0
+                   "--compress", "no", "--accept=kernel,clock")[0] == 0
     assert xend.asked[-1][2] == {"host": "10.0.0.2", "live": False, "max_downtime_ms": 300, "timeout_s": 60,
-                                 "on_stall": "cancel", "compress": "no"}
+                                 "on_stall": "cancel", "compress": "no", "accept": ["kernel", "clock"]}
 
 
 def test_migrate_says_what_it_did_to_the_domain(xend):
