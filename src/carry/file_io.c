@@ -1,9 +1,10 @@
 #include "carry/file_io.h"
+#include "base/cleanup.h"
+#include "base/ring.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 static bool set_direct(int fd, bool on)
@@ -13,22 +14,14 @@ static bool set_direct(int fd, bool on)
 	return flags >= 0 && fcntl(fd, F_SETFL, on ? flags | O_DIRECT : flags & ~O_DIRECT) == 0;
 }
 
-/* liburing 2.3 declares both calls but does not export them. */
-static bool ring_register(const struct io_uring *ring, unsigned what, const void *argument, unsigned count)
-{
-	return syscall(SYS_io_uring_register, ring->ring_fd, what, argument, count) == 0;
-}
-
 /* A ring that can do nothing but read, or nothing but write: what is in it escapes seccomp. */
 static bool begin_ring(struct file_io *io)
 {
-	struct io_uring_restriction only = {.opcode = IORING_RESTRICTION_SQE_OP,
-		.sqe_op = io->writing ? IORING_OP_WRITE : IORING_OP_READ};
+	const uint8_t only[] = {io->writing ? IORING_OP_WRITE : IORING_OP_READ};
 
 	if (io_uring_queue_init(FILE_IO_DEPTH, &io->ring, IORING_SETUP_R_DISABLED) < 0)
 		return false;
-	if (ring_register(&io->ring, IORING_REGISTER_RESTRICTIONS, &only, 1) &&
-		ring_register(&io->ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0))
+	if (ring_limit(io->ring.ring_fd, only, ARRAY_SIZE(only)) == 0)
 		return true;
 	io_uring_queue_exit(&io->ring);
 	return false;

@@ -2,12 +2,12 @@
 #include "base/bitmap.h"
 #include "base/channel.h"
 #include "base/cleanup.h"
+#include "base/status.h"
 #include "state/checkpoint.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 #define ANSWER_MS 60000 /* pause waits for the guest's disks */
 
@@ -29,7 +29,7 @@ static int map_reply(struct message *reply, const char *key, uint64_t size, int 
 	_cleanup_close_ int fd = message_take_fd(reply, reply->body, key, NULL);
 	struct stat status;
 
-	if (fd < 0 || fstat(fd, &status) < 0 || (uint64_t)status.st_size < size)
+	if (fd < 0 || status_of(fd, &status) < 0 || (uint64_t)status.st_size < size)
 		return error_set(error, EPROTO, "The guest's process gave no usable '%s'.", key);
 	*map = mmap(NULL, size, protection, MAP_SHARED, fd, 0);
 	if (*map == MAP_FAILED)

@@ -1,5 +1,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/status.h"
 #include "carry/allow.h"
 #include "carry/clock.h"
 #include "carry/guest.h"
@@ -13,7 +14,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 
 /* A hand-over under way, seen from the destination. */
 struct receive {
@@ -228,7 +228,7 @@ static int take_memory(struct receive *receive, struct message *answer, struct e
 	int r;
 
 	receive->ram_fd = message_take_fd(answer, answer->body, "ram", error);
-	if (receive->ram_fd < 0 || fstat(receive->ram_fd, &ram) < 0 ||
+	if (receive->ram_fd < 0 || status_of(receive->ram_fd, &ram) < 0 ||
 		(uint64_t)ram.st_size != receive->ram_size)
 		return error_set(error, EPROTO, "xend accepted the guest without the memory for it.");
 	r = reception_begin(

@@ -1,14 +1,16 @@
 #include "carry/sandbox.h"
 #include "base/cleanup.h"
+#include "base/no_files.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <linux/userfaultfd.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 /* Calls that are allowed whatever their arguments. The ring's own operations are limited in file_io.c. */
@@ -20,7 +22,6 @@ static const int allowed[] = {
 	SCMP_SYS(exit),
 	SCMP_SYS(exit_group),
 	SCMP_SYS(fallocate),
-	SCMP_SYS(fcntl),
 	SCMP_SYS(fstat),
 	SCMP_SYS(fstatfs),
 	SCMP_SYS(fsync),
@@ -35,7 +36,6 @@ static const int allowed[] = {
 	SCMP_SYS(memfd_create),
 	SCMP_SYS(mremap),
 	SCMP_SYS(munmap),
-	SCMP_SYS(newfstatat),
 	SCMP_SYS(poll),
 	SCMP_SYS(ppoll),
 	SCMP_SYS(pread64),
@@ -51,7 +51,6 @@ static const int allowed[] = {
 	SCMP_SYS(sendmsg),
 	SCMP_SYS(setsockopt),
 	SCMP_SYS(shutdown),
-	SCMP_SYS(tgkill),
 	SCMP_SYS(uname),
 	SCMP_SYS(write),
 	SCMP_SYS(writev),
@@ -66,11 +65,16 @@ static const int allowed[] = {
 static const unsigned long allowed_ioctls[] = {
 	UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_WAKE, USERFAULTFD_IOC_NEW, UFFDIO_API, UFFDIO_REGISTER};
 
+static const unsigned allowed_fcntls[] = {F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_ADD_SEALS, F_OFD_SETLK};
+
 int sandbox_drop_user(uid_t user, gid_t group, struct error *error)
 {
 	if (setgroups(0, NULL) < 0 || setresgid(group, group, group) < 0 || setresuid(user, user, user) < 0)
 		return error_set(
 			error, errno, "The carrier cannot become user %u: %s.", user, strerror(errno));
+	/* A guest's memory and this host's key have no place in a core file, whatever core_pattern says. */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return error_set(error, errno, "The carrier cannot forbid core files: %s.", strerror(errno));
 	return 0;
 }
 
@@ -82,8 +86,11 @@ static void release_filter(scmp_filter_ctx *filter)
 int sandbox_enter(struct error *error)
 {
 	_cleanup_(release_filter) scmp_filter_ctx filter = seccomp_init(SCMP_ACT_KILL_PROCESS);
-	const struct rlimit none = {0, 0};
-	int r = filter ? 0 : -ENOMEM;
+	int r = no_files(error);
+
+	if (r < 0)
+		return r;
+	r = filter ? 0 : -ENOMEM;
 
 	if (r == 0) /* threads that are there already too */
 		r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1);
@@ -95,9 +102,15 @@ int sandbox_enter(struct error *error)
 	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(allowed_ioctls); i++)
 		r = seccomp_rule_add(
 			filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, allowed_ioctls[i]));
-	/* A guest's memory has no place in a core file. */
-	if (r == 0 && setrlimit(RLIMIT_CORE, &none) < 0)
-		r = -errno;
+	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(allowed_fcntls); i++)
+		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(fcntl), 1,
+			SCMP_A1(SCMP_CMP_MASKED_EQ, UINT32_MAX, allowed_fcntls[i]));
+	if (r == 0) /* abort */
+		r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(tgkill), 1,
+			SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)getpid()));
+	/* By name: a library that tries goes without. */
+	if (r == 0)
+		r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(newfstatat), 0);
 	if (r == 0)
 		r = seccomp_load(filter);
 	if (r < 0)

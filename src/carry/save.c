@@ -1,5 +1,6 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/status.h"
 #include "carry/clock.h"
 #include "carry/copy.h"
 #include "carry/file_io.h"
@@ -13,7 +14,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <sys/statvfs.h>
 
 #define NO_EXTENT UINT64_MAX
@@ -252,7 +252,7 @@ static int save_guest(struct job *job, struct guest *guest, struct save_sink *sa
 	if (r < 0)
 		return r;
 	now = monotonic_ns();
-	if (fstat(save->io.fd, &status) < 0)
+	if (status_of(save->io.fd, &status) < 0)
 		return error_set(error, errno, "Unable to look at the checkpoint: %s.", strerror(errno));
 	return job_event(job, "saved",
 		json_pack("{s:I, s:I, s:I, s:I}", "bytes", (json_int_t)status.st_blocks * 512,

@@ -1,6 +1,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/sentences.h"
+#include "base/status.h"
 #include "carry/clock.h"
 #include "carry/copy.h"
 #include "carry/jobs.h"
@@ -12,7 +13,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Memory that one more connection is worth being set up for. */
 #define MEMORY_OF_ONE (UINT64_C(256) << 20)
@@ -305,7 +305,7 @@ static void choose_connections(struct send *send)
 	uint64_t worth;
 
 	send->connections = send->streams.crew.count;
-	if (job_number(send->job, "connections") || fstat(send->guest.ram_fd, &ram) < 0)
+	if (job_number(send->job, "connections") || status_of(send->guest.ram_fd, &ram) < 0)
 		return;
 	worth = (uint64_t)ram.st_blocks * 512 / MEMORY_OF_ONE;
 	if (worth < send->connections)

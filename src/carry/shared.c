@@ -1,5 +1,6 @@
 #include "carry/shared.h"
 #include "base/cleanup.h"
+#include "base/status.h"
 #include "carry/guest.h"
 
 #include <errno.h>
@@ -8,7 +9,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 
 /* Linux 6.1; Debian 12's headers of user space may be older than its kernel. */
 #ifndef USERFAULTFD_IOC_NEW
@@ -36,7 +36,7 @@ int shared_open(struct shared *shared, int ram, int device, uint64_t size, struc
 	void *map;
 
 	*shared = (struct shared){.ram = ram, .faults = -1, .size = size};
-	if (fstat(ram, &status) < 0 || (uint64_t)status.st_size != size)
+	if (status_of(ram, &status) < 0 || (uint64_t)status.st_size != size)
 		return error_set(error, EPROTO, "xend gave shared memory of another size than the guest's.");
 	map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, ram, 0);
 	if (map == MAP_FAILED)

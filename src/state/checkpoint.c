@@ -1,13 +1,13 @@
 #include "state/checkpoint.h"
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/status.h"
 #include "state/description.h"
 #include "state/digest.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 
 #define VERSION 1
 #define SECTIONS_MAX 16
@@ -129,7 +129,7 @@ static int check_end(const struct checkpoint *checkpoint, struct error *error)
 	struct stat status;
 	int r;
 
-	if (fstat(checkpoint->fd, &status) < 0)
+	if (status_of(checkpoint->fd, &status) < 0)
 		return error_set(error, errno, "Unable to look at the checkpoint: %s.", strerror(errno));
 	if (S_ISREG(status.st_mode) && (uint64_t)status.st_size < checkpoint->file_size)
 		return error_set(error, EBADMSG,
@@ -274,7 +274,7 @@ int checkpoint_open(struct checkpoint *checkpoint, int fd, struct error *error)
 	int r;
 
 	*checkpoint = (struct checkpoint){.fd = fd};
-	if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && (size_t)status.st_size < sizeof(block))
+	if (status_of(fd, &status) == 0 && S_ISREG(status.st_mode) && (size_t)status.st_size < sizeof(block))
 		return error_set(error, EINVAL, "The file is not a checkpoint: it has only %lld bytes.",
 			(long long)status.st_size);
 	r = read_at(fd, block, sizeof(block), 0, "header", error);

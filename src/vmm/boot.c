@@ -1,5 +1,6 @@
 #include "vmm/boot.h"
 #include "base/cleanup.h"
+#include "base/status.h"
 #include "vmm/layout.h"
 
 #include <asm/bootparam.h>
@@ -8,7 +9,6 @@
 #include <linux/kvm.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #define MIB 1048576ull
 #define SETUP_HEADER 0x1f1u /* offset in the file and in struct boot_params */
@@ -56,7 +56,7 @@ static int open_file(struct file *file, int fd, const char *what, struct error *
 {
 	struct stat status;
 
-	if (fstat(fd, &status) < 0)
+	if (status_of(fd, &status) < 0)
 		return error_set(error, errno, "Unable to look at the %s: %s.", what, strerror(errno));
 	if (!S_ISREG(status.st_mode))
 		return error_set(error, EINVAL, "The %s is not a regular file.", what);

@@ -41,6 +41,7 @@ struct loop;
 struct bus;
 struct interrupts;
 struct pci_bus;
+struct disk_rings;
 
 /*
  * What a device may use of the machine: handed to every device's constructor.
@@ -54,6 +55,7 @@ struct platform {
 	struct bus *ports, *mmio;
 	struct interrupts *interrupts;
 	struct pci_bus *pci;
+	struct disk_rings *disk_rings; /* made before there was a machine: disk_ring.h */
 	struct device *devices;
 	bool paused;
 	void (*settled)(void *machine);

@@ -35,9 +35,9 @@ static void all_parked(void *context);
 static void settled(void *context);
 static void stop(void *context, enum stop_reason reason, const char *detail);
 
-void machine_init(struct machine *machine, struct loop *loop)
+void machine_init(struct machine *machine, struct loop *loop, struct disk_rings *disk_rings)
 {
-	*machine = (struct machine){.loop = loop, .faults = -1, .bitmap_fd = -1};
+	*machine = (struct machine){.loop = loop, .disk_rings = disk_rings, .faults = -1, .bitmap_fd = -1};
 	machine->kvm.system = machine->kvm.vm = machine->memory.fd = -1;
 	machine->config = MACHINE_CONFIG_NONE;
 }
@@ -64,7 +64,7 @@ void machine_free(struct machine *machine)
 	cleanup_close(&machine->faults);
 	memory_unmap(&machine->memory);
 	machine_config_free(&machine->config);
-	machine_init(machine, old.loop);
+	machine_init(machine, old.loop, old.disk_rings);
 	machine->changed = old.changed;
 	machine->paused = old.paused;
 	machine->context = old.context;
@@ -207,6 +207,7 @@ static int build(struct machine *machine, struct error *error)
 		return r;
 	machine->platform = (struct platform){.memory = &machine->memory,
 		.loop = machine->loop,
+		.disk_rings = machine->disk_rings,
 		.ports = &machine->ports,
 		.mmio = &machine->mmio,
 		.interrupts = interrupts_new(machine->kvm.vm, error),

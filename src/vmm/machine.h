@@ -21,6 +21,7 @@ struct machine {
 	struct loop *loop;
 	enum machine_state state;
 	struct machine_config config; /* descriptors that devices took are -1 */
+	struct disk_rings *disk_rings;
 	struct kvm kvm;
 	struct memory memory;
 	struct bus ports, mmio;
@@ -51,7 +52,8 @@ struct machine {
 	void *context;
 };
 
-void machine_init(struct machine *machine, struct loop *loop);
+/* disk_rings: one for each disk (vmm/dev/disk_ring.h); outlives the machine. */
+void machine_init(struct machine *machine, struct loop *loop, struct disk_rings *disk_rings);
 void machine_free(struct machine *machine);
 
 const char *machine_state_name(const struct machine *machine);

@@ -7,6 +7,7 @@
 #include "base/turns.h"
 #include "vmm/control.h"
 #include "vmm/cpuid.h"
+#include "vmm/dev/disk_ring.h"
 #include "vmm/loop.h"
 #include "vmm/machine.h"
 #include "vmm/sandbox.h"
@@ -17,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define MMAP_THRESHOLD (64 << 10) /* larger pieces go back to the host as soon as they are free */
 
@@ -25,23 +27,29 @@ struct options {
 	int kvm; /* only tell what guests see here: -1 */
 	uid_t uid;
 	gid_t gid;
+	unsigned disks;   /* how many the guest will have */
+	const char *root; /* an empty directory, NULL: none */
 	const char *name;
 };
 
 static void usage(void)
 {
-	fprintf(stderr,
-		"usage: ferry-guest --control FD [--user UID:GID] [--name NAME]\n"
-		"       ferry-guest --features FD [--user UID:GID]\n"
-		"Runs one guest for xend, which hands it FD, a listening SOCK_SEQPACKET socket; or tells on\n"
-		"standard output what a guest would see of the processor, given FD, /dev/kvm.\n");
+	fprintf(stderr, "usage: ferry-guest --control FD [--user UID:GID] [--root DIRECTORY] [--disks N] "
+			"[--name NAME]\n"
+			"       ferry-guest --features FD [--user UID:GID] [--root DIRECTORY]\n"
+			"Runs one guest with N disks for xend, which hands it FD, a listening SOCK_SEQPACKET "
+			"socket; or\n"
+			"tells on standard output what a guest would see of the processor, given FD, "
+			"/dev/kvm. It sees\n"
+			"no file but those in DIRECTORY, which is empty.\n");
 }
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option known[] = {{"control", required_argument, NULL, 'c'},
 		{"features", required_argument, NULL, 'f'}, {"user", required_argument, NULL, 'u'},
-		{"name", required_argument, NULL, 'n'}, {0}};
+		{"name", required_argument, NULL, 'n'}, {"disks", required_argument, NULL, 'd'},
+		{"root", required_argument, NULL, 'r'}, {0}};
 	int option, end;
 
 	*options = (struct options){
@@ -50,6 +58,10 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		end = 0;
 		if (option == 'n')
 			options->name = optarg;
+		else if (option == 'r')
+			options->root = optarg;
+		else if (option == 'd' && sscanf(optarg, "%u%n", &options->disks, &end) == 1 && !optarg[end])
+			continue;
 		else if (option == 'c' && sscanf(optarg, "%d%n", &options->control, &end) == 1 &&
 			 !optarg[end])
 			continue;
@@ -70,9 +82,28 @@ static void kicked(int signal)
 	(void)signal;
 }
 
-static void set_signals(void)
+static char failed_memory[256]; /* what memory_failed says, written beforehand */
+
+/* A page of the guest's memory is broken (a machine check) or cannot be had any more: nobody can go on
+ * without it. Says so and ends the process as the signal does. */
+static void memory_failed(int signal)
+{
+	if (write(STDERR_FILENO, failed_memory, strlen(failed_memory)) < 0)
+		_exit(128 + signal);
+	raise(signal); /* the handler is gone: SA_RESETHAND */
+}
+
+static void set_signals(const char *name)
 {
 	struct sigaction kick = {.sa_handler = kicked}, ignore = {.sa_handler = SIG_IGN};
+	struct sigaction bus = {.sa_handler = memory_failed, .sa_flags = (int)SA_RESETHAND | SA_NODEFER};
+
+	snprintf(failed_memory, sizeof(failed_memory),
+		"%s[%d]: ERROR: A page of the guest's memory has failed (SIGBUS): the host's memory is "
+		"broken or "
+		"used up; the kernel's log may say which. The guest ends.\n",
+		name, (int)getpid());
+	sigaction(SIGBUS, &bus, NULL);
 
 	sigaction(SIGUSR1, &kick, NULL);
 	sigaction(SIGPIPE, &ignore, NULL);
@@ -96,13 +127,14 @@ static int tell_features(int system, struct error *error)
 	return 0;
 }
 
-static int run(struct loop *loop, const struct options *options, struct error *error)
+static int run(
+	struct loop *loop, struct disk_rings *rings, const struct options *options, struct error *error)
 {
 	struct machine machine;
 	struct control *control;
 	int r;
 
-	machine_init(&machine, loop);
+	machine_init(&machine, loop, rings);
 	control = control_new(&machine, options->control, error);
 	if (!control)
 		return -EIO;
@@ -120,6 +152,7 @@ int main(int argc, char **argv)
 {
 	struct error error = {0};
 	struct options options;
+	struct disk_rings rings;
 	struct loop *loop;
 	int r;
 
@@ -131,13 +164,15 @@ int main(int argc, char **argv)
 	mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
 	turns_short();
 	log_open(options.name, LOG_INFO_);
-	set_signals();
-	r = sandbox_enter(options.uid, options.gid, &error);
+	set_signals(options.name);
+	r = disk_rings_make(&rings, options.disks, &error);
+	if (r == 0)
+		r = sandbox_enter(options.root, options.uid, options.gid, &error);
 	if (r == 0 && options.kvm >= 0) {
 		r = tell_features(options.kvm, &error);
 	} else if (r == 0) {
 		loop = loop_new(&error);
-		r = loop ? run(loop, &options, &error) : -EIO;
+		r = loop ? run(loop, &rings, &options, &error) : -EIO;
 		loop_free(loop);
 	}
 	if (r < 0)

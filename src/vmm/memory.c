@@ -1,12 +1,19 @@
 #include "vmm/memory.h"
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/log.h"
+#include "base/status.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
+
+void memory_keep_private(void *base, uint64_t size)
+{
+	if (madvise(base, size, MADV_DONTDUMP) < 0)
+		log_warning("The guest's memory would be in a core file: %s.", strerror(errno));
+}
 
 int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct error *error)
 {
@@ -17,7 +24,7 @@ int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct
 	if (size == 0 || size % GUEST_PAGE_SIZE)
 		return error_set(error, EINVAL, "Guest memory of %llu bytes is not a whole number of pages.",
 			(unsigned long long)size);
-	if (fstat(fd, &status) < 0)
+	if (status_of(fd, &status) < 0)
 		return error_set(error, errno, "Unable to look at the guest's memory: %s.", strerror(errno));
 	if ((uint64_t)status.st_size < size)
 		return error_set(error, EINVAL,
@@ -31,6 +38,7 @@ int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct
 	if (base == MAP_FAILED)
 		return error_set(error, errno, "Unable to map %llu MiB of guest memory: %s.",
 			(unsigned long long)(size >> 20), strerror(errno));
+	memory_keep_private(base, size);
 	*memory = (struct memory){.fd = fd, .base = base, .size = size, .region_count = 1, .shared = shared};
 	memory->regions[0] = (struct memory_region){.gpa = 0, .size = low, .offset = 0};
 	if (size > low)

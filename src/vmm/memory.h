@@ -39,6 +39,9 @@ struct memory {
 int memory_map(struct memory *memory, int fd, uint64_t size, bool shared, struct error *error);
 void memory_unmap(struct memory *memory);
 
+/* Keeps a mapping of a guest's memory out of core files. memory_map has done so. */
+void memory_keep_private(void *base, uint64_t size);
+
 /* Host address of guest-physical [gpa, gpa + size), or NULL where that is not all RAM of one region. */
 void *memory_at(const struct memory *memory, uint64_t gpa, uint64_t size);
 

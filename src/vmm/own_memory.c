@@ -1,9 +1,9 @@
 #include "vmm/own_memory.h"
+#include "base/status.h"
 
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define PAGES_AT_ONCE 512u
@@ -96,7 +96,7 @@ int memory_own(struct memory *memory, int ram, int pagemap, struct error *error)
 	struct stat status;
 	int r;
 
-	if (fstat(ram, &status) < 0 || (uint64_t)status.st_size != memory->size)
+	if (status_of(ram, &status) < 0 || (uint64_t)status.st_size != memory->size)
 		return error_set(error, EINVAL, "The guest's own memory has another size than the guest's.");
 	r = copy_all(memory, ram, pagemap, error);
 	if (r < 0)
@@ -104,6 +104,7 @@ int memory_own(struct memory *memory, int ram, int pagemap, struct error *error)
 	if (mmap(memory->base, memory->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
 		    ram, 0) == MAP_FAILED)
 		return error_set(error, errno, "Unable to map the guest's own memory: %s.", strerror(errno));
+	memory_keep_private(memory->base, memory->size);
 	close(memory->fd);
 	memory->fd = ram;
 	memory->shared = false;

@@ -178,9 +178,9 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 static int start_process(struct domain *domain, struct error *error)
 {
 	struct guest_place place;
-	char program[320], user[32];
-	const char *const arguments[] = {
-		program, "--control", "3", "--user", user, "--name", domain->config.name, NULL};
+	char program[320], user[32], root[PATHS_EMPTY_MAX], disks[16];
+	const char *const arguments[] = {program, "--control", "3", "--user", user, "--root", root, "--disks",
+		disks, "--name", domain->config.name, NULL};
 	struct spawn spawn = {
 		.arguments = arguments, .output = -1, .own_network = true, .record = place.record};
 	_cleanup_close_ int control = -1;
@@ -188,6 +188,8 @@ static int start_process(struct domain *domain, struct error *error)
 	place_of(domain->xend, domain->config.uuid, &place);
 	snprintf(program, sizeof(program), "%s/ferry-guest", domain->xend->paths.libexec);
 	snprintf(user, sizeof(user), "%u:%u", GUEST_UID_BASE + domain->id, GUEST_UID_BASE + domain->id);
+	snprintf(disks, sizeof(disks), "%zu", domain->config.disk_count);
+	paths_empty(&domain->xend->paths, root);
 	if (mkdir(place.directory, 0700) < 0 && errno != EEXIST)
 		return error_set(error, errno, "Unable to create %s: %s.", place.directory, strerror(errno));
 	control = listen_at(place.control, error);

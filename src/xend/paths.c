@@ -55,6 +55,11 @@ int make_directories(const char *path, unsigned mode, struct error *error)
 	return 0;
 }
 
+void paths_empty(const struct paths *paths, char path[static PATHS_EMPTY_MAX])
+{
+	snprintf(path, PATHS_EMPTY_MAX, "%s/empty", paths->run);
+}
+
 int paths_create(const struct paths *paths, struct error *error)
 {
 	char under[128];
@@ -63,6 +68,10 @@ int paths_create(const struct paths *paths, struct error *error)
 	for (unsigned i = 0; r >= 0 && i < 2; i++) {
 		snprintf(under, sizeof(under), "%s/%s", paths->run, i ? "carriers" : "guests");
 		r = make_directories(under, 0700, error);
+	}
+	if (r >= 0) {
+		paths_empty(paths, under);
+		r = make_directories(under, 0555, error);
 	}
 	return r < 0 ? r : make_directories(paths->state, 0700, error);
 }

@@ -24,8 +24,12 @@ struct paths {
 /* Fills paths from the environment; refuses names that are too long or not absolute. */
 int paths_init(struct paths *paths, struct error *error);
 
-/* Makes the run and state directories (0700: only xend opens what is in them). */
+/* Makes the run and state directories (0700: only xend opens what is in them), and the empty one. */
 int paths_create(const struct paths *paths, struct error *error);
+
+#define PATHS_EMPTY_MAX 80u
+/* A directory in which there is nothing: all that ferry-guest can see of the file system. */
+void paths_empty(const struct paths *paths, char path[static PATHS_EMPTY_MAX]);
 
 /* Makes a directory and those above it. */
 int make_directories(const char *path, unsigned mode, struct error *error);

@@ -34,7 +34,8 @@ static int child_record(int file, pid_t parent)
 
 static int child_prepare(const struct spawn *spawn, int null, int record, pid_t parent)
 {
-	static const struct rlimit no_core = {0, 0}, descriptors = {1024, 1024};
+	/* 1: not to a file, and (as no other number does) not to a program either (Linux, fs/coredump.c). */
+	static const struct rlimit no_core = {1, 1}, descriptors = {1024, 1024};
 	struct sigaction standard = {.sa_handler = SIG_DFL};
 	sigset_t none;
 

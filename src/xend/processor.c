@@ -30,13 +30,14 @@ static size_t read_all(int output, char *text, size_t size)
 
 static int start_teller(const struct xend *xend, int kvm, int output, struct error *error)
 {
-	char program[320], user[32];
-	const char *const arguments[] = {program, "--features", "3", "--user", user, NULL};
+	char program[320], user[32], root[PATHS_EMPTY_MAX];
+	const char *const arguments[] = {program, "--features", "3", "--user", user, "--root", root, NULL};
 	struct spawn spawn = {.arguments = arguments, .pass = kvm, .output = output, .own_network = true};
 	pid_t pid;
 
 	snprintf(program, sizeof(program), "%s/ferry-guest", xend->paths.libexec);
 	snprintf(user, sizeof(user), "%u:%u", GUEST_UID_BASE, GUEST_UID_BASE);
+	paths_empty(&xend->paths, root);
 	return process_spawn(&spawn, &pid, error);
 }
 

@@ -223,18 +223,20 @@ static void load_state(int channel, const struct options *options)
 
 static pid_t spawn(const struct options *options, int listening)
 {
-	char number[16];
+	char number[16], disks[16];
 	pid_t child = fork();
 
 	if (child != 0)
 		return child;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	snprintf(number, sizeof(number), "%d", listening);
+	snprintf(disks, sizeof(disks), "%d", options->disk_count);
 	fcntl(listening, F_SETFD, 0);
 	if (options->user)
-		execl(options->guest, "ferry-guest", "--control", number, "--user", options->user, NULL);
+		execl(options->guest, "ferry-guest", "--control", number, "--disks", disks, "--user",
+			options->user, NULL);
 	else
-		execl(options->guest, "ferry-guest", "--control", number, NULL);
+		execl(options->guest, "ferry-guest", "--control", number, "--disks", disks, NULL);
 	fail(options->guest);
 	return -1;
 }

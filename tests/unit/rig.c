@@ -115,10 +115,12 @@ struct rig *rig_new(void)
 	assert_int_equal(memory_map(&rig->memory, fd, RIG_MEMORY, false, &error), 0);
 	rig->loop = loop_new(&error);
 	assert_non_null(rig->loop);
+	assert_int_equal(disk_rings_make(&rig->disk_rings, 2, &error), 0);
 	rig->interrupts = calloc(1, sizeof(*rig->interrupts));
 	rig->free_memory = 0x10000;
 	rig->platform = (struct platform){.memory = &rig->memory,
 		.loop = rig->loop,
+		.disk_rings = &rig->disk_rings,
 		.ports = &rig->ports,
 		.mmio = &rig->mmio,
 		.interrupts = rig->interrupts,
@@ -137,6 +139,7 @@ void rig_free(struct rig *rig)
 	free(rig->memory.device_dirty);
 	rig->memory.device_dirty = NULL;
 	memory_unmap(&rig->memory);
+	disk_rings_free(&rig->disk_rings);
 	loop_free(rig->loop);
 	free(rig->interrupts);
 	free(rig);

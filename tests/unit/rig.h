@@ -6,6 +6,7 @@
 #pragma once
 
 #include "vmm/dev/virtio.h"
+#include "vmm/dev/disk_ring.h"
 #include "vmm/interrupts.h"
 #include "vmm/pci.h"
 
@@ -18,6 +19,7 @@ struct rig {
 	struct loop *loop;
 	struct bus ports, mmio;
 	struct platform platform;
+	struct disk_rings disk_rings;
 	struct interrupts *interrupts;
 	uint64_t free_memory; /* where rig_allocate goes on */
 	unsigned settled;     /* how often a device said so */

@@ -1,21 +1,21 @@
 #include "vmm/dev/blk.h"
 #include "vmm/dev/blk_image.h"
 #include "vmm/dev/blk_request.h"
+#include "vmm/dev/disk_ring.h"
 #include "vmm/dev/virtio.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <liburing.h>
 #include <linux/falloc.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 
 #define QUEUE_SIZE VIRTQUEUE_SIZE_MAX
+_Static_assert(QUEUE_SIZE == DISK_RING_SIZE, "a ring takes what a queue can hold");
 #define SECTOR 512u
 #define SEGMENTS_MAX (QUEUE_SIZE - 2) /* beside header and status */
 /* One request must be over soon, for a pause waits for it. */
@@ -30,8 +30,7 @@ struct virtio_blk {
 	struct image image;
 	bool read_only;
 	char serial[VIRTIO_BLK_ID_BYTES];
-	struct io_uring ring;
-	bool deferred; /* the ring does its work when it is asked for completions */
+	struct disk_ring ring;
 	struct watch completed;
 	unsigned in_flight;
 	struct request *free_requests;
@@ -112,7 +111,7 @@ static void prepare_transfer(struct virtio_blk *blk, struct request *request, st
 /* Puts what is next for the request into the ring, which has a place for every request there can be. */
 static void prepare(struct virtio_blk *blk, struct request *request)
 {
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&blk->ring);
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&blk->ring.ring);
 
 	if (request->type == VIRTIO_BLK_T_FLUSH)
 		io_uring_prep_fsync(sqe, blk->image.fd, IORING_FSYNC_DATASYNC);
@@ -132,10 +131,10 @@ static void submit(void *context)
 	struct virtio_blk *blk = context;
 	int r;
 
-	if (!io_uring_sq_ready(&blk->ring))
+	if (!io_uring_sq_ready(&blk->ring.ring))
 		return;
 	do
-		r = io_uring_submit(&blk->ring);
+		r = io_uring_submit(&blk->ring.ring);
 	while (r == -EINTR);
 	if (r == -EAGAIN || r == -EBUSY)
 		loop_defer(blk->virtio.pci.platform->loop, submit, blk);
@@ -335,7 +334,7 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 static unsigned reap_some(struct virtio_blk *blk)
 {
 	struct io_uring_cqe *cqes[BATCH];
-	unsigned count = io_uring_peek_batch_cqe(&blk->ring, cqes, BATCH);
+	unsigned count = io_uring_peek_batch_cqe(&blk->ring.ring, cqes, BATCH);
 
 	for (unsigned i = 0; i < count; i++) {
 		struct request *request = io_uring_cqe_get_data(cqes[i]);
@@ -346,7 +345,7 @@ static unsigned reap_some(struct virtio_blk *blk)
 		if (status >= 0)
 			answer(blk, request, (uint8_t)status);
 	}
-	io_uring_cq_advance(&blk->ring, count);
+	io_uring_cq_advance(&blk->ring.ring, count);
 	return count;
 }
 
@@ -359,8 +358,8 @@ static bool reap(struct virtio_blk *blk)
 	unsigned total = 0, count = 1;
 
 	while (blk->in_flight && count) {
-		if (blk->deferred)
-			io_uring_get_events(&blk->ring);
+		if (blk->ring.deferred)
+			io_uring_get_events(&blk->ring.ring);
 		count = reap_some(blk);
 		total += count;
 	}
@@ -391,40 +390,24 @@ static bool blk_busy(struct device *device)
 
 /* Making and ending it */
 
-/* The ring, and an eventfd that it signals: polling the ring itself does not wake for deferred work. */
-static int open_ring(struct virtio_blk *blk, struct loop *loop, struct error *error)
+static int open_ring(struct virtio_blk *blk, struct platform *platform, struct error *error)
 {
-	_cleanup_close_ int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	/* All of the ring's work is done on the main thread, when it asks for it: no interrupted system calls
-	 * there. */
-	int r = io_uring_queue_init(
-		QUEUE_SIZE, &blk->ring, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+	int r = disk_ring_take(platform->disk_rings, &blk->ring, error);
 
-	blk->deferred = r == 0;
-	if (r == -EINVAL) /* before Linux 6.1 */
-		r = io_uring_queue_init(QUEUE_SIZE, &blk->ring, 0);
 	if (r < 0)
-		return error_set(error, -r, "Unable to set up io_uring for a disk: %s.", strerror(-r));
-	r = fd < 0 ? -errno : io_uring_register_eventfd(&blk->ring, fd);
-	if (r < 0)
-		error_set(error, -r, "Unable to get signals from io_uring for a disk: %s.", strerror(-r));
-	blk->completed = (struct watch){.fd = fd, .handler = ring_ready, .context = blk};
-	if (r == 0)
-		r = loop_add(
-			loop, &blk->completed, EPOLLIN | EPOLLET, error); /* an edge each: no need to read */
-	if (r < 0) {
-		io_uring_queue_exit(&blk->ring);
 		return r;
-	}
-	take_fd(&fd);
-	return 0;
+	blk->completed = (struct watch){.fd = blk->ring.completed, .handler = ring_ready, .context = blk};
+	r = loop_add(platform->loop, &blk->completed, EPOLLIN | EPOLLET,
+		error); /* an edge each: no need to read */
+	if (r < 0)
+		disk_ring_close(&blk->ring);
+	return r;
 }
 
 static void close_ring(struct virtio_blk *blk, struct loop *loop)
 {
 	loop_remove(loop, &blk->completed);
-	close(blk->completed.fd);
-	io_uring_queue_exit(&blk->ring);
+	disk_ring_close(&blk->ring);
 }
 
 static void blk_free(struct device *device)
@@ -435,14 +418,14 @@ static void blk_free(struct device *device)
 	/* The guest's memory and ours must be out of the kernel's hands before they go. */
 	while (blk->in_flight) {
 		struct io_uring_cqe *cqe;
-		int r = io_uring_submit_and_wait(&blk->ring, 1);
+		int r = io_uring_submit_and_wait(&blk->ring.ring, 1);
 
 		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
 			break;
-		if (io_uring_peek_cqe(&blk->ring, &cqe) < 0)
+		if (io_uring_peek_cqe(&blk->ring.ring, &cqe) < 0)
 			continue;
 		give_back(blk, io_uring_cqe_get_data(cqe));
-		io_uring_cqe_seen(&blk->ring, cqe);
+		io_uring_cqe_seen(&blk->ring.ring, cqe);
 		blk->in_flight--;
 	}
 	close_ring(blk, blk->virtio.pci.platform->loop);
@@ -503,7 +486,7 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 	blk->read_only = read_only;
 	memcpy(blk->serial, serial, strnlen(serial, sizeof(blk->serial)));
 	config = make_config(&blk->image, read_only);
-	if (open_ring(blk, platform->loop, error) < 0)
+	if (open_ring(blk, platform, error) < 0)
 		return NULL;
 	if (virtio_init(&blk->virtio, &blk_class, platform, slot,
 		    features | (read_only ? 1ull << VIRTIO_BLK_F_RO : writing), &config, CONFIG_SIZE,

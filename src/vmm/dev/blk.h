@@ -3,8 +3,8 @@
  * block device. Requests go through io_uring straight between image and guest memory;
  * only where O_DIRECT cannot take the guest's buffers they pass through one of ours.
  *
- * System calls: io_uring_setup, io_uring_enter, io_uring_register, mmap and munmap of the rings, fstat,
- * statx, ioctl(BLKGETSIZE64, BLKSSZGET), fcntl(F_GETFL, F_SETFL), close.
+ * System calls: io_uring_enter, munmap of the ring, fstat, statx, ioctl(BLKGETSIZE64, BLKSSZGET),
+ * fcntl(F_GETFL, F_SETFL), close.
  */
 #pragma once
 
@@ -13,7 +13,7 @@
 /*
  * Makes the device in a PCI slot and adds it to the platform. image_fd is taken over in case of success; its
  * size now is the disk's for good, in whole sectors of 512 bytes. serial: at most 20 bytes of it show in the
- * guest.
+ * guest. It takes one of platform->disk_rings.
  */
 struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
 	const char *serial, struct error *error);

@@ -1,4 +1,5 @@
 #include "vmm/dev/blk_image.h"
+#include "base/status.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -6,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define SECTOR 512u
@@ -43,7 +43,7 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 	struct stat status;
 	unsigned memory, position;
 
-	if (flags < 0 || fstat(fd, &status) < 0)
+	if (flags < 0 || status_of(fd, &status) < 0)
 		return error_set(error, errno, "Unable to examine a disk image: %s.", strerror(errno));
 	*image = (struct image){
 		.fd = fd, .size = (uint64_t)status.st_size, .block_size = SECTOR, .memory_alignment = 1};
