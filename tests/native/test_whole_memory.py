@@ -136,12 +136,12 @@ class Mover:
         """One host has the guest, and no job with it; the other has nothing of it."""
         one, other = (self.here, self.there) if self.here.names() else (self.there, self.here)
         carriers = [processes(host, "ferry-carrier") for host in (one, other)]
-        return one.names() == [self.name] and not other.guests() and carriers == [[], []] and self.is_free(one)
+        return one.names() == [self.name] and not other.guests() and carriers == [[], []] and self.is_free(one, other)
 
-    def is_free(self, host):
+    def is_free(self, host, other):
         """Whether nobody has a job with the guest: a dry run needs that."""
         try:
-            host.xm("migrate", "--dryrun", "-p", str(self.line.port), self.name, "127.0.0.1")
+            host.xm("migrate", "--dryrun", "-p", str(other.port), self.name, "127.0.0.1")
         except RuntimeError as failure:
             assert "is being" in str(failure), failure
             return False
