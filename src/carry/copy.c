@@ -111,6 +111,8 @@ static int listen_to_xend(struct work *work, uint64_t pages, struct error *error
 		return 0;
 	work->unchecked = 0;
 	tell_progress(work, false);
+	if (work->copy->sink->attend)
+		return work->copy->sink->attend(work->copy->sink, error);
 	return job_cancelled(work->copy->job, error);
 }
 

@@ -27,6 +27,9 @@ struct sink {
 	 * later.
 	 */
 	int (*round)(struct sink *sink, unsigned number, struct error *error);
+	/* Now and then, also while nothing is given to the sink: who waits for it is to hear of it. NULL:
+	 * nobody does. */
+	int (*attend)(struct sink *sink, struct error *error);
 	bool last;  /* this round is the last one */
 	bool hurry; /* the guest stands still after having run: no rate limit now */
 };

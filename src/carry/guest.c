@@ -3,19 +3,50 @@
 #include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/status.h"
+#include "carry/clock.h"
+#include "carry/peer.h"
 #include "state/checkpoint.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #define ANSWER_MS 60000 /* pause waits for the guest's disks */
+#define LOOK_MS 1000
+
+/* A peer that is not reachable any more shows when it is next needed. */
+static int await_answer(const struct guest *guest, const json_t *request, struct error *error)
+{
+	int64_t end = monotonic_ns() + ANSWER_MS * NS_PER_MS;
+	struct pollfd ready = {.fd = guest->channel, .events = POLLIN};
+
+	while (poll(&ready, 1, LOOK_MS) <= 0) {
+		if (monotonic_ns() >= end)
+			return error_set(error, ETIMEDOUT, "No answer to '%s' within %d ms.",
+				json_string_value(json_object_get(request, "do")), ANSWER_MS);
+		if (guest->peer)
+			peer_keep_alive(guest->peer, NULL);
+	}
+	return 0;
+}
 
 static int call(
 	struct guest *guest, json_t *request, const int *fd, struct message *reply, struct error *error)
 {
 	_cleanup_json_ json_t *owned = request;
-	int r = channel_call(guest->channel, owned, fd, fd ? 1 : 0, reply, ANSWER_MS, error);
+	struct message unwanted, *answer = reply ? reply : &unwanted;
+	int r = channel_send(guest->channel, owned, fd, fd ? 1 : 0, error);
+
+	*answer = (struct message){0};
+	if (r == 0)
+		r = await_answer(guest, owned, error);
+	if (r == 0)
+		r = channel_receive(guest->channel, answer, error);
+	if (r == 0)
+		r = channel_error_of(answer->body, error);
+	if (r < 0 || !reply)
+		message_free(answer);
 
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r, "The guest's process has ended.");

@@ -13,6 +13,8 @@
 
 #define PAGE_SIZE 4096u
 
+struct wire;
+
 struct guest {
 	int channel, ram_fd; /* owned */
 	uint8_t *ram;        /* the whole memfd */
@@ -22,6 +24,8 @@ struct guest {
 	bool paused;           /* by us */
 	bool slowed;           /* by us */
 	bool left;             /* it runs elsewhere: nothing is undone in what stays behind */
+	struct wire *
+		peer; /* borrowed: who is told, while the guest's process takes its time, that we are alive */
 };
 
 #define _cleanup_guest_ __attribute__((cleanup(guest_close)))

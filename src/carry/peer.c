@@ -358,6 +358,22 @@ int peer_listen(struct wire *wire, struct error *error)
 	return 0;
 }
 
+int peer_keep_alive(struct wire *wire, struct error *error)
+{
+	if (monotonic_ns() - wire->sent_at < WIRE_ALIVE_MS * NS_PER_MS)
+		return 0;
+	return peer_send(wire, RECORD_ALIVE, 0, NULL, 0, error);
+}
+
+int peer_attend(struct wire *wire, struct error *error)
+{
+	int r = peer_listen(wire, error);
+
+	if (r == 0)
+		r = peer_keep_alive(wire, error);
+	return r == 0 ? wire_cancelled(wire, error) : r;
+}
+
 int peer_wait_xend(struct wire *wire, struct message *answer, struct error *error)
 {
 	int64_t alive_at = monotonic_ns() + WIRE_ALIVE_MS * NS_PER_MS;

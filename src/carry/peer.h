@@ -115,6 +115,11 @@ int peer_not_due(const struct wire *wire, const struct record *record, struct er
 /* While the peer should be silent (it receives): -ECONNABORTED when it has given up. */
 int peer_listen(struct wire *wire, struct error *error);
 
+/* Tells the peer that we are alive where nothing was sent for a while. */
+int peer_keep_alive(struct wire *wire, struct error *error);
+/* The same, and listens to the peer and to xend: for whoever has long to do without sending. */
+int peer_attend(struct wire *wire, struct error *error);
+
 /*
  * Waits for xend's next answer and tells the peer meanwhile that we are alive. A peer that goes away
  * or gives up ends it; one that says anything else does as well.

@@ -216,6 +216,7 @@ static int meet_guest(struct reception *reception, struct error *error)
 	r = guest_open(&receive->guest, channel, GUEST_FILL, error);
 	if (r < 0)
 		return r;
+	receive->guest.peer = &receive->wire;
 	if (receive->guest.size != receive->ram_size)
 		return error_set(
 			error, EPROTO, "xend made the guest with another memory size than was offered.");

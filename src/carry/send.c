@@ -68,6 +68,11 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 				 : page_sender_zeros(&send->sender, first, count, error);
 }
 
+static int send_attend(struct sink *sink, struct error *error)
+{
+	return peer_attend(&CONTAINER_OF(sink, struct send, sink)->wire, error);
+}
+
 /* The peer says when it has put a round's pages in place. */
 static int await_round(struct wire *wire, unsigned number, struct error *error)
 {
@@ -326,7 +331,9 @@ static int send_prepare(struct send *send, struct error *error)
 		return r;
 	if (!page_digests_begin(&send->digests, send->guest.pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
-	send->sink = (struct sink){.pages = send_pages, .zeros = send_zeros, .round = send_round};
+	send->sink = (struct sink){
+		.pages = send_pages, .zeros = send_zeros, .round = send_round, .attend = send_attend};
+	send->guest.peer = &send->wire;
 	send->sending.guest = &send->guest;
 	rate_begin(&send->sending.rate, (uint64_t)job_number(job, "rate_mbit"), monotonic_ns());
 	choose_connections(send);

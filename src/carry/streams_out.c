@@ -260,9 +260,7 @@ int streams_out_open(struct streams_out *streams, unsigned count, struct wire *c
 		crew_stop(&streams->crew);
 		close_all(streams);
 	}
-	r = peer_send(control, RECORD_SPREAD, streams->count, NULL, 0, error);
-	streams->alive_at = monotonic_ns() + WIRE_ALIVE_MS * NS_PER_MS;
-	return r;
+	return peer_send(control, RECORD_SPREAD, streams->count, NULL, 0, error);
 }
 
 void streams_out_deadline(struct streams_out *streams, int64_t deadline)
@@ -272,18 +270,6 @@ void streams_out_deadline(struct streams_out *streams, int64_t deadline)
 }
 
 /* ---- sending ---- */
-
-/* Listens to the peer on the control connection, and shows it that this side is alive. */
-static int attend(struct streams_out *streams, struct error *error)
-{
-	int r = peer_listen(streams->control, error);
-
-	if (r == 0 && monotonic_ns() >= streams->alive_at) {
-		r = peer_send(streams->control, RECORD_ALIVE, 0, NULL, 0, error);
-		streams->alive_at = monotonic_ns() + WIRE_ALIVE_MS * NS_PER_MS;
-	}
-	return r == 0 ? wire_cancelled(streams->control, error) : r;
-}
 
 static bool is_full(const struct stream_out *stream)
 {
@@ -314,7 +300,7 @@ int streams_out_run(
 
 		if (streams->unattended >= PEER_STRIPE_PAGES) {
 			streams->unattended = 0;
-			r = attend(streams, error);
+			r = peer_attend(streams->control, error);
 			if (r < 0)
 				return r;
 		}
@@ -343,7 +329,7 @@ int streams_out_round(struct streams_out *streams, unsigned number, bool last, s
 	}
 	crew_changed(crew);
 	crew_unlock(crew);
-	return attend(streams, error);
+	return peer_attend(streams->control, error);
 }
 
 int streams_out_finish(struct streams_out *streams, uint64_t *sum, struct error *error)

@@ -44,7 +44,6 @@ struct streams_out {
 	const uint8_t *ticket;
 	uint8_t token[PEER_TOKEN_SIZE];
 	unsigned unattended; /* pages since the control connection was last looked at */
-	int64_t alive_at;    /* monotonic ns: when the peer wants to hear of us on the control connection */
 	struct stream_out each[PEER_STREAMS_MAX];
 };
 

@@ -198,8 +198,11 @@ int wire_send_clear(struct wire *wire, struct iovec *parts, unsigned count, stru
 
 int wire_send(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
 {
-	return wire->tls ? send_gathered(wire, parts, count, error)
-			 : wire_send_clear(wire, parts, count, error);
+	int r = wire->tls ? send_gathered(wire, parts, count, error)
+			  : wire_send_clear(wire, parts, count, error);
+
+	wire->sent_at = monotonic_ns();
+	return r;
 }
 
 static int receive_secured(struct wire *wire, struct iovec *parts, unsigned count, struct error *error)
@@ -291,7 +294,7 @@ static int prepare_socket(
 {
 	int on = 1, silence = WIRE_SILENCE_MS, flags;
 
-	*wire = (struct wire){.fd = socket, .job = job};
+	*wire = (struct wire){.fd = socket, .job = job, .sent_at = monotonic_ns()};
 	snprintf(wire->peer, sizeof(wire->peer), "%s", peer);
 	flags = fcntl(socket, F_GETFL);
 	if (flags < 0 || fcntl(socket, F_SETFL, flags | O_NONBLOCK) < 0)

@@ -31,6 +31,7 @@ struct wire {
 	char peer[128];   /* for sentences: name or address */
 	int64_t deadline; /* monotonic ns, 0: none */
 	uint64_t sent_bytes;
+	int64_t sent_at;   /* monotonic ns: when something was sent last */
 	int64_t waited_ns; /* for the line, in all */
 };
 

@@ -178,6 +178,7 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		return json_pack("{s:b}", "ok", 1);
 	}
 	if (strcmp(verb, "pause") == 0) {
+		sleep(guest->pause_s);
 		guest->running = false;
 		guest->pauses++;
 		return json_pack("{s:b}", "ok", 1);
@@ -193,6 +194,7 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		_cleanup_close_ int state = message_take_fd(request, request->body, "state", NULL);
 		ssize_t size = pread(state, guest->state, sizeof(guest->state), 0);
 
+		sleep(guest->load_s);
 		guest->state_size = size > 0 ? (size_t)size : 0;
 		memcpy(&guest->seen, guest->ram + guest->looks_at * FAKE_PAGE, sizeof(guest->seen));
 		guest->loaded = true;

@@ -31,6 +31,7 @@ struct fake_guest {
 	atomic_bool running, ended, loaded;
 	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
 	unsigned pauses;
+	unsigned pause_s, load_s; /* how long it takes for that */
 	pthread_mutex_t lock;
 	pthread_t server, writer;
 	int server_end, carrier_end;
