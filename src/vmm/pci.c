@@ -67,6 +67,11 @@ static void put(uint8_t *config, unsigned at, uint32_t value, unsigned size)
 
 /* MSI-X */
 
+bool pci_may_master(const struct pci_device *device)
+{
+	return get16(device->config, PCI_COMMAND) & PCI_COMMAND_MASTER;
+}
+
 bool pci_msix_enabled(const struct pci_device *device)
 {
 	return device->vector_count &&
@@ -75,7 +80,7 @@ bool pci_msix_enabled(const struct pci_device *device)
 
 static bool deliverable(const struct pci_device *device, unsigned vector)
 {
-	return pci_msix_enabled(device) &&
+	return pci_msix_enabled(device) && pci_may_master(device) &&
 	       !(get16(device->config, device->msix_capability + PCI_MSIX_FLAGS) & PCI_MSIX_FLAGS_MASKALL) &&
 	       !(device->msix[vector].control & PCI_MSIX_ENTRY_CTRL_MASKBIT);
 }
@@ -224,9 +229,13 @@ static void config_write(struct pci_device *device, unsigned offset, const uint8
 	}
 	if (touches(offset, size, PCI_COMMAND, 2) || touches(offset, size, PCI_BASE_ADDRESS_0, 4))
 		place_bar(device);
-	if (device->vector_count && touches(offset, size, device->msix_capability + PCI_MSIX_FLAGS, 2))
+	if (device->vector_count &&
+		(touches(offset, size, PCI_COMMAND, 2) ||
+			touches(offset, size, device->msix_capability + PCI_MSIX_FLAGS, 2)))
 		for (unsigned i = 0; i < device->vector_count; i++)
 			update_vector_for_guest(device, i);
+	if (device->class->command_written && touches(offset, size, PCI_COMMAND, 2))
+		device->class->command_written(device);
 	if (device->class->config_written)
 		device->class->config_written(device, offset, size);
 }

@@ -42,6 +42,8 @@ struct pci_class {
 	/* May be NULL: before configuration bytes are read, and after they have been written. */
 	void (*config_read)(struct pci_device *device, unsigned offset, unsigned size);
 	void (*config_written)(struct pci_device *device, unsigned offset, unsigned size);
+	/* May be NULL: the guest has written the command register, on one of its processors' threads. */
+	void (*command_written)(struct pci_device *device);
 };
 
 /* One entry of the MSI-X table as the guest sees it (PCI 3.0, 6.8.2.6 to 6.8.2.9). */
@@ -92,7 +94,14 @@ void pci_remove(struct pci_device *device);
 unsigned pci_capability(
 	struct pci_device *device, uint8_t id, const void *body, const void *writable, unsigned size);
 
-/* Sends the vector's message, or marks it pending while it is masked. Vectors that do not exist: nothing. */
+/*
+ * Whether the guest lets the device write its memory (PCI 3.0, 6.2.2, Bus Master): data and interrupt
+ * messages. It takes that away before another kernel takes the memory over (kexec).
+ */
+bool pci_may_master(const struct pci_device *device);
+
+/* Sends the vector's message, or marks it pending while it is masked or the device is no master. Vectors that
+ * do not exist: nothing. */
 void pci_trigger(struct pci_device *device, unsigned vector);
 bool pci_msix_enabled(const struct pci_device *device);
 

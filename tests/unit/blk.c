@@ -6,7 +6,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/pci_regs.h>
 #include <linux/virtio_blk.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -502,6 +504,69 @@ static void a_reset_waits_for_requests(void **state)
 	tear_down(&f);
 }
 
+struct other_kernel {
+	struct fixture *f;
+	bool over, busy_afterwards;
+};
+
+/* As a vCPU's thread: what the device was asked to read is there when the write is over, and nothing comes
+ * later. */
+static void *take_the_bus_away(void *argument)
+{
+	struct other_kernel *other = argument;
+	struct rig *rig = other->f->rig;
+	struct device *disk = rig->platform.devices;
+
+	while (!disk->class->busy)
+		disk = disk->next;
+	loop_lock(rig->loop);
+	config_write(rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+	other->busy_afterwards = disk->class->busy(disk);
+	other->over = true;
+	loop_unlock(rig->loop);
+	return NULL;
+}
+
+static bool bus_is_taken(void *context)
+{
+	return ((struct other_kernel *)context)->over;
+}
+
+static void who_is_no_bus_master_does_nothing(void **state)
+{
+	struct fixture f;
+	struct other_kernel other = {.f = &f};
+	pthread_t thread;
+
+	(void)state;
+	set_up(&f);
+	for (unsigned i = 0; i < 40; i++) {
+		const struct piece pieces[] = {
+			{f.header, 16, false}, {f.data + i * 4096, 4096, true}, {f.status, 1, true}};
+
+		put_header(&f, VIRTIO_BLK_T_IN, i);
+		driver_add(&f.driver, 0, pieces, 3, false);
+		if (i == 30) {
+			mmio_write(f.rig, f.driver.notify, 0, 2);
+			while (!driver_has_used(&f.driver, 0))
+				rig_run(f.rig, 1);
+			assert_int_equal(pthread_create(&thread, NULL, take_the_bus_away, &other), 0);
+			rig_run_until(f.rig, bus_is_taken, &other);
+			pthread_join(thread, NULL);
+			assert_false(other.busy_afterwards);
+			for (unsigned done = 0; done < 31; done++)
+				driver_wait(&f.driver, 0);
+		}
+	}
+	mmio_write(f.rig, f.driver.notify, 0, 2);
+	rig_run(f.rig, 3);
+	assert_false(driver_has_used(&f.driver, 0));
+	config_write(f.rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+	for (unsigned done = 0; done < 9; done++)
+		driver_wait(&f.driver, 0);
+	tear_down(&f);
+}
+
 /* A driver that offers the same chain again and again before it is answered gets its answers and does no
  * harm. */
 static void one_chain_offered_many_times(void **state)
@@ -543,6 +608,7 @@ int main(void)
 		cmocka_unit_test(descriptors_that_are_no_disks_are_refused),
 		cmocka_unit_test(a_busy_disk_moves),
 		cmocka_unit_test(a_reset_waits_for_requests),
+		cmocka_unit_test(who_is_no_bus_master_does_nothing),
 		cmocka_unit_test(one_chain_offered_many_times),
 	};
 

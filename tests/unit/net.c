@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <linux/pci_regs.h>
 #include <linux/virtio_net.h>
 #include <net/if.h>
 #include <setjmp.h>
@@ -417,6 +418,25 @@ static void no_frame_is_taken_while_paused(void **state)
 	tear_down(&f);
 }
 
+/* A kernel that gives way to another one (kexec) has left its buffers with the device. */
+static void no_frame_is_taken_by_who_is_no_bus_master(void **state)
+{
+	struct fixture f;
+
+	(void)state;
+	set_up(&f, ALL);
+	provide(&f, 30, 2048);
+	assert_true(send_frame(&f, 100, 1));
+	assert_received(&f, 100, 1);
+	config_write(f.rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+	assert_true(send_frame(&f, 100, 2));
+	rig_run(f.rig, 5);
+	assert_false(driver_has_used(&f.driver, RECEIVE));
+	config_write(f.rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+	assert_received(&f, 100, 2);
+	tear_down(&f);
+}
+
 /* The machine goes on in `other`, its network device with an address of that machine's. */
 static void move_to(
 	struct fixture *f, struct rig *other, const struct buffer *saved, const uint8_t address[6])
@@ -569,6 +589,7 @@ int main(void)
 		cmocka_unit_test(commands_are_obeyed_or_refused),
 		cmocka_unit_test(the_guest_is_announced),
 		cmocka_unit_test(no_frame_is_taken_while_paused),
+		cmocka_unit_test(no_frame_is_taken_by_who_is_no_bus_master),
 		cmocka_unit_test(a_busy_device_moves),
 		cmocka_unit_test(a_clone_sends_as_itself),
 		cmocka_unit_test(bad_receive_buffers_break),

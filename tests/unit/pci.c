@@ -169,6 +169,23 @@ static void masked_messages_wait(void **state)
 	rig_free(rig);
 }
 
+static void who_is_no_bus_master_sends_no_message(void **state)
+{
+	struct rig *rig = rig_new();
+	struct pci_device *device = add_device(rig, SLOT);
+	struct driver driver;
+
+	(void)state;
+	driver_probe(&driver, rig, SLOT);
+	config_write(rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+	pci_trigger(device, 1);
+	assert_int_equal(rig_messages(rig, MESSAGE_QUEUE(0)), 0);
+	assert_int_equal(mmio_read(rig, driver.bar + PCI_BAR_MSIX_PENDING, 8), 2);
+	config_write(rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER, 2);
+	assert_int_equal(rig_messages(rig, MESSAGE_QUEUE(0)), 1);
+	rig_free(rig);
+}
+
 static void everything_is_restored(void **state)
 {
 	struct rig *rig = rig_new(), *other = rig_new();
@@ -258,6 +275,7 @@ int main(void)
 		cmocka_unit_test(the_bar_is_sized_and_moved),
 		cmocka_unit_test(two_bars_in_one_place_do_no_harm),
 		cmocka_unit_test(masked_messages_wait),
+		cmocka_unit_test(who_is_no_bus_master_sends_no_message),
 		cmocka_unit_test(everything_is_restored),
 		cmocka_unit_test(a_foreign_identity_is_not_restored),
 		cmocka_unit_test(registers_are_reached_through_configuration_space),

@@ -5,10 +5,13 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #define VIRTIO_VENDOR 0x1af4u
 #define VIRTIO_DEVICE_BASE 0x1040u /* 4.1.2: PCI device ID of a non-transitional device, plus its type */
 #define COMPLAINTS_MAX 10u         /* a hostile guest shall not fill the host's logs */
+#define NS 1000000000ll
+#define MASTER_LEAVES_NS (10 * NS) /* storage that takes longer may hold up a pause as long */
 #define EVERY_DEVICE                                                                                         \
 	(1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_INDIRECT_DESC | 1ull << VIRTIO_RING_F_EVENT_IDX)
 
@@ -28,7 +31,7 @@ const struct field_table virtio_state = FIELD_TABLE("virtio", 1, virtio_fields);
 
 bool virtio_running(const struct virtio_device *device)
 {
-	return device->status & VIRTIO_CONFIG_S_DRIVER_OK &&
+	return device->status & VIRTIO_CONFIG_S_DRIVER_OK && pci_may_master(&device->pci) &&
 	       !(device->status & VIRTIO_CONFIG_S_NEEDS_RESET) && !device->resetting &&
 	       !device->pci.platform->paused;
 }
@@ -81,8 +84,34 @@ void virtio_settled(struct virtio_device *device)
 
 	if (device->resetting)
 		reset(device);
+	pthread_cond_broadcast(&device->settled);
 	if (platform->paused && platform->settled)
 		platform->settled(platform->machine);
+}
+
+/*
+ * A device that is no master any more has nothing under way when the driver goes on; else what it was asked
+ * to read would come into memory that has become somebody else's. Called on a vCPU's thread: the loop goes
+ * on.
+ */
+void virtio_command_written(struct virtio_device *device)
+{
+	struct timespec now;
+	int64_t until;
+
+	if (virtio_running(device))
+		look_at_queues(device);
+	if (pci_may_master(&device->pci))
+		return;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	until = now.tv_sec * NS + now.tv_nsec + MASTER_LEAVES_NS;
+	while (busy(device) && now.tv_sec * NS + now.tv_nsec < until) {
+		loop_wait_until(device->pci.platform->loop, &device->settled, until);
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	}
+	if (busy(device))
+		log_warning("%s in slot %u still has requests under way after the guest took the bus away.",
+			device->class->name, device->pci.device.instance);
 }
 
 /* 3.1.1: the device agrees by leaving FEATURES_OK set. */
@@ -241,6 +270,7 @@ int virtio_init(struct virtio_device *device, const struct virtio_class *class, 
 	device->pci.class = &virtio_pci_class;
 	device->class = class;
 	device->offered = features | EVERY_DEVICE;
+	pthread_cond_init(&device->settled, NULL);
 	device->config_size = (unsigned)config_size;
 	if (config_size)
 		memcpy(device->config, config, config_size);
@@ -262,6 +292,7 @@ int virtio_init(struct virtio_device *device, const struct virtio_class *class, 
 
 void virtio_end(struct virtio_device *device)
 {
+	pthread_cond_destroy(&device->settled);
 	pci_remove(&device->pci);
 	for (unsigned i = 0; i < device->class->queue_count; i++) {
 		struct watch *notified = &device->queues[i].notified;

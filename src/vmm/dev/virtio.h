@@ -12,6 +12,7 @@
 #include "vmm/pci.h"
 
 #include <linux/virtio_config.h>
+#include <pthread.h>
 
 #define VIRTIO_QUEUES_MAX 4u
 #define VIRTIO_CONFIG_MAX 64u
@@ -54,10 +55,11 @@ struct virtio_device {
 
 	uint8_t config[VIRTIO_CONFIG_MAX]; /* device configuration, little-endian as all hosts of ours are */
 	unsigned config_size;
-	unsigned pci_access; /* place of the capability for access through configuration space (4.1.4.9) */
-	unsigned complaints; /* logged about the driver */
-	bool resetting;      /* the driver wrote 0 to the status; done as soon as the device is not busy */
-	bool restored;       /* state was loaded and the device has not run since */
+	unsigned pci_access;    /* place of the capability for access through configuration space (4.1.4.9) */
+	unsigned complaints;    /* logged about the driver */
+	bool resetting;         /* the driver wrote 0 to the status; done as soon as the device is not busy */
+	bool restored;          /* state was loaded and the device has not run since */
+	pthread_cond_t settled; /* the device may have become not busy */
 };
 
 /* To be nested in the state table of every virtio device (it contains pci_state's); virtio_after_load belongs
@@ -77,7 +79,7 @@ static inline struct virtio_device *virtio_of(struct device *device)
 	return (struct virtio_device *)(void *)device; /* the first member of the first member */
 }
 
-/* Whether the device may take chains: driver ready, not paused, not broken, not being reset. */
+/* Whether the device may take chains: driver ready, bus master, not paused, not broken, not being reset. */
 bool virtio_running(const struct virtio_device *device);
 static inline bool virtio_has(const struct virtio_device *device, unsigned feature)
 {
@@ -99,8 +101,10 @@ void virtio_interrupt(struct virtio_device *device, const struct virtqueue *queu
  * resets it. */
 void virtio_broken(struct virtio_device *device, const struct virtqueue *queue, const char *why);
 
-/* For the transport: the driver writes the status (0 resets), enables the selected queue. */
+/* For the transport: the driver writes the status (0 resets), has written the PCI command register (lets go
+ * of the machine lock), enables the selected queue. */
 void virtio_set_status(struct virtio_device *device, uint8_t status);
+void virtio_command_written(struct virtio_device *device);
 void virtio_enable_queue(struct virtio_device *device, struct virtqueue *queue);
 
 /* The transport's operations and capabilities (virtio_pci.c). */

@@ -269,12 +269,18 @@ static void config_written(struct pci_device *pci, unsigned offset, unsigned siz
 		bar_write(pci, access.cap.offset, access.pci_cfg_data, access.cap.length);
 }
 
+static void command_written(struct pci_device *pci)
+{
+	virtio_command_written(CONTAINER_OF(pci, struct virtio_device, pci));
+}
+
 const struct pci_class virtio_pci_class = {
 	.bar_read = bar_read,
 	.bar_write = bar_write,
 	.bar_moved = bar_moved,
 	.config_read = config_read,
 	.config_written = config_written,
+	.command_written = command_written,
 };
 
 /* The capability's body: what follows id and next pointer. */
