@@ -12,18 +12,39 @@
  * guest may come back to the source, by a hand-over of its own, which must not
  * meet what is left of this one.
  *
+ * The destination may forget: its daemon finds an empty database when it comes up, or
+ * one from before this hand-over, while the guest runs on. And the question about a
+ * ticket may reach another host, since names lead elsewhere in time: one that is trusted,
+ * has never heard of the ticket, and says so. The source sees from whom an answer
+ * is: the destination's key and the identity of its store are in its record.
+ *
  * scripts/check-model asks spin for:
  *   one_owner    never do both hosts run the guest
  *   no_loss      the source never deletes the guest before the destination owns it
- *   never_none   in the end exactly one host runs it, for ever (unless the power was cut)
+ *   never_none   in the end exactly one host runs it, for ever (unless the power was cut,
+ *                or the destination has forgotten: then a person has to look)
+ *
+ * BY_NAME is what was done before answers were tied to a host: whoever answers counts,
+ * and who does not know the ticket will never run the guest. It has two owners, as
+ * soon as there is another host or the destination forgets.
  */
 mtype = { OFFER, STATE, RECEIVED, COMMIT, RUNNING };	/* on the connection */
-mtype = { OWNED, REFUSED, NONE, OWNER, COMMITTED, GONE };	/* durable records and answers */
+mtype = { OWNED, REFUSED, NONE, OWNER, COMMITTED, GONE, RECEIVING };	/* durable records and answers; as an answer
+									   NONE is "unknown" */
+mtype = { DEST, OTHER };	/* who answers */
 
+#ifndef CRASHES
 #define CRASHES 2
+#endif
 #define LOSSES 2
 #ifndef POWER_CUTS
 #define POWER_CUTS 0
+#endif
+#ifndef FORGETS
+#define FORGETS 0
+#endif
+#ifndef MISLED	/* questions that reach the other host */
+#define MISLED 1
 #endif
 
 /* Durable: what each store says of the ticket. */
@@ -41,17 +62,32 @@ bool dest_has = false;
 byte crashes = CRASHES;
 byte losses = LOSSES;
 byte power_cuts = POWER_CUTS;
+byte forgets = FORGETS;
+byte misled = MISLED;
+
+/* What was, whoever has forgotten it since. */
+bool dest_owned = false;
+bool dest_forgot = false;
 
 chan forth = [2] of { mtype };	/* the migration's connection */
 chan back = [2] of { mtype };
 chan ask = [1] of { bit };	/* a later connection, for questions */
-chan answer = [1] of { mtype };
+chan answer = [1] of { mtype, mtype };	/* from whom, what */
 
 /* A send that the network may swallow. */
 inline send(line, message)
 {
 	if
 	:: line!message
+	:: atomic { losses > 0 -> losses-- }
+	fi
+}
+
+inline answered(who, what)
+{
+	if
+	:: answer!who,what
+	:: full(answer)	/* who asked has left, or hears another first */
 	:: atomic { losses > 0 -> losses-- }
 	fi
 }
@@ -66,7 +102,7 @@ inline source_crashes()
 		source_runs = false; source_has = false; source_record = NONE;
 		do	/* whoever asked is no more */
 		:: nempty(ask) -> ask?_
-		:: nempty(answer) -> answer?_
+		:: nempty(answer) -> answer?_,_
 		:: empty(ask) && empty(answer) -> break
 		od
 	:: true
@@ -79,12 +115,18 @@ inline dest_crashes()
 	if
 	:: power_cuts > 0 -> power_cuts--; dest_runs = false; dest_has = false
 	:: true
+	fi;
+	if
+	:: forgets > 0 ->	/* a guest that runs is found again, its hand-over is not */
+		forgets--;
+		dest_record = NONE; dest_has = dest_runs; dest_forgot = true
+	:: true
 	fi
 }
 
 active proctype Source()
 {
-	mtype reply;
+	mtype reply, from;
 	bool tried = false;	/* one attempt a ticket */
 	bool returned = false;
 
@@ -128,7 +170,16 @@ start:	/* the daemon comes up and does what its record says */
 in_doubt:
 	do
 	:: atomic { crashes > 0 -> source_crashes() }; goto start
-	:: nempty(answer) -> answer?reply; break
+	:: nempty(answer) ->
+		answer?from,reply;
+#ifdef BY_NAME
+		break
+#else
+		if
+		:: from == DEST && !dest_forgot && reply != NONE -> break	/* its key, its store, and it knows */
+		:: else	/* no answer */
+		fi
+#endif
 	:: empty(ask) && empty(answer) -> send(ask, 0)
 	od;
 	if
@@ -138,7 +189,7 @@ in_doubt:
 
 gone:
 	source_record = GONE;
-	assert(dest_record == OWNED);	/* no_loss */
+	assert(dest_owned);	/* no_loss */
 	if
 	:: atomic { crashes > 0 -> source_crashes() }; goto start
 	:: source_runs = false; source_has = false
@@ -164,8 +215,12 @@ active proctype Dest()
 {
 	mtype knows = NONE;	/* volatile: NONE, OFFER (incoming), RECEIVED */
 
-start:	/* the daemon comes up: an incoming guest without a record is ended, an owned one runs */
+start:	/* the daemon comes up: an incoming guest is ended and refused, an owned one runs */
 	knows = NONE;
+	if
+	:: dest_record == RECEIVING -> dest_record = REFUSED
+	:: else
+	fi;
 	if
 	:: atomic { dest_has -> dest_runs = true }
 	:: else
@@ -173,7 +228,7 @@ start:	/* the daemon comes up: an incoming guest without a record is ended, an o
 end:	do
 	:: knows == NONE && dest_record == NONE && nempty(forth) ->
 		if
-		:: forth?OFFER -> knows = OFFER
+		:: forth?OFFER -> dest_record = RECEIVING; knows = OFFER	/* synced: before RECEIVED is said */
 		:: forth?STATE	/* of a connection that a crash here has cut: nobody listens */
 		:: forth?COMMIT
 		fi
@@ -184,7 +239,7 @@ end:	do
 		fi
 	:: knows == RECEIVED && nempty(forth) ->
 		forth?COMMIT;
-		atomic { dest_record = OWNED; dest_has = true };
+		atomic { dest_record = OWNED; dest_has = true; dest_owned = true };
 		if
 		:: atomic { crashes > 0 -> dest_crashes() }; goto start
 		:: dest_runs = true
@@ -194,13 +249,26 @@ end:	do
 	:: knows != NONE -> knows = NONE; dest_record = REFUSED	/* the line is silent or broken: refuse for ever */
 	:: ask?_ ->
 		if
-		:: dest_record == OWNED -> send(answer, OWNED)
-		:: dest_record != OWNED ->
+		:: dest_record == OWNED -> answered(DEST, OWNED)
+#ifdef BY_NAME
+		:: dest_record == NONE -> dest_record = REFUSED; answered(DEST, REFUSED)
+#else
+		:: dest_record == NONE -> answered(DEST, NONE)	/* not recorded: the next answer is the same */
+#endif
+		:: dest_record == RECEIVING || dest_record == REFUSED ->
 			knows = NONE;	/* the incoming guest is ended first */
 			dest_record = REFUSED;
-			send(answer, REFUSED)
+			answered(DEST, REFUSED)
 		fi
 	:: atomic { crashes > 0 -> dest_crashes() }; goto start
+	od
+}
+
+/* Another host that the name leads to for a while. */
+active proctype Other()
+{
+end:	do
+	:: atomic { misled > 0 && nempty(ask) -> ask?_; misled-- }; answered(OTHER, NONE)
 	od
 }
 

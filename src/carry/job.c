@@ -1,6 +1,7 @@
 #include "carry/job.h"
 #include "base/cleanup.h"
 #include "carry/clock.h"
+#include "state/description.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -33,6 +34,8 @@ int job_begin(struct job *job, int channel, struct error *error)
 
 	*job = (struct job){.channel = channel};
 	r = channel_receive(channel, &job->request, error);
+	if (r == 0 && job_text(job, "self") && uuid_from_text(job_text(job, "self"), job->self) < 0)
+		r = error_set(error, EINVAL, "The job for the carrier has no usable 'self'.");
 	return r == 0 ? read_secure(job, error) : r;
 }
 

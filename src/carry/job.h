@@ -18,6 +18,9 @@ struct job {
 	struct message request; /* the job as xend gave it */
 	json_t *secure; /* owned: who we are on a line to a peer, and whom we trust; NULL: clear text */
 	bool any_peer;  /* whoever answers is taken, to learn its key */
+	const char *only_peer; /* borrowed: the fingerprint of the one whose word counts; NULL: whoever is
+				  trusted for the host */
+	uint8_t self[16];      /* what identifies this host's records to its peers; zero: not said */
 	int64_t next_progress; /* monotonic ns */
 };
 

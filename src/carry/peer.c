@@ -65,6 +65,7 @@ void hello_encode(const struct hello *hello, uint8_t bytes[HELLO_SIZE])
 	buffer_u16(&out, hello->stream);
 	buffer_u32(&out, 0);
 	buffer_append(&out, hello->ticket, sizeof(hello->ticket));
+	buffer_append(&out, hello->sender, sizeof(hello->sender));
 	buffer_extend(&out, HELLO_DIGEST_AT - out.size);
 	buffer_u64(&out, digest_of(bytes, HELLO_DIGEST_AT));
 }
@@ -88,6 +89,7 @@ int hello_decode(struct hello *hello, const uint8_t bytes[HELLO_SIZE], struct er
 	hello->stream = cursor_u16(&in);
 	cursor_u32(&in);
 	memcpy(hello->ticket, cursor_take(&in, sizeof(hello->ticket)), sizeof(hello->ticket));
+	memcpy(hello->sender, cursor_take(&in, sizeof(hello->sender)), sizeof(hello->sender));
 	return 0;
 }
 
@@ -133,6 +135,7 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 	int r;
 
 	memcpy(ours.ticket, ticket, sizeof(ours.ticket));
+	memcpy(ours.sender, wire->job->self, sizeof(ours.sender));
 	wire_limit(wire, PEER_HANDSHAKE_MS);
 	r = wire_handshake(wire, error);
 	if (r == 0)
@@ -154,6 +157,7 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 		return error_set(error, EPROTO, "%s answered for another hand-over.", wire->peer);
 	if (features)
 		*features &= theirs.features;
+	memcpy(wire->peer_self, theirs.sender, sizeof(wire->peer_self));
 	return 0;
 }
 
@@ -216,6 +220,7 @@ int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 	ours = *hello;
 	ours.lowest = ours.highest = PEER_VERSION;
 	ours.features = hello->features &= PEER_COMPRESSED | PEER_STREAMS;
+	memcpy(ours.sender, wire->job->self, sizeof(ours.sender));
 	r = send_hello(wire, &ours, false, error);
 	if (r == 0 && !common)
 		return no_common_version(wire, hello, error);

@@ -75,6 +75,7 @@ struct hello {
 	uint16_t lowest, highest, purpose, stream;
 	uint32_t features;
 	uint8_t ticket[16];
+	uint8_t sender[16]; /* what identifies the sender's records; zero: it does not say */
 };
 
 #define RECORD_HEAD_SIZE 24

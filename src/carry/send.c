@@ -7,6 +7,7 @@
 #include "carry/jobs.h"
 #include "carry/page_sender.h"
 #include "carry/streams_out.h"
+#include "carry/tls.h"
 #include "state/description.h"
 #include "state/digest.h"
 
@@ -189,6 +190,21 @@ static int agree_on_compression(struct send *send, uint32_t features, struct err
 	return 0;
 }
 
+/* Who it is that has the guest now: whose word alone counts should the line break. */
+static int tell_received(const struct send *send, struct error *error)
+{
+	const struct wire *wire = &send->wire;
+	static const uint8_t unknown[16];
+	char records[UUID_TEXT_SIZE] = "";
+
+	if (memcmp(wire->peer_self, unknown, sizeof(unknown)) != 0)
+		uuid_to_text(wire->peer_self, records);
+	return job_event(send->job, "received",
+		json_pack("{s:s, s:s, s:s}", "address", wire->address, "fingerprint",
+			wire->tls ? tls_fingerprint(wire->tls) : "", "records", records),
+		error);
+}
+
 /* Up to RECEIVED: after it the peer has all, verified, and xend decides. */
 static int send_guest(struct send *send, struct error *error)
 {
@@ -228,7 +244,7 @@ static int send_guest(struct send *send, struct error *error)
 	if (r == 0)
 		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
 	send->received_at = monotonic_ns();
-	return r == 0 ? job_event(send->job, "received", NULL, error) : r;
+	return r == 0 ? tell_received(send, error) : r;
 }
 
 static double in_ms(int64_t from, int64_t to)

@@ -161,7 +161,8 @@ static int ask_for_sockets(struct streams_out *streams, unsigned count, struct e
 	_cleanup_message_ struct message answer = {0};
 	struct wire *control = streams->control;
 	const json_t *sockets;
-	int r = job_event(control->job, "connect", json_pack("{s:i}", "count", (int)count), error);
+	int r = job_event(control->job, "connect",
+		json_pack("{s:i, s:s}", "count", (int)count, "address", control->address), error);
 
 	if (r == 0)
 		r = hear_xend(control, &answer, error);

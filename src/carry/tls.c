@@ -1,9 +1,8 @@
 #include "carry/tls.h"
+#include "base/address.h"
 #include "base/cleanup.h"
 
 #include <errno.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -11,12 +10,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #define CERTIFICATES_MAX 16384 /* bytes of a peer's certificate chain */
 #define CHAIN_DEPTH 4
 #define READ_AHEAD 65536 /* bytes that one system call may bring: four records */
-#define ADDRESS_SIZE 64
 /* A key serves 2^24.5 full records of AES-GCM (RFC 8446, section 5.5), some 380 GiB. */
 #define RENEW_AFTER (UINT64_C(64) << 30)
 
@@ -27,7 +24,8 @@ struct tls {
 	char *host;            /* whom the source means; NULL at the destination */
 	bool any, authority;
 	char own[FINGERPRINT_SIZE], theirs[FINGERPRINT_SIZE];
-	char wanted[FINGERPRINT_SIZE]; /* a further connection: the key of the first; "": this is the first */
+	char wanted[FINGERPRINT_SIZE]; /* the one key that will do; "": any that is trusted */
+	bool further;                  /* another connection to a peer that was judged at the first */
 	char here[ADDRESS_SIZE], there[ADDRESS_SIZE]; /* this connection's two addresses */
 	struct error refusal;                         /* why the peer is not trusted */
 	uint64_t renew_after, sent;                   /* bytes; since the key was last renewed */
@@ -50,14 +48,15 @@ static bool concerns(const struct tls *tls, const json_t *entry)
 	       strcmp(member(entry, "address"), tls->there) == 0;
 }
 
-/* The source trusts a key for the host it means; the destination trusts every key that it knows. */
+/* The source trusts a key for the host it means, by name or by that very key; the destination trusts every
+ * key that it knows. */
 static bool pinned(const struct tls *tls)
 {
 	for (size_t i = 0; i < json_array_size(tls->trusted); i++) {
 		const json_t *entry = json_array_get(tls->trusted, i);
 
 		if (strcmp(member(entry, "fingerprint"), tls->theirs) == 0 &&
-			(!tls->host || concerns(tls, entry)))
+			(!tls->host || *tls->wanted || concerns(tls, entry)))
 			return true;
 	}
 	return false;
@@ -113,7 +112,7 @@ static bool certified(struct tls *tls, X509_STORE_CTX *check)
 			tls->host ? tls->host : tls->there);
 		return false;
 	}
-	if (!tls->host || X509_check_ip_asc(certificate, tls->host, 0) == 1 ||
+	if (!tls->host || *tls->wanted || X509_check_ip_asc(certificate, tls->host, 0) == 1 ||
 		X509_check_host(certificate, tls->host, 0, 0, NULL) == 1)
 		return true;
 	error_set(&tls->refusal, EACCES,
@@ -122,14 +121,22 @@ static bool certified(struct tls *tls, X509_STORE_CTX *check)
 	return false;
 }
 
-static int is_wanted(struct tls *tls, X509_STORE_CTX *check)
+/* Whoever else is trusted does not stand for the host that is meant. */
+static bool is_wanted(struct tls *tls, X509_STORE_CTX *check)
 {
-	if (strcmp(tls->theirs, tls->wanted) == 0)
-		return 1;
-	error_set(&tls->refusal, EACCES, "A further connection of %s has another key than the first.",
-		tls->host ? tls->host : tls->there);
+	const char *peer = tls->host ? tls->host : tls->there;
+
+	if (!*tls->wanted || strcmp(tls->theirs, tls->wanted) == 0)
+		return true;
+	if (tls->further)
+		error_set(&tls->refusal, EACCES, "A further connection of %s has another key than the first.",
+			peer);
+	else
+		error_set(&tls->refusal, EACCES,
+			"Another host answers at %s: its key is %s, and the one that is meant has %s.", peer,
+			tls->theirs, tls->wanted);
 	X509_STORE_CTX_set_error(check, X509_V_ERR_CERT_REJECTED);
-	return 0;
+	return false;
 }
 
 /* OpenSSL asks once for the peer's certificate; that its sender has the key is proved by the handshake. */
@@ -142,9 +149,9 @@ static int judge(X509_STORE_CTX *check, void *nothing)
 	(void)nothing;
 	if (!certificate || fingerprint_of(certificate, tls->theirs, &tls->refusal) < 0)
 		return 0;
-	if (*tls->wanted)
-		return is_wanted(tls, check);
-	if (tls->any || pinned(tls) || certified(tls, check))
+	if (!is_wanted(tls, check))
+		return 0;
+	if (tls->further || tls->any || pinned(tls) || certified(tls, check))
 		return 1;
 	if (!tls->refusal.code)
 		refuse(tls);
@@ -155,32 +162,6 @@ static int judge(X509_STORE_CTX *check, void *nothing)
 }
 
 /* ---- preparation ---- */
-
-static void address_of(const struct sockaddr_storage *address, socklen_t size, char text[ADDRESS_SIZE])
-{
-	const struct sockaddr_in6 *six = (const struct sockaddr_in6 *)(const void *)address;
-	const char *four;
-
-	if (getnameinfo(
-		    (const struct sockaddr *)address, size, text, ADDRESS_SIZE, NULL, 0, NI_NUMERICHOST) != 0)
-		snprintf(text, ADDRESS_SIZE, "localhost"); /* a unix socket has no address */
-	if (address->ss_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&six->sin6_addr) &&
-		(four = strrchr(text, ':')))
-		memmove(text, four + 1, strlen(four)); /* ::ffff:10.0.0.2 is 10.0.0.2 */
-}
-
-static void note_addresses(struct tls *tls, int fd)
-{
-	struct sockaddr_storage address = {0};
-	socklen_t size = sizeof(address);
-
-	if (getsockname(fd, (struct sockaddr *)&address, &size) == 0)
-		address_of(&address, size, tls->here);
-	address = (struct sockaddr_storage){0};
-	size = sizeof(address);
-	if (getpeername(fd, (struct sockaddr *)&address, &size) == 0)
-		address_of(&address, size, tls->there);
-}
 
 /* AES where the processor has instructions for it. The source's order counts. */
 static const char *cipher_suites(void)
@@ -267,19 +248,22 @@ static bool make_line(struct tls *tls, int fd)
 }
 
 int tls_prepare(
-	struct tls **result, const json_t *secure, int fd, const char *host, bool any, struct error *error)
+	struct tls **result, const json_t *secure, int fd, const struct tls_peer *peer, struct error *error)
 {
 	struct tls *tls = calloc(1, sizeof(*tls));
 	const char *authority = json_string_value(json_object_get(secure, "authority"));
 	int r = 0;
 
 	*result = tls;
-	if (!tls || (host && !(tls->host = strdup(host))))
+	if (!tls || (peer && !(tls->host = strdup(peer->host))))
 		return error_set(error, ENOMEM, "Out of memory.");
-	tls->any = any;
+	tls->any = peer && peer->any;
+	if (peer && peer->fingerprint)
+		snprintf(tls->wanted, sizeof(tls->wanted), "%s", peer->fingerprint);
 	tls->renew_after = RENEW_AFTER;
 	tls->trusted = json_object_get(secure, "trusted");
-	note_addresses(tls, fd);
+	address_of_own_end(fd, tls->here);
+	address_of_peer(fd, tls->there);
 	if (!make_context(tls))
 		return error_set(error, EIO, "TLS cannot be prepared: %s.", crypto_reason());
 	r = use_identity(tls, member(secure, "identity"), error);
@@ -300,6 +284,7 @@ int tls_further(struct tls **result, const struct tls *first, int fd, struct err
 	SSL_CTX_up_ref(first->context);
 	tls->context = first->context;
 	tls->renew_after = first->renew_after;
+	tls->further = true;
 	memcpy(tls->own, first->own, sizeof(tls->own));
 	memcpy(tls->wanted, first->theirs, sizeof(tls->wanted));
 	memcpy(tls->here, first->here, sizeof(tls->here));

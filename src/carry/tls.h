@@ -21,13 +21,17 @@
 
 struct tls;
 
-/*
- * Makes the TLS side of the connected socket `fd` (borrowed). `host` is whom the source means to reach; NULL:
- * we are the destination, and whoever is trusted may come. `any` (the source's) takes whoever answers, to
- * learn its key.
- */
+/* Whom the source means to reach; borrowed. */
+struct tls_peer {
+	const char *host;        /* by this name or address */
+	const char *fingerprint; /* and with this key, no other that is trusted; NULL: any that is */
+	bool any;                /* whoever answers, to learn its key */
+};
+
+/* Makes the TLS side of the connected socket `fd` (borrowed). `peer` NULL: we are the destination, and
+ * whoever is trusted may come. */
 int tls_prepare(
-	struct tls **tls, const json_t *secure, int fd, const char *host, bool any, struct error *error);
+	struct tls **tls, const json_t *secure, int fd, const struct tls_peer *peer, struct error *error);
 /* The TLS side of another connection (`fd`, borrowed) between the sides of `first`, whose handshake is done:
  * the peer must show the key that it had there. Needs nothing from files. */
 int tls_further(struct tls **tls, const struct tls *first, int fd, struct error *error);

@@ -310,7 +310,7 @@ int wire_adopt(struct wire *wire, const struct job *job, int socket, const char 
 {
 	int r = prepare_socket(wire, job, socket, peer, error);
 
-	return r == 0 && job->secure ? tls_prepare(&wire->tls, job->secure, socket, NULL, false, error) : r;
+	return r == 0 && job->secure ? tls_prepare(&wire->tls, job->secure, socket, NULL, error) : r;
 }
 
 int wire_further(struct wire *wire, const struct wire *first, int socket, struct error *error)
@@ -370,9 +370,12 @@ int wire_connect(
 			"Unable to connect to %s port %s: %s. Does xend run there, with "
 			"(xend-relocation-server yes)?",
 			host, port, strerror(-r));
-	return r == 0 && job->secure
-		       ? tls_prepare(&wire->tls, job->secure, wire->fd, host, job->any_peer, error)
-		       : r;
+	if (r == 0)
+		address_of_peer(wire->fd, wire->address);
+	if (r < 0 || !job->secure)
+		return r;
+	return tls_prepare(&wire->tls, job->secure, wire->fd,
+		&(struct tls_peer){.host = host, .fingerprint = job->only_peer, .any = job->any_peer}, error);
 }
 
 void wire_close(struct wire *wire)

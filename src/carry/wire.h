@@ -7,6 +7,7 @@
  */
 #pragma once
 
+#include "base/address.h"
 #include "base/error.h"
 #include "carry/job.h"
 
@@ -26,10 +27,13 @@ struct wire {
 	struct tls *tls; /* owned; NULL: clear text */
 	const struct job *job;
 	bool deaf_to_xend; /* what xend says is for another thread, which ends this one with `stop` */
-	const int *stop;  /* borrowed: an eventfd that is readable once another thread has ended it all; NULL:
-			     none */
-	char peer[128];   /* for sentences: name or address */
-	int64_t deadline; /* monotonic ns, 0: none */
+	const int *stop; /* borrowed: an eventfd that is readable once another thread has ended it all; NULL:
+			    none */
+	char peer[128];  /* for sentences: name or address */
+	char address[ADDRESS_SIZE]; /* the peer's, numeric */
+	uint8_t peer_self[16];      /* what identifies the peer's records, as its HELLO says; zero: it does
+				       not */
+	int64_t deadline;           /* monotonic ns, 0: none */
 	uint64_t sent_bytes;
 	int64_t sent_at;   /* monotonic ns: when something was sent last */
 	int64_t waited_ns; /* for the line, in all */

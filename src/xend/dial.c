@@ -91,6 +91,8 @@ int dial_for_carrier(struct carrier *carrier, const struct message *wish, const 
 	struct error *error)
 {
 	json_int_t count = json_integer_value(json_object_get(wish->body, "count"));
+	/* Where the carrier itself is: a name may lead to several hosts. */
+	const char *address = json_string_value(json_object_get(wish->body, "address"));
 	struct dialled dialled = {0};
 	json_t *sockets = json_array();
 	int r;
@@ -100,7 +102,7 @@ int dial_for_carrier(struct carrier *carrier, const struct message *wish, const 
 		return error_set(error, EPROTO, "The carrier asks for an impossible number of connections.");
 	}
 	xend_unlock(carrier->xend);
-	r = dial(&dialled, carrier, host, port, (unsigned)count);
+	r = dial(&dialled, carrier, address && *address ? address : host, port, (unsigned)count);
 	xend_lock(carrier->xend);
 	if (r < 0) {
 		log_info("Further connections to %s cannot be made: %s.", host, strerror(-r));

@@ -9,9 +9,11 @@
 #include "xend/trust.h"
 
 #include <errno.h>
+#include <netdb.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #define ASK_FIRST_MS 500
@@ -19,9 +21,10 @@
 #define ASK_AGAIN_MS 12000
 
 int handover_commit(
-	struct domain *domain, const char *ticket, const char *host, unsigned port, struct error *error)
+	struct domain *domain, const char *ticket, const struct handover_peer *peer, struct error *error)
 {
-	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, host, port};
+	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_COMMITTED, peer->host, peer->port,
+		peer->address, peer->fingerprint, peer->records};
 	struct store *store = domain->xend->store;
 	int r = store_begin(store, false, error);
 
@@ -44,7 +47,7 @@ int handover_commit(
 void handover_gone(struct domain *domain, const char *ticket)
 {
 	struct store *store = domain->xend->store;
-	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_GONE, "", 0};
+	struct stored_ticket stored = {ticket, domain->config.uuid, TICKET_GONE, "", 0, "", "", ""};
 	struct error error;
 
 	/* A record that fails here leaves COMMITTED: the next xend asks again and hears the same. */
@@ -67,9 +70,9 @@ void handover_back(struct domain *domain, const char *ticket)
 	domain_end_job(domain);
 }
 
-/* One question. -EPROTO for an answer that is none. */
-static int ask(struct xend *xend, const char *ticket, const char *host, unsigned port, bool *owned,
-	struct error *error)
+/* One question, to whoever answers at this address or name. -EPROTO for an answer that settles nothing. */
+static int ask_at(struct xend *xend, const char *ticket, const struct handover_peer *peer, const char *where,
+	bool *owned, struct error *error)
 {
 	_cleanup_carrier_ struct carrier carrier = {0};
 	_cleanup_message_ struct message answer = {0};
@@ -78,19 +81,70 @@ static int ask(struct xend *xend, const char *ticket, const char *host, unsigned
 
 	if (r >= 0)
 		r = trust_say(&carrier,
-			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", host, "port", (int)port,
-				"ticket", ticket),
+			json_pack("{s:s, s:s, s:i, s:s, s:s, s:s}", "do", "ask", "host", where, "port",
+				(int)peer->port, "ticket", ticket, "fingerprint", peer->fingerprint,
+				"records", peer->records),
 			NULL, 0, error);
 	if (r >= 0)
 		r = carrier_expect(&carrier, "answer", &answer, error);
 	if (r < 0)
 		return r;
 	state = json_string_value(json_object_get(answer.body, "state"));
-	if (!state || (strcmp(state, "owned") != 0 && strcmp(state, "refused") != 0 &&
-			      strcmp(state, "unknown") != 0))
-		return error_set(error, EPROTO, "%s gave no answer that settles the hand-over.", host);
+	if (state && strcmp(state, "unknown") == 0)
+		return error_set(error, EPROTO,
+			"%s knows nothing of this hand-over: it has lost its records (xend.db) since, or is "
+			"another host. xm list tells there whether it has the guest.",
+			where);
+	if (!state || (strcmp(state, "owned") != 0 && strcmp(state, "refused") != 0))
+		return error_set(error, EPROTO, "%s gave no answer that settles the hand-over.", where);
 	*owned = strcmp(state, "owned") == 0;
 	return 0;
+}
+
+#define ADDRESSES_MAX 8u
+
+/* The addresses that a name has now. Lets go of the lock. */
+static unsigned resolve(struct xend *xend, const char *host, char addresses[ADDRESSES_MAX][ADDRESS_SIZE])
+{
+	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG};
+	struct addrinfo *found = NULL;
+	unsigned count = 0;
+
+	xend_unlock(xend);
+	if (getaddrinfo(host, NULL, &hints, &found) == 0) {
+		for (const struct addrinfo *one = found; one && count < ADDRESSES_MAX; one = one->ai_next)
+			address_text(one->ai_addr, one->ai_addrlen, addresses[count++]);
+		freeaddrinfo(found);
+	}
+	xend_lock(xend);
+	return count;
+}
+
+/*
+ * Asks where the host was when it received the guest, and, if it does not answer there, wherever its name
+ * leads to now. Why the one that answers last gives no answer is added to what is known of the others.
+ */
+static int ask(struct xend *xend, const char *ticket, const struct handover_peer *peer, bool *owned,
+	struct error *error)
+{
+	char addresses[ADDRESSES_MAX][ADDRESS_SIZE];
+	unsigned count;
+	int r;
+
+	if (!*peer->address)
+		return ask_at(xend, ticket, peer, peer->host, owned, error);
+	r = ask_at(xend, ticket, peer, peer->address, owned, error);
+	count = r < 0 ? resolve(xend, peer->host, addresses) : 0;
+	for (unsigned i = 0; r < 0 && i < count && !xend->stopping; i++) {
+		struct error other;
+
+		if (strcmp(addresses[i], peer->address) == 0)
+			continue;
+		r = ask_at(xend, ticket, peer, addresses[i], owned, &other);
+		if (r < 0)
+			error_prefix(error, "%s ", other.text);
+	}
+	return r;
 }
 
 /* Waits for the next time to ask, unless somebody wants it now or has decided. Lets go of the lock. */
@@ -104,16 +158,16 @@ static void pause_asking(struct xend *xend, const struct doubt *doubt, int pause
 }
 
 /* 0: it is settled, *owned says how. -EAGAIN: xend is stopping. */
-static int find_out(
-	struct domain *domain, const char *ticket, unsigned port, struct doubt *doubt, bool *owned)
+static int find_out(struct domain *domain, const char *ticket, struct doubt *doubt, bool *owned)
 {
 	struct xend *xend = domain->xend;
+	const char *host = doubt->peer->host;
 	int pause_ms = ASK_FIRST_MS;
 	struct error error;
 
-	while (ask(xend, ticket, doubt->host, port, owned, &error) < 0) {
+	while (ask(xend, ticket, doubt->peer, owned, &error) < 0) {
 		log_warning("Whether domain '%s' now runs on %s is open until that host answers: %s",
-			domain->config.name, doubt->host, error.text);
+			domain->config.name, host, error.text);
 		snprintf(doubt->answer, sizeof(doubt->answer), "%.*s", (int)sizeof(doubt->answer) - 1,
 			error.text);
 		doubt->asked_at = time(NULL);
@@ -124,7 +178,7 @@ static int find_out(
 			*owned = doubt->decision == DOUBT_FORGET;
 			log_warning("Domain '%s': it was decided by hand, without an answer from %s, that "
 				    "the guest %s.",
-				domain->config.name, doubt->host, *owned ? "is gone" : "goes on here");
+				domain->config.name, host, *owned ? "is gone" : "goes on here");
 			return 0;
 		}
 		pause_asking(xend, doubt, pause_ms);
@@ -132,27 +186,27 @@ static int find_out(
 			return -EAGAIN;
 		pause_ms = pause_ms * 2 > ASK_LATEST_MS ? ASK_LATEST_MS : pause_ms * 2;
 	}
-	log_info("Domain '%s': %s has answered, the guest %s.", domain->config.name, doubt->host,
+	log_info("Domain '%s': %s has answered, the guest %s.", domain->config.name, host,
 		*owned ? "runs there" : "goes on here");
 	doubt->decision = DOUBT_ASK;
 	return 0;
 }
 
-enum handover_end handover_settle(struct domain *domain, const char *ticket, const char *host, unsigned port)
+enum handover_end handover_settle(struct domain *domain, const char *ticket, const struct handover_peer *peer)
 {
-	struct doubt doubt = {.host = host, .since = time(NULL)};
+	struct doubt doubt = {.peer = peer, .since = time(NULL)};
 	bool owned = false;
 	int r;
 
 	domain->doubt = &doubt;
 	xend_changed(domain->xend);
-	r = find_out(domain, ticket, port, &doubt, &owned);
+	r = find_out(domain, ticket, &doubt, &owned);
 	domain->doubt = NULL;
 	xend_changed(domain->xend);
 	if (r < 0)
 		return HANDOVER_OPEN;
 	if (owned) {
-		moves_departed(domain, host);
+		moves_departed(domain, peer->host);
 		handover_gone(domain, ticket);
 	} else {
 		handover_back(domain, ticket);
@@ -177,7 +231,7 @@ void handover_doubt_sentence(const struct domain *domain, char *text, size_t siz
 	snprintf(text, size,
 		"Domain '%s' stands still: since %s it is open whether it runs on %s, which does not answer "
 		"(xm migrate --resolve %s tells more).",
-		domain->config.name, since, domain->doubt->host, domain->config.name);
+		domain->config.name, since, domain->doubt->peer->host, domain->config.name);
 }
 
 /* Between COMMIT and the destination's answer, or the doubt about it. Lets go of the lock. */
@@ -220,6 +274,7 @@ static void say(json_t *lines, const char *format, ...)
 static void explain_doubt(const struct domain *domain, json_t *lines)
 {
 	const struct doubt *doubt = domain->doubt;
+	const struct handover_peer *peer = doubt->peer;
 	const char *name = domain->config.name;
 	char since[16], asked[16];
 
@@ -229,20 +284,25 @@ static void explain_doubt(const struct domain *domain, json_t *lines)
 		"Here: everything of domain '%s' was sent to %s and the decision to hand it over is "
 		"recorded; "
 		"whether %s heard of it is not known since %s. The guest stands still.",
-		name, doubt->host, doubt->host, since);
+		name, peer->host, peer->host, since);
 	if (doubt->asked)
 		say(lines, "There: asked %u times, the last time at %s: %s", doubt->asked, asked,
 			doubt->answer);
 	else
 		say(lines, "There: no answer yet.");
-	say(lines, "As soon as %s answers, this settles itself: it is asked every few seconds.", doubt->host);
+	if (*peer->fingerprint)
+		say(lines,
+			"Only the word of the host that received the guest counts: it was at %s, and has the "
+			"key %s.",
+			peer->address, peer->fingerprint);
+	say(lines, "As soon as %s answers, this settles itself: it is asked every few seconds.", peer->host);
 	say(lines,
 		"Only if %s will never answer: 'xm migrate --resolve --keep %s' lets the guest go on here, "
 		"and "
 		"'xm migrate --resolve --forget %s' ends it here. If the guest runs on %s all the same, "
 		"--keep makes "
 		"two of it, and their common disk is lost.",
-		doubt->host, name, name, doubt->host);
+		peer->host, name, name, peer->host);
 }
 
 json_t *handover_explain(struct domain *domain)
@@ -292,8 +352,8 @@ int handover_force(struct domain *domain, bool keep, struct error *error)
 
 struct open_ticket {
 	struct domain *domain; /* referenced */
-	char ticket[37], host[256];
-	unsigned port;
+	char ticket[37];
+	struct handover_peer peer;
 	enum ticket_state state;
 	struct open_ticket *next;
 };
@@ -307,7 +367,7 @@ static void settle(void *argument)
 	if (open->state == TICKET_GONE)
 		handover_gone(open->domain, open->ticket);
 	else
-		end = handover_settle(open->domain, open->ticket, open->host, open->port);
+		end = handover_settle(open->domain, open->ticket, &open->peer);
 	if (end == HANDOVER_GONE)
 		lifecycle_finish(open->domain);
 	domain_unref(open->domain);
@@ -331,11 +391,14 @@ static int collect(void *context, const struct stored_ticket *ticket)
 	if (!open)
 		return -ENOMEM;
 	*open = (struct open_ticket){.domain = domain_ref(domain),
-		.port = ticket->port,
+		.peer.port = ticket->port,
 		.state = ticket->state,
 		.next = collection->first};
 	snprintf(open->ticket, sizeof(open->ticket), "%s", ticket->ticket);
-	snprintf(open->host, sizeof(open->host), "%s", ticket->host);
+	snprintf(open->peer.host, sizeof(open->peer.host), "%s", ticket->host);
+	snprintf(open->peer.address, sizeof(open->peer.address), "%s", ticket->address);
+	snprintf(open->peer.fingerprint, sizeof(open->peer.fingerprint), "%s", ticket->fingerprint);
+	snprintf(open->peer.records, sizeof(open->peer.records), "%s", ticket->records);
 	collection->first = open;
 	return 0;
 }
@@ -366,7 +429,7 @@ void handover_resume(struct xend *xend)
 static int put(
 	struct xend *xend, const char *ticket, const char *uuid, enum ticket_state state, struct error *error)
 {
-	struct stored_ticket stored = {ticket, uuid, state, "", 0};
+	struct stored_ticket stored = {ticket, uuid, state, "", 0, "", "", ""};
 
 	return store_put_ticket(xend->store, &stored, error);
 }
@@ -442,37 +505,38 @@ static int find_guest(void *context, const struct stored_ticket *ticket)
 }
 
 /* The job that is receiving the guest of this ticket, if any, ends. */
-static int stop_receiving(struct xend *xend, const char *ticket, struct error *error)
+static int stop_receiving(
+	struct xend *xend, const char *ticket, const char *uuid, struct domain *domain, struct error *error)
 {
-	struct question question = {.ticket = ticket};
-	struct domain *domain;
-	int r = store_each_ticket(xend->store, find_guest, &question, error);
+	int r = put(xend, ticket, uuid, TICKET_REFUSED, error);
 
-	if (r >= 0)
-		r = put(xend, ticket, question.uuid, TICKET_REFUSED, error);
-	if (r < 0)
-		return r;
-	domain = domain_by_uuid(xend, question.uuid);
-	if (domain && domain->phase == DOMAIN_STARTING && domain->cancel >= 0)
+	if (r >= 0 && domain && domain->phase == DOMAIN_STARTING && domain->cancel >= 0)
 		eventfd_write(domain->cancel, 1);
-	return 0;
+	return r;
 }
 
 const char *handover_answer(struct xend *xend, const char *ticket, struct error *error)
 {
+	struct question question = {.ticket = ticket};
 	enum ticket_state state;
+	struct domain *domain;
 
-	if (store_ticket_state(xend->store, ticket, &state, error) < 0)
+	if (store_ticket_state(xend->store, ticket, &state, error) < 0 ||
+		store_each_ticket(xend->store, find_guest, &question, error) < 0)
 		return NULL;
-	switch (state) {
-	case TICKET_OWNED:
+	if (state == TICKET_OWNED)
 		return "owned";
-	case TICKET_RECEIVING:
-	case TICKET_RECEIVED:
-		return stop_receiving(xend, ticket, error) < 0 ? NULL : "refused";
-	case TICKET_REFUSED:
-		return "refused";
-	default:
+	if (state != TICKET_RECEIVING && state != TICKET_RECEIVED && state != TICKET_REFUSED)
+		return "unknown";
+	domain = domain_by_uuid(xend, question.uuid);
+	if (domain && domain->phase == DOMAIN_LIVE) {
+		log_warning("Domain '%s' runs here, though its hand-over was never completed as far as the "
+			    "database says: an older database may have been put back. The host that asks "
+			    "is not told that it may have the guest.",
+			domain->config.name);
 		return "unknown";
 	}
+	if (state != TICKET_REFUSED && stop_receiving(xend, ticket, question.uuid, domain, error) < 0)
+		return NULL;
+	return "refused";
 }

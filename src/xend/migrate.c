@@ -24,18 +24,43 @@ struct sending {
 	struct move *move;
 	struct carrier carrier;
 	char ticket[37];
+	struct handover_peer peer;
 	bool committed;
 };
 
+/* A host is known by what the carrier met, not by the name that led to it. */
+static int meet(struct sending *sending, const json_t *received, struct error *error)
+{
+	struct handover_peer *peer = &sending->peer;
+	const struct {
+		const char *key;
+		char *to;
+		size_t size;
+	} members[] = {{"address", peer->address, sizeof(peer->address)},
+		{"fingerprint", peer->fingerprint, sizeof(peer->fingerprint)},
+		{"records", peer->records, sizeof(peer->records)}};
+
+	snprintf(peer->host, sizeof(peer->host), "%s", sending->options->host);
+	peer->port = sending->options->port;
+	for (unsigned i = 0; i < ARRAY_SIZE(members); i++) {
+		const char *text = json_string_value(json_object_get(received, members[i].key));
+
+		if (!text || strlen(text) >= members[i].size)
+			return error_set(error, EPROTO, "The carrier does not say whom it has met.");
+		snprintf(members[i].to, members[i].size, "%s", text);
+	}
+	return 0;
+}
+
 /* While it copies the carrier may want further connections. */
-static int await_received(const struct sending *sending, struct carrier *carrier, struct error *error)
+static int await_received(struct sending *sending, struct carrier *carrier, struct error *error)
 {
 	for (;;) {
 		_cleanup_message_ struct message event = {0};
 		int r = carrier_hear(carrier, &event, error);
 
 		if (r < 0 || carrier_heard(&event, "received"))
-			return r;
+			return r < 0 ? r : meet(sending, event.body, error);
 		if (!carrier_heard(&event, "connect"))
 			return error_set(
 				error, EPROTO, "The carrier said something else where 'received' was due.");
@@ -79,8 +104,7 @@ static int offer_and_copy(struct sending *sending, struct carrier *carrier, stru
 /* The point of no return and what follows it. 0: the peer runs it; *done says how it went. */
 static int commit(struct sending *sending, struct carrier *carrier, struct message *done, struct error *error)
 {
-	int r = handover_commit(
-		sending->domain, sending->ticket, sending->options->host, sending->options->port, error);
+	int r = handover_commit(sending->domain, sending->ticket, &sending->peer, error);
 
 	if (r < 0) {
 		carrier_say(carrier, json_pack("{s:s}", "do", "abort"), NULL, 0, NULL);
@@ -144,7 +168,7 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 	move_end(sending->move, MOVE_UNCERTAIN, NULL, why->text);
 	reply_line(reply,
 		json_pack("{s:s, s:s, s:s}", "event", "progress", "phase", "uncertain", "error", why->text));
-	end = handover_settle(domain, sending->ticket, options->host, options->port);
+	end = handover_settle(domain, sending->ticket, &sending->peer);
 	if (end == HANDOVER_GONE) {
 		struct message nothing = {0};
 

@@ -1,6 +1,7 @@
 #include "xend/store.h"
 #include "base/cleanup.h"
 #include "xend/store_schema.h"
+#include "xend/uuid.h"
 
 #include <errno.h>
 #include <sqlite3.h>
@@ -9,6 +10,7 @@
 
 struct store {
 	sqlite3 *db;
+	char records[37];
 };
 
 /* A ticket nobody has asked about for this long will not be asked about. */
@@ -112,6 +114,11 @@ static int ask(struct store *store, int64_t *value, int64_t none, struct error *
 	return 0;
 }
 
+static const char *text(sqlite3_stmt *statement, int column)
+{
+	return (const char *)sqlite3_column_text(statement, column);
+}
+
 static int new_boot(struct store *store, const char *boot_id, struct error *error)
 {
 	int64_t same;
@@ -135,6 +142,30 @@ static int new_boot(struct store *store, const char *boot_id, struct error *erro
 	return r;
 }
 
+/* Who the store is to other hosts: on the disk before any of them hears of it. */
+static int name_records(struct store *store, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	char drawn[37];
+	int r = uuid_draw(drawn, error);
+
+	if (r >= 0)
+		r = run(store, error, "INSERT OR IGNORE INTO host VALUES ('records', ?)", "s", drawn);
+	if (r < 0)
+		return r;
+	if (sqlite3_prepare_v2(store->db, "SELECT value FROM host WHERE key = 'records'", -1, &statement,
+		    NULL) != SQLITE_OK ||
+		sqlite3_step(statement) != SQLITE_ROW)
+		return failed(store, error);
+	snprintf(store->records, sizeof(store->records), "%s", text(statement, 0));
+	return 0;
+}
+
+const char *store_records(const struct store *store)
+{
+	return store->records;
+}
+
 int store_open(struct store **result, const char *path, const char *boot_id, struct error *error)
 {
 	struct store *store = calloc(1, sizeof(*store));
@@ -153,6 +184,8 @@ int store_open(struct store **result, const char *path, const char *boot_id, str
 		r = store_upgrade(store->db, error);
 	if (r >= 0)
 		r = new_boot(store, boot_id, error);
+	if (r >= 0)
+		r = name_records(store, error);
 	if (r < 0) {
 		store_close(store);
 		return r;
@@ -223,11 +256,6 @@ int store_drop_domain(struct store *store, const char *uuid, struct error *error
 	return run_hastily(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
 }
 
-static const char *text(sqlite3_stmt *statement, int column)
-{
-	return (const char *)sqlite3_column_text(statement, column);
-}
-
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
 	void *context, struct error *error)
 {
@@ -266,10 +294,10 @@ int store_put_ticket(struct store *store, const struct stored_ticket *ticket, st
 		       ticket->state == TICKET_REFUSED;
 
 	return (lasting ? run : run_hastily)(store, error,
-		"REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, "
-		"strftime('%s'))",
-		"ssisi", ticket->ticket, ticket->uuid, (int64_t)ticket->state, ticket->host,
-		(int64_t)ticket->port);
+		"REPLACE INTO tickets(ticket, uuid, state, host, port, address, fingerprint, records, "
+		"changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, strftime('%s'))",
+		"ssisisss", ticket->ticket, ticket->uuid, (int64_t)ticket->state, ticket->host,
+		(int64_t)ticket->port, ticket->address, ticket->fingerprint, ticket->records);
 }
 
 int store_drop_ticket(struct store *store, const char *ticket, struct error *error)
@@ -301,7 +329,8 @@ int store_each_ticket(struct store *store, int (*visit)(void *context, const str
 	_cleanup_statement_ sqlite3_stmt *statement = NULL;
 	int r;
 
-	if (sqlite3_prepare_v2(store->db, "SELECT ticket, uuid, state, host, port FROM tickets", -1,
+	if (sqlite3_prepare_v2(store->db,
+		    "SELECT ticket, uuid, state, host, port, address, fingerprint, records FROM tickets", -1,
 		    &statement, NULL) != SQLITE_OK)
 		return failed(store, error);
 	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
@@ -311,6 +340,9 @@ int store_each_ticket(struct store *store, int (*visit)(void *context, const str
 			.state = (enum ticket_state)sqlite3_column_int(statement, 2),
 			.host = text(statement, 3),
 			.port = (unsigned)sqlite3_column_int(statement, 4),
+			.address = text(statement, 5),
+			.fingerprint = text(statement, 6),
+			.records = text(statement, 7),
 		};
 
 		r = visit(context, &ticket);

@@ -56,13 +56,18 @@ enum ticket_state {
 struct stored_ticket {
 	const char *ticket, *uuid; /* of the hand-over, of the guest */
 	enum ticket_state state;
-	const char *host; /* of the peer; "" at the destination */
+	const char *host; /* of the peer, as it was named; "" at the destination, as all that follows */
 	unsigned port;
+	/* The peer as it was when it had received the guest; "": not known. See handover.h. */
+	const char *address, *fingerprint, *records;
 };
 
 /* boot_id: this boot of the host (/proc/sys/kernel/random/boot_id). */
 int store_open(struct store **store, const char *path, const char *boot_id, struct error *error);
 void store_close(struct store *store);
+
+/* Drawn when this store was made: another one, an empty one too, has another. */
+const char *store_records(const struct store *store);
 
 /* The next unused ID, never given before since the host's boot. */
 int store_next_id(struct store *store, unsigned *id, struct error *error);

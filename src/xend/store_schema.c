@@ -28,6 +28,10 @@ static const char *const steps[] = {
 	"CREATE TABLE IF NOT EXISTS leftovers(path TEXT PRIMARY KEY) WITHOUT ROWID;",
 	"CREATE TABLE saves(uuid TEXT PRIMARY KEY, path TEXT NOT NULL, aside TEXT NOT NULL,"
 	" device INTEGER NOT NULL, inode INTEGER NOT NULL, keep INTEGER NOT NULL) WITHOUT ROWID;",
+	/* Of the tickets that are there already it is not known whom they were given to. */
+	"ALTER TABLE tickets ADD COLUMN address TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE tickets ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';"
+	"ALTER TABLE tickets ADD COLUMN records TEXT NOT NULL DEFAULT '';",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

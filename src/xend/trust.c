@@ -183,6 +183,8 @@ int trust_say(struct carrier *carrier, json_t *body, const int *fds, unsigned co
 	int all[CHANNEL_FDS_MAX];
 	_cleanup_close_ int secure = -1;
 
+	if (body)
+		json_object_set_new(body, "self", json_string(store_records(xend->store)));
 	if (xend->config.relocation_clear_text)
 		return carrier_say(carrier, body, fds, count, error);
 	secure = secure_fd(xend, error);

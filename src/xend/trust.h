@@ -23,6 +23,6 @@ struct trust {
  * same, and says why at each move. */
 struct trust *trust_open(struct xend *xend);
 
-/* Gives a carrier a job that speaks with another host: carrier_say with `secure` added to `body`, which is
- * consumed. */
+/* Gives a carrier a job that speaks with another host: carrier_say with `self` and `secure` added to `body`,
+ * which is consumed. */
 int trust_say(struct carrier *carrier, json_t *body, const int *fds, unsigned count, struct error *error);

@@ -115,8 +115,8 @@ static void side_begin(
 	side->job.secure = json_pack("{s:s, s:[o]}", "identity", own->pem, "trusted",
 		trusted("localhost", "", other->fingerprint));
 	side->wire = (struct wire){.fd = fd, .job = &side->job};
-	assert_int_equal(
-		tls_prepare(&side->wire.tls, side->job.secure, fd, source ? "localhost" : NULL, false, NULL),
+	assert_int_equal(tls_prepare(&side->wire.tls, side->job.secure, fd,
+				 source ? &(struct tls_peer){.host = "localhost"} : NULL, NULL),
 		0);
 }
 

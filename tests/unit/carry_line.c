@@ -400,8 +400,8 @@ static void ends_begin(struct ends *ends, struct keys *k)
 		json_pack("{s:s, s:o}", "identity", k->two.pem, "trusted", only("localhost", "", &k->one));
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
 	ends->source = (struct wire){.fd = pair[0], .job = &ends->source_job};
-	assert_int_equal(
-		tls_prepare(&ends->source.tls, ends->source_job.secure, pair[0], "localhost", false, NULL),
+	assert_int_equal(tls_prepare(&ends->source.tls, ends->source_job.secure, pair[0],
+				 &(struct tls_peer){.host = "localhost"}, NULL),
 		0);
 	assert_int_equal(wire_adopt(&ends->dest, &ends->dest_job, pair[1], "localhost", NULL), 0);
 	pthread_create(&thread, NULL, greet, ends);

@@ -76,7 +76,7 @@ static void the_store_forgets_guests_but_no_tickets_with_the_boot(void **state)
 	struct store *store = reopen(NULL, "boot-1");
 	_cleanup_json_ json_t *config = json_pack("{s:i}", "memory", 64);
 	struct stored_domain domain = {"u-1", "TestGuest", 7, STORED_LIVE, true, false, 1000, config};
-	struct stored_ticket ticket = {"t-1", "u-1", TICKET_OWNED, "", 0};
+	struct stored_ticket ticket = {"t-1", "u-1", TICKET_OWNED, "", 0, "", "", ""};
 	enum ticket_state found;
 	unsigned id, count = 0;
 
@@ -122,8 +122,10 @@ static void tickets_of_guests_that_have_left_are_dropped(void **state)
 	(void)state;
 	assert_int_equal(store_put_domain(store, &here, NULL), 0);
 	for (enum ticket_state made = TICKET_COMMITTED; made <= TICKET_REFUSED; made++) {
-		struct stored_ticket left = {(char[]){'l', (char)('0' + made), 0}, "u-4", made, "", 0};
-		struct stored_ticket open = {(char[]){'o', (char)('0' + made), 0}, "u-3", made, "", 0};
+		struct stored_ticket left = {
+			(char[]){'l', (char)('0' + made), 0}, "u-4", made, "", 0, "", "", ""};
+		struct stored_ticket open = {
+			(char[]){'o', (char)('0' + made), 0}, "u-3", made, "", 0, "", "", ""};
 
 		assert_int_equal(store_put_ticket(store, &left, NULL), 0);
 		assert_int_equal(store_put_ticket(store, &open, NULL), 0);

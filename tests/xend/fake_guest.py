@@ -3,7 +3,8 @@
 
 What it does is said by words in its kernel's command line: crash, reboot (a moment after it is
 resumed), error (KVM cannot run it), deaf (ignores the power button); and by files beside the program:
-features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that).
+features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that), lingers (a
+verb: that takes it seconds).
 """
 import array
 import json
@@ -71,6 +72,8 @@ class Guest:
         message = json.loads(data)
         if message["do"] in words_beside("dies", []):
             os.kill(os.getpid(), signal.SIGKILL)
+        if message["do"] in words_beside("lingers", []):
+            time.sleep(3)
         verb = "do_" + message["do"].replace("-", "_")
         try:
             reply, out = getattr(self, verb, self.do_nothing)(message, list(fds), connection)

@@ -101,7 +101,7 @@ class Doubt(unittest.TestCase):
 
     def record(self, xend, state, host="", port=0):
         with sqlite3.connect(xend.root / "state/xend.db") as store:
-            store.execute("REPLACE INTO tickets VALUES (?, ?, ?, ?, ?, ?)",
+            store.execute("REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, ?)",
                           (self.ticket, self.domain["uuid"], state, host, port, int(time.time())))
 
     def close_two(self):
