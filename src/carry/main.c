@@ -105,7 +105,9 @@ int main(int count, char **arguments)
 		return 1;
 	}
 	if (run_job(&options, &job, &error) < 0) {
-		log_info("%s", error.text);
+		/* Of what a stranger is told xend keeps count. */
+		if (strcmp(job_verb(&job.request), "receive") != 0)
+			log_info("%s", error.text);
 		job_failed(&job, &error);
 	}
 	job_end(&job);

@@ -32,7 +32,10 @@ int carrier_start(
 		return error_set(
 			error, errno, "Unable to make a channel to the carrier: %s.", strerror(errno));
 	spawn.pass = pair[1];
+	/* A new process takes its time, and peers cause some. */
+	xend_unlock(xend);
 	carrier->process = process_spawn(&spawn, &pid, error);
+	xend_lock(xend);
 	close(pair[1]);
 	if (carrier->process < 0) {
 		close(pair[0]);

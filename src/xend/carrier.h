@@ -33,6 +33,7 @@ struct carrier {
 
 #define _cleanup_carrier_ __attribute__((cleanup(carrier_end)))
 
+/* Lets go of the lock. */
 int carrier_start(
 	struct carrier *carrier, struct xend *xend, int cancel, struct reply *progress, struct error *error);
 

@@ -248,13 +248,14 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 		r = take_text(first.body, "peer", receiving->peer, sizeof(receiving->peer), error);
 	if (r < 0)
 		return r;
+	if (carrier_heard(
+		    &first, "join")) /* which anybody may say: it has yet to show that it is who it says */
+		return join(visitor, &first, error);
 	relocation_known(visitor);
 	if (carrier_heard(&first, "ask"))
 		return answer_question(receiving, &first, error);
 	if (carrier_heard(&first, "query"))
 		return answer_query(receiving, &first, error);
-	if (carrier_heard(&first, "join"))
-		return join(visitor, &first, error);
 	if (!carrier_heard(&first, "offer"))
 		return error_set(error, EPROTO, "The carrier said something else where 'offer' was due.");
 	snprintf(visitor->ticket, sizeof(visitor->ticket), "%s",
@@ -288,8 +289,8 @@ void job_receive(struct visitor *visitor)
 	int r = receive(&receiving, visitor, &error);
 
 	if (r < 0 && !visitor->closed) /* which has been logged */
-		log_warning("Relocation from %s: %s", *receiving.peer ? receiving.peer : visitor->address,
-			error.text);
+		(visitor->known ? log_line : log_seldom)(LOG_WARNING_, "Relocation from %s: %s",
+			*receiving.peer ? receiving.peer : visitor->address, error.text);
 	if (r < 0 && receiving.domain && !receiving.owned) {
 		handover_refuse(visitor->xend, receiving.ticket, receiving.domain->config.uuid);
 		lifecycle_finish(receiving.domain);

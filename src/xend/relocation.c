@@ -3,21 +3,32 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/jobs.h"
+#include "xend/listening.h"
+#include "xend/store.h"
 
 #include <errno.h>
-#include <event2/listener.h>
-#include <event2/util.h>
-#include <fcntl.h>
 #include <netdb.h>
+#include <poll.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <time.h>
 
-#define STRANGERS_MAX 64
-#define STRANGERS_OF_ONE_ADDRESS 16
-#define BUSY_RETRIES 100
-#define BUSY_PAUSE_NS 50000000
+/* Who is being heard by a carrier and has not said what it wants: so many of each class, and no more than
+ * twice as many processes, with those that are just being ended. */
+static const unsigned heard_max[DOOR_CLASSES] = {[DOOR_STRANGER] = 16, [DOOR_FAMILIAR] = 64};
+
+#define FAMILIAR_LOOK_MS 30000 /* at the hosts that are trusted or known */
+#define TELL_MS 60000
+
+struct porch {
+	struct xend *xend;
+	struct listening listening;
+	struct door door;
+	pthread_mutex_t lock; /* of the door; nobody takes xend's with it */
+	atomic_uint heard[DOOR_CLASSES];
+	long long next_look_ms, next_tell_ms;
+};
 
 static void visitor_free(struct visitor *visitor)
 {
@@ -35,13 +46,21 @@ static void serve(void *argument)
 	struct visitor *visitor = argument;
 
 	job_receive(visitor);
+	if (!visitor->known)
+		atomic_fetch_sub(&visitor->xend->porch->heard[visitor->class], 1);
 	TAILQ_REMOVE(&visitor->xend->visitors, visitor, next);
 	visitor_free(visitor);
 }
 
 void relocation_known(struct visitor *visitor)
 {
+	struct porch *porch = visitor->xend->porch;
+
 	visitor->known = true;
+	atomic_fetch_sub(&porch->heard[visitor->class], 1);
+	pthread_mutex_lock(&porch->lock);
+	door_familiar(&porch->door, visitor->from, monotonic_ms());
+	pthread_mutex_unlock(&porch->lock);
 }
 
 int relocation_expect_joins(struct visitor *visitor, int *theirs, struct error *error)
@@ -69,29 +88,25 @@ int relocation_join(const struct visitor *visitor, const char *ticket, int strea
 	return error_set(error, ENOENT, "No guest arrives here that this connection could belong to.");
 }
 
-/* Closes the stranger that has waited longest where there are too many, of all or of this address. */
-static void make_room(struct xend *xend, const char *address)
+/* The one of the class that has been heard for longest leaves, where too many are. */
+static void make_room(struct xend *xend, enum door_class class)
 {
-	struct visitor *visitor, *oldest = NULL, *oldest_there = NULL;
-	unsigned all = 0, there = 0;
+	struct visitor *visitor, *oldest = NULL;
+	unsigned staying = 0;
 
 	TAILQ_FOREACH(visitor, &xend->visitors, next)
 	{
-		if (visitor->known || visitor->closed)
+		if (visitor->known || visitor->closed || visitor->class != class)
 			continue;
-		all++;
+		staying++;
 		oldest = oldest ? oldest : visitor;
-		if (strcmp(visitor->address, address) == 0) {
-			there++;
-			oldest_there = oldest_there ? oldest_there : visitor;
-		}
 	}
-	if (there >= STRANGERS_OF_ONE_ADDRESS)
-		oldest = oldest_there;
-	else if (all < STRANGERS_MAX)
+	if (staying < heard_max[class])
 		return;
-	log_warning("%u connections to the relocation port say nothing: the oldest, from %s, is closed.", all,
-		oldest->address);
+	log_seldom(LOG_WARNING_,
+		"%u connections to the relocation port do not say what they want: the oldest, from %s, is "
+		"closed.",
+		staying, oldest->address);
 	oldest->closed = true;
 	eventfd_write(oldest->cancel, 1);
 }
@@ -106,82 +121,204 @@ static int hand_to_worker(struct visitor *visitor, struct error *error)
 		return error_set(error, EBUSY, "xend is being stopped.");
 	if (visitor->cancel < 0)
 		return error_set(error, errno, "Unable to make an eventfd: %s.", strerror(errno));
-	make_room(xend, visitor->address);
+	make_room(xend, visitor->class);
 	r = xend_worker(xend, serve, visitor, error);
-	if (r >= 0)
-		TAILQ_INSERT_TAIL(&xend->visitors, visitor, next);
-	return r;
+	if (r < 0)
+		return r;
+	atomic_fetch_add(&xend->porch->heard[visitor->class], 1);
+	TAILQ_INSERT_TAIL(&xend->visitors, visitor, next);
+	return 0;
 }
 
-static void accepted(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *address,
-	int length, void *argument)
+static void let_in(
+	struct xend *xend, const struct waiting *waiting, enum door_class class, struct door_address from)
 {
-	struct xend *xend = argument;
 	struct visitor *visitor = calloc(1, sizeof(*visitor));
 	struct error error;
 
-	(void)listener;
-	/* The carrier reads and writes it plainly. */
-	fcntl((int)fd, F_SETFL, fcntl((int)fd, F_GETFL) & ~O_NONBLOCK);
 	if (!visitor) {
-		close((int)fd);
+		close(waiting->socket);
 		return;
 	}
 	*visitor = (struct visitor){.xend = xend,
-		.socket = (int)fd,
+		.socket = waiting->socket,
+		.class = class,
+		.from = from,
 		.joins = -1,
 		.cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
-	getnameinfo(address, (socklen_t)length, visitor->address, sizeof(visitor->address), NULL, 0,
-		NI_NUMERICHOST);
+	snprintf(visitor->address, sizeof(visitor->address), "%s", waiting->text);
 	xend_lock(xend);
 	if (hand_to_worker(visitor, &error) < 0) {
-		log_warning("A connection to the relocation port was closed: %s", error.text);
+		log_seldom(LOG_WARNING_, "A connection to the relocation port was closed: %s", error.text);
 		visitor_free(visitor);
 	}
 	xend_unlock(xend);
 }
 
-/* An address of a killed xend is free once the last child that it was just starting has become its program.
- */
-static struct evconnlistener *listen_on(struct xend *xend, const struct addrinfo *address)
+static void let_in_all(struct porch *here)
 {
-	const struct timespec pause = {.tv_nsec = BUSY_PAUSE_NS};
-	struct evconnlistener *listener = NULL;
+	for (;;) {
+		enum door_class class = DOOR_STRANGER;
+		struct door_address from = {0};
+		bool open[DOOR_CLASSES], any;
+		struct waiting waiting;
 
-	for (unsigned i = 0; i < BUSY_RETRIES; i++) {
-		listener = evconnlistener_new_bind(xend->base, accepted, xend,
-			LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE | LEV_OPT_REUSEABLE, 128,
-			address->ai_addr, (int)address->ai_addrlen);
-		if (listener || errno != EADDRINUSE)
-			break;
-		nanosleep(&pause, NULL);
+		for (unsigned i = 0; i < DOOR_CLASSES; i++)
+			open[i] = atomic_load(&here->heard[i]) < 2 * heard_max[i];
+		pthread_mutex_lock(&here->lock);
+		any = door_next(&here->door, open, &waiting, monotonic_ms());
+		if (any) {
+			class = door_class_of(&waiting);
+			from = waiting.caller->address;
+		}
+		pthread_mutex_unlock(&here->lock);
+		if (!any)
+			return;
+		let_in(here->xend, &waiting, class, from);
 	}
-	return listener;
+}
+
+static void arrived(void *context, int socket, const struct sockaddr *address, socklen_t size)
+{
+	struct porch *here = context;
+	char text[DOOR_TEXT_SIZE] = "";
+
+	getnameinfo(address, size, text, sizeof(text), NULL, 0, NI_NUMERICHOST);
+	pthread_mutex_lock(&here->lock);
+	door_enter(&here->door, socket, door_address_of(address), text, monotonic_ms());
+	pthread_mutex_unlock(&here->lock);
+}
+
+static int add_familiar(struct porch *here, const char *address)
+{
+	const struct addrinfo numeric = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM};
+	struct addrinfo *found = NULL;
+
+	if (getaddrinfo(address, NULL, &numeric, &found) != 0)
+		return 0;
+	pthread_mutex_lock(&here->lock);
+	door_familiar(&here->door, door_address_of(found->ai_addr), monotonic_ms());
+	pthread_mutex_unlock(&here->lock);
+	freeaddrinfo(found);
+	return 0;
+}
+
+static int add_trusted(void *context, const struct trusted_host *host)
+{
+	return add_familiar(context, *host->address ? host->address : host->host);
+}
+
+static int add_peer(void *context, const char *host, unsigned port)
+{
+	(void)port;
+	return add_familiar(context, host);
+}
+
+/* Who is known by a name only becomes familiar when it has been let in once. */
+static void look_who_is_familiar(struct porch *here)
+{
+	struct error error;
+
+	xend_lock(here->xend);
+	if (store_each_trusted(here->xend->store, add_trusted, here, &error) < 0 ||
+		store_each_peer(here->xend->store, add_peer, here, &error) < 0)
+		log_seldom(LOG_WARNING_, "%s", error.text);
+	xend_unlock(here->xend);
+}
+
+static void tell_of_those_turned_away(struct porch *here, long long now_ms)
+{
+	if (!here->door.turned_away || now_ms < here->next_tell_ms)
+		return;
+	log_warning("%lu connections to the relocation port were closed because they said nothing, or "
+		    "because there were "
+		    "too many at once.",
+		here->door.turned_away);
+	here->door.turned_away = 0;
+	here->next_tell_ms = now_ms + TELL_MS;
+}
+
+/* What has happened at the door; the listening sockets are the first in `ready`. */
+static void look(struct porch *here, const struct pollfd *ready, unsigned count)
+{
+	long long now = monotonic_ms();
+	bool spoke = false;
+
+	pthread_mutex_lock(&here->lock);
+	for (unsigned i = count; i-- > 0;)
+		if (ready[i].revents)
+			door_look(&here->door, i);
+	door_expire(&here->door, now);
+	tell_of_those_turned_away(here, now);
+	for (unsigned i = 0; i < here->door.count; i++)
+		spoke = spoke || here->door.waiting[i].spoke;
+	pthread_mutex_unlock(&here->lock);
+	if (spoke)
+		let_in_all(here);
+}
+
+static int shorter(int one, int other)
+{
+	return one < 0 || (other >= 0 && other < one) ? other : one;
+}
+
+static void *attend(void *argument)
+{
+	struct porch *here = argument;
+	struct pollfd ready[1 + LISTENING_MAX + DOOR_WAITING_MAX];
+
+	for (;;) {
+		long long now = monotonic_ms();
+		unsigned listening, waiting;
+		int patience;
+
+		if (now >= here->next_look_ms) {
+			look_who_is_familiar(here);
+			here->next_look_ms = now + FAMILIAR_LOOK_MS;
+		}
+		ready[0] = (struct pollfd){.fd = here->xend->stop, .events = POLLIN};
+		listening = listening_poll(&here->listening, ready + 1, now);
+		pthread_mutex_lock(&here->lock);
+		waiting = here->door.count;
+		for (unsigned i = 0; i < waiting; i++)
+			ready[1 + listening + i] = (struct pollfd){.fd = here->door.waiting[i].socket,
+				.events = here->door.waiting[i].spoke ? POLLRDHUP : POLLIN};
+		patience = door_patience(&here->door, now);
+		pthread_mutex_unlock(&here->lock);
+		patience = shorter(patience, listening_patience(&here->listening, now));
+		patience = shorter(patience, (int)(here->next_look_ms - now));
+		if (poll(ready, 1 + listening + waiting, patience) < 0 && errno != EINTR)
+			log_seldom(LOG_ERROR_, "Unable to wait at the relocation port: %s.", strerror(errno));
+		if (ready[0].revents)
+			break;
+		look(here, ready + 1 + listening, waiting);
+		listening_accept(&here->listening, ready + 1, listening, arrived, here);
+	}
+	listening_close(&here->listening);
+	pthread_mutex_lock(&here->lock);
+	door_close(&here->door);
+	pthread_mutex_unlock(&here->lock);
+	return NULL;
 }
 
 int relocation_start(struct xend *xend, struct error *error)
 {
-	const char *host = *xend->config.relocation_address ? xend->config.relocation_address : NULL;
-	struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
-	struct evconnlistener *listener = NULL;
-	char port[16];
-	int r, failed = 0;
+	pthread_attr_t attributes;
+	pthread_t thread;
+	int r;
 
 	if (!xend->config.relocation_server)
 		return 0;
-	snprintf(port, sizeof(port), "%u", (unsigned)xend->config.relocation_port);
-	r = getaddrinfo(host, port, &hints, &found);
-	if (r)
-		return error_set(error, EINVAL,
-			"xend-relocation-address '%s' is no address of this host: %s.", host ? host : "",
-			gai_strerror(r));
-	for (struct addrinfo *one = found; one && !listener; one = one->ai_next) {
-		listener = listen_on(xend, one);
-		failed = errno;
-	}
-	freeaddrinfo(found);
-	if (!listener)
-		return error_set(error, failed, "Unable to listen for relocations on port %s: %s.", port,
-			strerror(failed));
-	return 0;
+	xend->porch = calloc(1, sizeof(*xend->porch));
+	if (!xend->porch)
+		return error_set(error, ENOMEM, "Out of memory.");
+	xend->porch->xend = xend;
+	pthread_mutex_init(&xend->porch->lock, NULL);
+	listening_begin(&xend->porch->listening, xend->config.relocation_address,
+		(unsigned)xend->config.relocation_port);
+	pthread_attr_init(&attributes);
+	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+	r = pthread_create(&thread, &attributes, attend, xend->porch);
+	pthread_attr_destroy(&attributes);
+	return r ? error_set(error, r, "Unable to attend to the relocation port: %s.", strerror(r)) : 0;
 }

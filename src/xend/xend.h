@@ -26,6 +26,7 @@
 
 struct domain;
 struct move;
+struct porch;
 struct shared_memory;
 struct store;
 struct trust;
@@ -64,6 +65,7 @@ struct xend {
 	struct shared_memory *shared_memories; /* of clones */
 	struct known_processor processor;
 	TAILQ_HEAD(, visitor) visitors; /* of the relocation port (relocation.h) */
+	struct porch *porch;            /* where they wait; NULL: no relocation port */
 	unsigned workers, carriers_started;
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */
