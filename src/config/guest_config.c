@@ -360,7 +360,7 @@ json_t *guest_config_warnings(const struct guest_config *config)
 {
 	const enum guest_action actions[] = {config->on_poweroff, config->on_reboot, config->on_crash};
 	json_t *warnings = json_array();
-	bool dumps = false, limits = false;
+	bool dumps = false, limits = false, keeps = false, writes = false;
 	char what[64];
 
 	for (size_t i = 0; warnings && i < guest_option_count; i++) {
@@ -373,11 +373,19 @@ json_t *guest_config_warnings(const struct guest_config *config)
 	for (size_t i = 0; i < ARRAY_SIZE(actions); i++)
 		dumps = dumps || actions[i] == ACTION_COREDUMP_DESTROY ||
 			actions[i] == ACTION_COREDUMP_RESTART;
+	for (size_t i = 0; i < ARRAY_SIZE(actions); i++)
+		keeps = keeps || actions[i] == ACTION_RENAME_RESTART;
+	for (size_t i = 0; i < config->disk_count; i++)
+		writes = writes || config->disks[i].mode == DISK_WRITE;
 	for (size_t i = 0; i < config->vif_count; i++)
 		limits = limits || config->vifs[i].rate;
 	if (warnings && dumps)
 		warn(warnings, "The word 'coredump'",
 			"no core is dumped, only the rest of the action is done");
+	if (warnings && keeps && writes)
+		warn(warnings, "The word 'rename-restart'",
+			"whoever is started again needs the disks that are written (w), so that what has "
+			"ended is not kept");
 	if (warnings && limits)
 		warn(warnings, "The word 'rate=' of vif", "the interface is not limited");
 	return warnings;

@@ -27,7 +27,9 @@ static int take_up(void *context, const struct stored_domain *stored)
 	_cleanup_guest_config_ struct guest_config config = {0};
 	static const enum domain_phase phases[] = {[STORED_STARTING] = DOMAIN_STARTING,
 		[STORED_LIVE] = DOMAIN_LIVE,
-		[STORED_ENDING] = DOMAIN_ENDING};
+		[STORED_ENDING] = DOMAIN_ENDING,
+		[STORED_RESTARTING] = DOMAIN_STARTING,
+		[STORED_PRESERVED] = DOMAIN_LIVE};
 	struct xend *xend = context;
 	struct domain *domain;
 	struct error error;
@@ -42,8 +44,14 @@ static int take_up(void *context, const struct stored_domain *stored)
 		return -ENOMEM;
 	domain->phase = phases[stored->phase];
 	domain->paused = stored->paused;
-	domain->restart_wanted = stored->restart_wanted;
+	domain->preserved = stored->phase == STORED_PRESERVED;
+	domain->again = stored->phase == STORED_RESTARTING;
+	/* A 1 is an earlier xend's, which knew no time. */
+	domain->restart_wanted_ns =
+		stored->restart_wanted_ns == 1 ? boottime_ns() : stored->restart_wanted_ns;
 	domain->started_at = stored->started_at;
+	domain->booted_ns = stored->booted_ns;
+	domain->early_reboots = stored->early_reboots;
 	return 0;
 }
 
@@ -105,6 +113,7 @@ static void take_up_guest(struct domain *domain)
 	}
 	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error.text);
 	domain->dead = true;
+	domain->ended_before = !guest_has_place(domain);
 }
 
 /* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end. */
@@ -154,7 +163,7 @@ static void look_at_disks(struct domain *domain)
 
 static void end_unless_live(struct domain *domain)
 {
-	if (domain->phase != DOMAIN_LIVE)
+	if (domain->phase != DOMAIN_LIVE && !domain->again)
 		end(domain);
 }
 
@@ -176,6 +185,6 @@ int adopt_all(struct xend *xend, struct error *error)
 	handover_resume(xend);
 	for_each(xend, let_run, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, lock_disks, DOMAIN_LIVE, DOMAIN_LIVE);
-	for_each(xend, supervise, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, supervise, DOMAIN_STARTING, DOMAIN_LIVE);
 	return 0;
 }

@@ -107,7 +107,7 @@ static void create(struct call *call)
 		return;
 	}
 	if (r >= 0)
-		r = lifecycle_create(call->xend, &config, paused, false, &domain, &error);
+		r = lifecycle_create(call->xend, &config, paused, &domain, &error);
 	if (r < 0) {
 		log_warning("A guest was not created: %s", error.text);
 		reply_error(call->reply, &error);
@@ -191,26 +191,32 @@ static void unpause_domain(struct call *call)
 
 static int ask_to_end(struct domain *domain, bool restart, struct error *error)
 {
-	bool before = domain->restart_wanted;
+	int64_t before = domain->restart_wanted_ns;
 	int r = restart ? lifecycle_check_restart(domain, error) : 0;
 
+	/* It lets go of the lock. */
+	if (r >= 0)
+		r = domain_check_lives(domain, error);
 	if (r < 0)
 		return r;
 	/* What is wanted is known before the guest is: it may have ended by the time that it answers. */
-	domain->restart_wanted = restart;
+	domain_want_restart(domain, restart);
 	r = domain_record(domain, error);
 	r = r < 0 ? r : guest_power_button(domain, error);
 	if (r >= 0) {
 		log_info("Domain '%s' (ID %u) is asked to %s.", domain->config.name, domain->id,
 			restart ? "reboot" : "shut down");
 	} else if (domain->phase == DOMAIN_LIVE) {
-		domain->restart_wanted = before;
+		domain->restart_wanted_ns = before;
 		domain_record(domain, NULL);
 	}
 	return r;
 }
 
-/* The power button may be pressed whatever else goes on; a guest that stands still sees it later. */
+/*
+ * The power button may be pressed whatever else goes on; a guest that stands still sees it later. But whether
+ * it is to reboot is told at the beginning of a save or a migration, to whoever has it then.
+ */
 static void press_button(struct call *call, const char *what, bool restart)
 {
 	_cleanup_domain_ struct domain *domain = call_domain(call, what);
@@ -219,14 +225,13 @@ static void press_button(struct call *call, const char *what, bool restart)
 
 	if (!domain)
 		return;
-	if (domain->phase != DOMAIN_LIVE || domain->preserved || domain->dead ||
-		domain->state == GUEST_SHUTDOWN)
-		r = error_set(&error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
-			domain->config.name);
-	else if (domain->paused)
+	r = domain_check_lives(domain, &error);
+	if (r >= 0 && domain->paused)
 		r = error_set(&error, EBUSY, "Domain '%s' is paused and cannot be %s; unpause it first.",
 			domain->config.name, what);
-	else
+	if (r >= 0 && restart != domain_restart_is_wanted(domain))
+		r = domain_check_free(domain, &error);
+	if (r >= 0)
 		r = ask_to_end(domain, restart, &error);
 	answer(call, r, &error);
 }
@@ -263,6 +268,11 @@ static void rename_domain(struct call *call)
 	domain = call_domain(call, "renamed");
 	if (!domain)
 		return;
+	/* What is kept may make room for another of its name. */
+	if (domain->preserved && !domain->busy) {
+		answer(call, domain_rename(domain, name, &error), &error);
+		return;
+	}
 	r = domain_begin_job(domain, "being renamed", -1, &error);
 	if (r >= 0) {
 		r = domain_rename(domain, name, &error);

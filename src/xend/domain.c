@@ -6,6 +6,7 @@
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/moves.h"
+#include "xend/restart.h"
 #include "xend/shared_memory.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
@@ -88,7 +89,8 @@ void domain_await_leavers(struct xend *xend)
 	}
 }
 
-int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
+/* As if `without` (NULL: nobody) had none. */
+static int memory_free(struct xend *xend, const struct domain *without, uint64_t *mib, struct error *error)
 {
 	uint64_t promised_mib = 0, taken_kib = 0;
 	struct host_memory host;
@@ -97,6 +99,8 @@ int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
 	if (r < 0)
 		return r;
 	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
+		if (domain == without)
+			continue;
 		if (domain->shared_memory) {
 			uint64_t own_kib = shared_memory_own_kib(domain),
 				 reserve_mib = shared_memory_reserve_mib(&domain->config);
@@ -120,7 +124,8 @@ int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
 /* Who wants to be a domain. */
 struct newcomer {
 	const struct guest_config *config;
-	bool is_clone; /* its memory is that of the shared memory, which is counted already */
+	bool is_clone;             /* its memory is that of the shared memory, which is counted already */
+	const struct domain *self; /* who is in the list already, else NULL */
 };
 
 static int admit_name(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
@@ -157,7 +162,7 @@ static int admit_memory(struct xend *xend, const struct newcomer *newcomer, size
 	const struct guest_config *config = newcomer->config;
 	uint64_t memory = newcomer->is_clone ? shared_memory_reserve_mib(config) : config->memory, free_mib;
 	uint64_t needed = memory + GUEST_OVERHEAD_MIB;
-	int r = domain_memory_free(xend, &free_mib, error);
+	int r = memory_free(xend, newcomer->self, &free_mib, error);
 
 	(void)index;
 	if (r < 0 || needed <= free_mib)
@@ -184,7 +189,7 @@ static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t
 	if (mine->mode == DISK_WRITE_SHARED)
 		return 0;
 	for (struct domain *domain = xend->domains; domain; domain = domain->next)
-		for (size_t j = 0; j < domain->config.disk_count; j++) {
+		for (size_t j = 0; domain != newcomer->self && j < domain->config.disk_count; j++) {
 			const struct guest_disk *theirs = &domain->config.disks[j];
 
 			if (mine->mode == DISK_READ_ONLY && theirs->mode == DISK_READ_ONLY)
@@ -227,6 +232,16 @@ static int the_first_counts(void *context, const struct error *error)
 int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error)
 {
 	return each_objection(xend, &(struct newcomer){.config = config}, the_first_counts, NULL, error);
+}
+
+int domain_admit_again(struct domain *domain, struct error *error)
+{
+	const struct newcomer newcomer = {.config = &domain->config, .self = domain};
+	int r = admit_memory(domain->xend, &newcomer, 0, error);
+
+	for (size_t i = 0; r >= 0 && i < domain->config.disk_count; i++)
+		r = admit_disk(domain->xend, &newcomer, i, error);
+	return r;
 }
 
 static int add_objection(void *context, const struct error *error)
@@ -273,17 +288,24 @@ int domain_record(struct domain *domain, struct error *error)
 		[DOMAIN_ENDING] = STORED_ENDING,
 		[DOMAIN_GONE] = STORED_ENDING,
 	};
+	enum stored_phase phase = phases[domain->phase];
 	struct stored_domain stored = {
 		.uuid = domain->config.uuid,
 		.name = domain->config.name,
 		.id = domain->id,
-		.phase = phases[domain->phase],
 		.paused = domain->paused,
-		.restart_wanted = domain->restart_wanted,
+		.restart_wanted_ns = domain->restart_wanted_ns,
 		.started_at = domain->started_at,
+		.booted_ns = domain->booted_ns,
+		.early_reboots = domain->early_reboots,
 		.config = config,
 	};
 
+	if (phase == STORED_LIVE && domain->preserved)
+		phase = STORED_PRESERVED;
+	if (phase != STORED_ENDING && domain->again)
+		phase = STORED_RESTARTING;
+	stored.phase = phase;
 	if (!config)
 		return error_set(error, ENOMEM, "Out of memory.");
 	return store_put_domain(domain->xend->store, &stored, error);
@@ -304,7 +326,7 @@ static int enlist(struct xend *xend, struct guest_config *config, struct domain 
 	*result = domain_adopt(xend, config, id);
 	if (!*result)
 		return error_set(error, ENOMEM, "Out of memory.");
-	(*result)->started_at = time(NULL);
+	domain_note_start(*result);
 	r = domain_record(*result, error);
 	return r < 0 ? r : store_commit(xend->store, error);
 }
@@ -332,19 +354,47 @@ int domain_new(struct xend *xend, struct guest_config *config, struct shared_mem
 
 void domain_forget(struct domain *domain)
 {
-	struct domain **at = &domain->xend->domains;
 	struct error error;
 
 	if (domain->phase == DOMAIN_GONE)
 		return;
-	domain->phase = DOMAIN_GONE;
 	if (store_drop_domain(domain->xend->store, domain->config.uuid, &error) < 0)
 		log_error("%s", error.text);
+	domain_unlist(domain);
+}
+
+void domain_note_start(struct domain *domain)
+{
+	domain->started_at = time(NULL);
+	domain->booted_ns = boottime_ns();
+}
+
+void domain_want_restart(struct domain *domain, bool wanted)
+{
+	domain->restart_wanted_ns = wanted ? boottime_ns() : 0;
+}
+
+bool domain_restart_is_wanted(const struct domain *domain)
+{
+	return domain->restart_wanted_ns &&
+	       boottime_ns() - domain->restart_wanted_ns < RESTART_WANTED_S * INT64_C(1000000000);
+}
+
+void domain_unlist(struct domain *domain)
+{
+	struct domain **at = &domain->xend->domains;
+
+	domain->phase = DOMAIN_GONE;
 	while (*at != domain)
 		at = &(*at)->next;
 	*at = domain->next;
 	xend_changed(domain->xend);
 	domain_unref(domain);
+}
+
+int domain_memory_free(struct xend *xend, uint64_t *mib, struct error *error)
+{
+	return memory_free(xend, NULL, mib, error);
 }
 
 int domain_rename(struct domain *domain, const char *name, struct error *error)
@@ -372,18 +422,50 @@ int domain_rename(struct domain *domain, const char *name, struct error *error)
 	return 0;
 }
 
+int domain_check_lives(const struct domain *domain, struct error *error)
+{
+	const char *doing = domain->phase == DOMAIN_STARTING ? "being started"
+			    : domain->phase != DOMAIN_LIVE   ? "being ended"
+			    : domain->again                  ? domain->busy
+							     : NULL;
+
+	if (doing)
+		return error_set(error, EBUSY, "Domain '%s' is %s; wait until that is done.",
+			domain->config.name, doing);
+	if (domain->preserved || domain->dead || domain->state == GUEST_SHUTDOWN)
+		return error_set(error, EBUSY, "Domain '%s' has ended; it can only be renamed or destroyed.",
+			domain->config.name);
+	return 0;
+}
+
+/* A save or a migration. */
+static bool is_on_its_way(const struct domain *domain)
+{
+	return domain->busy && domain->cancel >= 0 && domain->phase == DOMAIN_LIVE;
+}
+
+int domain_check_free(const struct domain *domain, struct error *error)
+{
+	const char *name = domain->config.name;
+
+	if (is_on_its_way(domain))
+		return error_set(error, EBUSY,
+			"Domain '%s' is %s; wait until that is done, or end it (xm migrate --cancel %s).",
+			name, domain->busy, name);
+	if (domain->busy)
+		return error_set(
+			error, EBUSY, "Domain '%s' is %s; wait until that is done.", name, domain->busy);
+	return 0;
+}
+
 int domain_begin_job(struct domain *domain, const char *what, int cancel, struct error *error)
 {
-	if (domain->busy)
-		return error_set(error, EBUSY, "Domain '%s' is %s; wait until that is done.",
-			domain->config.name, domain->busy);
-	if (domain->phase != DOMAIN_LIVE)
-		return error_set(error, EBUSY, "Domain '%s' is %s; wait until that is done.",
-			domain->config.name,
-			domain->phase == DOMAIN_STARTING ? "being started" : "being ended");
-	if (domain->preserved || domain->dead || domain->state == GUEST_SHUTDOWN)
-		return error_set(error, EBUSY, "Domain '%s' has ended; it can only be destroyed.",
-			domain->config.name);
+	int r = domain_check_free(domain, error);
+
+	if (r >= 0)
+		r = domain_check_lives(domain, error);
+	if (r < 0)
+		return r;
 	log_info("Domain '%s' (ID %u) is %s.", domain->config.name, domain->id, what);
 	domain->busy = what;
 	domain->cancel = cancel;
@@ -416,6 +498,7 @@ static void state_letters(const struct domain *domain, char letters[7])
 
 json_t *domain_describe(const struct domain *domain)
 {
+	const char *trouble = restart_trouble(domain);
 	char letters[7], doubt[512];
 	json_t *described;
 
@@ -429,6 +512,12 @@ json_t *domain_describe(const struct domain *domain)
 		handover_doubt_sentence(domain, doubt, sizeof(doubt));
 		json_object_set_new(described, "doubt", json_string(doubt));
 	}
+	if (trouble)
+		json_object_set_new(described, "trouble",
+			json_sprintf("Domain '%s' could not be started again yet: %s", domain->config.name,
+				trouble));
+	if (domain->busy)
+		json_object_set_new(described, "busy", json_string(domain->busy));
 	return described;
 }
 
@@ -465,10 +554,15 @@ json_t *domain_describe_host(struct xend *xend)
 
 json_t *domain_pack(const struct domain *domain)
 {
-	return json_pack("{s:s, s:s, s:I, s:I, s:b, s:o}", "name", domain->config.name, "uuid",
+	return json_pack("{s:s, s:s, s:I, s:I, s:b, s:b, s:o}", "name", domain->config.name, "uuid",
 		domain->config.uuid, "memory_mib", (json_int_t)domain->config.memory, "vcpus",
-		(json_int_t)domain->config.vcpus, "paused", domain->paused, "config",
-		guest_config_to_json(&domain->config));
+		(json_int_t)domain->config.vcpus, "paused", domain->paused, "restart_wanted",
+		domain_restart_is_wanted(domain), "config", guest_config_to_json(&domain->config));
+}
+
+bool domain_packed_restart(const json_t *json)
+{
+	return json_is_true(json_object_get(json, "restart_wanted"));
 }
 
 int domain_unpack(const json_t *json, struct guest_config *config, bool *paused, struct error *error)

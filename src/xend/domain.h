@@ -28,15 +28,19 @@ struct domain {
 	unsigned id;
 	struct guest_config config; /* complete: has name and uuid */
 	enum domain_phase phase;
-	bool paused;            /* by the user */
-	bool restart_wanted;    /* xm reboot */
-	bool preserved;         /* has ended and is kept (on_crash='preserve') */
-	bool arrived;           /* restored or received, not booted here */
-	bool handed_over;       /* COMMIT is recorded: whether it is still ours, only the peer can say */
-	long long left_ms;      /* when it was complete elsewhere (lifecycle_leave), else 0; monotonic_ms() */
-	struct doubt *doubt;    /* the peer has not said so far (handover.h); NULL: no doubt */
-	int64_t started_at;     /* seconds since 1970 */
-	unsigned early_reboots; /* one after the other, right after each start (supervise.h) */
+	bool paused;         /* by the user */
+	bool preserved;      /* has ended and is kept (on_crash='preserve') */
+	bool again;          /* has ended, and it or its successor is to be started again (restart.h) */
+	bool no_successor;   /* somebody destroys it: it is not started again after all */
+	bool in_trouble;     /* it could not be started again yet; why: detail */
+	bool arrived;        /* restored or received, not booted here */
+	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	long long left_ms;   /* when it was complete elsewhere (lifecycle_leave), else 0; monotonic_ms() */
+	struct doubt *doubt; /* the peer has not said so far (handover.h); NULL: no doubt */
+	int64_t started_at;  /* seconds since 1970 */
+	int64_t booted_ns;   /* the same as boottime_ns(): no clock that is set changes how long it runs */
+	int64_t restart_wanted_ns; /* since when xm reboot wants it to be started again, 0: it does not */
+	unsigned early_reboots;    /* one after the other, right after each start (supervise.h) */
 
 	const char *busy; /* "being saved", NULL: no job */
 	int cancel;       /* eventfd of its job, -1: none or past cancelling */
@@ -56,10 +60,11 @@ struct domain {
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;
-	unsigned vifs_online;                /* for how many of its vifs the script has been run */
-	bool dead;                           /* the process has ended by itself */
-	bool filling;                        /* its memory is still coming (filling.h) */
-	bool shared;                         /* its memory is mapped from what clones share */
+	unsigned vifs_online; /* for how many of its vifs the script has been run */
+	bool dead;            /* the process has ended by itself */
+	bool ended_before;    /* and an earlier xend has taken away what was left of it: on purpose */
+	bool filling;         /* its memory is still coming (filling.h) */
+	bool shared;          /* its memory is mapped from what clones share */
 	struct shared_memory *shared_memory; /* that; NULL: none, or an earlier xend's */
 	bool lost; /* its memory could not come: to start it afresh would take its disks past its checkpoint
 		    */
@@ -87,6 +92,8 @@ struct domain *domain_by_uuid(struct xend *xend, const char *uuid); /* borrowed,
  * suffices, no other guest here has its disks.
  */
 int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error);
+/* The same for one that is in the list already, and has its name and uuid: memory and disks. */
+int domain_admit_again(struct domain *domain, struct error *error);
 /* The same, with a sentence added to the array for everything that stands against it. */
 void domain_objections(struct xend *xend, const struct guest_config *config, json_t *objections);
 
@@ -116,11 +123,30 @@ void domain_await_leavers(struct xend *xend);
 /* Records the domain as it is now. */
 int domain_record(struct domain *domain, struct error *error);
 
+/* It starts now. */
+void domain_note_start(struct domain *domain);
+
+/*
+ * xm reboot: once it has powered off it is started again. A guest that has not followed for
+ * RESTART_WANTED_S never will, and powers off for good later on.
+ */
+#define RESTART_WANTED_S 600
+void domain_want_restart(struct domain *domain, bool wanted);
+bool domain_restart_is_wanted(const struct domain *domain);
+
+/* Takes it out of the list, not out of the store: that of its uuid is another's by now. */
+void domain_unlist(struct domain *domain);
+
 /* Takes it out of the list and the store: from now on name, uuid and memory are free. */
 void domain_forget(struct domain *domain);
 
 /* Gives the domain another name, here and in the store. */
 int domain_rename(struct domain *domain, const char *name, struct error *error);
+
+/* Whether it is there to be asked: neither being started or ended, nor ended. */
+int domain_check_lives(const struct domain *domain, struct error *error);
+/* Whether no job has it. */
+int domain_check_free(const struct domain *domain, struct error *error);
 
 /* Takes the domain for one job ("being saved"), which watches the eventfd cancel (-1: cannot be cancelled).
  */
@@ -137,4 +163,6 @@ json_t *domain_describe_host(struct xend *xend);
 /* What travels with a checkpoint or a migration, and back: the configuration goes through the same checks as
  * one from the API. */
 json_t *domain_pack(const struct domain *domain);
+/* Whether it had been told to reboot (domain_want_restart) and had not followed yet. */
+bool domain_packed_restart(const json_t *json);
 int domain_unpack(const json_t *json, struct guest_config *config, bool *paused, struct error *error);

@@ -420,6 +420,14 @@ int guest_find(struct domain *domain, struct error *error)
 	return 0;
 }
 
+bool guest_has_place(const struct domain *domain)
+{
+	struct guest_place place;
+
+	place_of(domain->xend, domain->config.uuid, &place);
+	return access(place.directory, F_OK) == 0;
+}
+
 int guest_adopt(struct domain *domain, struct error *error)
 {
 	_cleanup_message_ struct message reply = {0};

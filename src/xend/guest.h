@@ -45,6 +45,9 @@ int guest_explain(const struct domain *domain, int r, struct error *error);
 /* Finds the process that an earlier xend has started for the domain. -ESRCH: it is no more. */
 int guest_find(struct domain *domain, struct error *error);
 
+/* Whether it has a run directory, as each guest that nobody has ended. */
+bool guest_has_place(const struct domain *domain);
+
 /* The same, and listens to it again. Lets go of the lock. */
 int guest_adopt(struct domain *domain, struct error *error);
 

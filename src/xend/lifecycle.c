@@ -9,7 +9,6 @@
 #include "xend/peers.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
-#include "xend/uuid.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -124,8 +123,8 @@ static int first_run(struct domain *domain, struct error *error)
 	return r;
 }
 
-int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, bool again,
-	struct domain **result, struct error *error)
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **result,
+	struct error *error)
 {
 	_cleanup_domain_ struct domain *domain = NULL;
 	int r = machine_check(config, error);
@@ -140,8 +139,7 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	if (r < 0)
 		return r;
 	domain->busy = "being started";
-	if (!again)
-		r = peers_ask(domain, error);
+	r = peers_ask(domain, error);
 	if (r >= 0)
 		r = guest_start(domain, GUEST_BOOT, NULL, error);
 	if (r >= 0)
@@ -155,6 +153,41 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 	log_info("Domain '%s' has started with ID %u.", domain->config.name, domain->id);
 	domain_end_job(domain);
 	*result = take_pointer(domain);
+	return 0;
+}
+
+int lifecycle_start_again(struct domain *domain, struct error *error)
+{
+	struct guest_config *config = &domain->config;
+	int r = machine_check(config, error);
+
+	domain_await_leavers(domain->xend);
+	if (r >= 0)
+		r = check_vifs(domain->xend, config, error);
+	if (r >= 0)
+		r = disks_look(domain->xend, config, 0, -1, error);
+	if (r >= 0)
+		r = domain_admit_again(domain, error);
+	domain_note_start(domain);
+	if (r >= 0)
+		r = guest_start(domain, GUEST_BOOT, NULL, error);
+	if (r < 0)
+		return r;
+	domain->again = false;
+	r = go_live(domain, false, error);
+	if (r >= 0)
+		r = guest_resume(domain, &(struct guest_resume){0}, error);
+	if (r < 0) {
+		guest_end(domain);
+		domain->phase = DOMAIN_STARTING;
+		domain->again = true;
+		domain_record(domain, NULL);
+		return r;
+	}
+	domain->in_trouble = false;
+	*domain->detail = 0;
+	log_info("Domain '%s' has started with ID %u.", config->name, domain->id);
+	domain_end_job(domain);
 	return 0;
 }
 
@@ -247,12 +280,15 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 	struct xend *xend = domain->xend;
 
 	while (domain->busy && domain->phase != DOMAIN_GONE) {
+		domain->no_successor = !domain->handed_over;
 		if (domain->handed_over)
 			return error_set(error, EBUSY,
 				"Domain '%s' has been handed over to another host that has not yet confirmed "
 				"it; this is settled as "
 				"soon as that host answers (xm migrate --resolve %s tells more).",
 				domain->config.name, domain->config.name);
+		/* One that is being started again: neither it nor its successor. */
+		xend_changed(xend);
 		if (domain->cancel >= 0)
 			eventfd_write(domain->cancel, 1);
 		else if (domain->phase == DOMAIN_STARTING && domain->process >= 0)
@@ -264,34 +300,11 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 	if (domain->phase != DOMAIN_LIVE)
 		return error_set(error, EBUSY, "Domain '%s' is being ended already.", domain->config.name);
 	/* A next xend would have it go on, or start it again. */
+	domain->no_successor = false;
 	if (lifecycle_record_end(domain, error) < 0)
 		return error_prefix(error, "Domain '%s' is not destroyed: ", domain->config.name);
 	log_info("Domain '%s' (ID %u) is being destroyed.", domain->config.name, domain->id);
 	domain->busy = "being destroyed";
 	lifecycle_finish(domain);
 	return 0;
-}
-
-int lifecycle_set_aside(struct domain *domain, struct error *error)
-{
-	struct xend *xend = domain->xend;
-	_cleanup_free_ char *name = NULL;
-	char from[128], to[128], uuid[37];
-	int r;
-
-	if (asprintf(&name, "%.100s-%u", domain->config.name, domain->id) < 0)
-		return error_set(error, ENOMEM, "Out of memory.");
-	r = uuid_draw(uuid, error);
-	if (r < 0)
-		return r;
-	snprintf(from, sizeof(from), "%s/guests/%s", xend->paths.run, domain->config.uuid);
-	snprintf(to, sizeof(to), "%s/guests/%s", xend->paths.run, uuid);
-	r = store_drop_domain(xend->store, domain->config.uuid, error);
-	if (r >= 0 && rename(from, to) < 0)
-		r = error_set(error, errno, "Unable to rename %s to %s: %s.", from, to, strerror(errno));
-	if (r < 0)
-		return r;
-	memcpy(domain->config.uuid, uuid, sizeof(uuid));
-	domain->busy = NULL;
-	return domain_rename(domain, name, error);
 }

@@ -15,9 +15,13 @@ int lifecycle_check(struct xend *xend, struct guest_config *config, struct error
 int lifecycle_check_restart(struct domain *domain, struct error *error);
 
 /* Makes the domain and starts it (paused if asked); *config is consumed. On an error nothing is left. Other
- * hosts are asked whether they have it, unless it is `again` after it has run here. */
-int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, bool again,
-	struct domain **domain, struct error *error);
+ * hosts are asked whether they have it. */
+int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **domain,
+	struct error *error);
+
+/* Starts a guest that has ended here and whose place in the list this domain has taken (restart.h). An error
+ * leaves it there, STARTING. */
+int lifecycle_start_again(struct domain *domain, struct error *error);
 
 /* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
  * until lifecycle_arrived. `shared`: the memory of a clone (GUEST_RESTORE_LAZY), else NULL; `memory_user`:
@@ -49,6 +53,3 @@ void lifecycle_finish(struct domain *domain);
 
 /* xm destroy: cancels the domain's job if it has one, then finishes it. */
 int lifecycle_destroy(struct domain *domain, struct error *error);
-
-/* rename-restart: gives the ended guest another name and uuid, so that its successor can have its own. */
-int lifecycle_set_aside(struct domain *domain, struct error *error);

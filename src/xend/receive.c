@@ -108,6 +108,8 @@ static int admit(
 	snprintf(uuid, sizeof(uuid), "%s", config.uuid);
 	r = lifecycle_expect(receiving->xend, &config, paused, GUEST_RECEIVE, NULL, &receiving->memory_user,
 		receiving->cancel, &receiving->domain, error);
+	if (r >= 0)
+		domain_want_restart(receiving->domain, domain_packed_restart(description));
 	return r < 0 ? r : handover_receiving(receiving->xend, receiving->ticket, uuid, error);
 }
 

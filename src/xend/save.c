@@ -262,6 +262,7 @@ static int run_restore(
 		reply_cancel_fd(reply), &restoring->domain, error);
 	if (r < 0)
 		return r;
+	domain_want_restart(restoring->domain, domain_packed_restart(json_object_get(offer.body, "domain")));
 	r = accept_offer(restoring, error);
 	return r < 0 ? r : about_file(restoring, carrier_expect(carrier, "loaded", loaded, error), error);
 }

@@ -241,14 +241,16 @@ int store_put_domain(struct store *store, const struct stored_domain *domain, st
 	if (!config)
 		return error_set(error, ENOMEM, "Out of memory.");
 	return run_hastily(store, error,
-		"INSERT INTO domains(uuid, name, id, phase, paused, restart_wanted, started_at, config)"
-		" VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+		"INSERT INTO domains(uuid, name, id, phase, paused, restart_wanted, started_at, config,"
+		" booted_ns, early_reboots) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 		" ON CONFLICT(uuid) DO UPDATE SET name = excluded.name, id = excluded.id, phase = "
 		"excluded.phase,"
 		" paused = excluded.paused, restart_wanted = excluded.restart_wanted,"
-		" started_at = excluded.started_at, config = excluded.config",
-		"ssiiiiis", domain->uuid, domain->name, (int64_t)domain->id, (int64_t)domain->phase,
-		(int64_t)domain->paused, (int64_t)domain->restart_wanted, domain->started_at, config);
+		" started_at = excluded.started_at, config = excluded.config,"
+		" booted_ns = excluded.booted_ns, early_reboots = excluded.early_reboots",
+		"ssiiiiisii", domain->uuid, domain->name, (int64_t)domain->id, (int64_t)domain->phase,
+		(int64_t)domain->paused, domain->restart_wanted_ns, domain->started_at, config,
+		domain->booted_ns, (int64_t)domain->early_reboots);
 }
 
 int store_drop_domain(struct store *store, const char *uuid, struct error *error)
@@ -263,8 +265,8 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 	int r;
 
 	if (sqlite3_prepare_v2(store->db,
-		    "SELECT uuid, name, id, phase, paused, restart_wanted, started_at, config FROM domains "
-		    "ORDER BY id",
+		    "SELECT uuid, name, id, phase, paused, restart_wanted, started_at, config, booted_ns, "
+		    "early_reboots FROM domains ORDER BY id",
 		    -1, &statement, NULL) != SQLITE_OK)
 		return failed(store, error);
 	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
@@ -275,8 +277,10 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 			.id = (unsigned)sqlite3_column_int64(statement, 2),
 			.phase = (enum stored_phase)sqlite3_column_int(statement, 3),
 			.paused = sqlite3_column_int(statement, 4),
-			.restart_wanted = sqlite3_column_int(statement, 5),
+			.restart_wanted_ns = sqlite3_column_int64(statement, 5),
 			.started_at = sqlite3_column_int64(statement, 6),
+			.booted_ns = sqlite3_column_int64(statement, 8),
+			.early_reboots = (unsigned)sqlite3_column_int64(statement, 9),
 			.config = config,
 		};
 

@@ -21,9 +21,11 @@
 struct store;
 
 enum stored_phase {
-	STORED_STARTING, /* being created, received or restored: does not survive a restart of xend */
-	STORED_LIVE,     /* the guest is ours and runs, or is paused, or has ended and is preserved */
-	STORED_ENDING,   /* decided to be no more */
+	STORED_STARTING,   /* being created, received or restored: does not survive a restart of xend */
+	STORED_LIVE,       /* the guest is ours and runs, or is paused, or has ended and is preserved */
+	STORED_ENDING,     /* decided to be no more */
+	STORED_RESTARTING, /* has ended, and is to be started again once nothing is left of it (restart.h) */
+	STORED_PRESERVED,  /* has ended, and what is left of it is kept */
 };
 
 /* One guest as the store has it. Strings are borrowed. */
@@ -31,9 +33,12 @@ struct stored_domain {
 	const char *uuid, *name;
 	unsigned id;
 	enum stored_phase phase;
-	bool paused;         /* by the user */
-	bool restart_wanted; /* xm reboot: start it again once it has powered off */
-	int64_t started_at;  /* seconds since 1970 */
+	bool paused;               /* by the user */
+	int64_t restart_wanted_ns; /* xm reboot: start it again once it has powered off (boottime_ns(), 0: no)
+				    */
+	int64_t started_at;        /* seconds since 1970 */
+	int64_t booted_ns;         /* the same as boottime_ns() */
+	unsigned early_reboots;    /* see supervise.h */
 	const json_t *config;
 };
 

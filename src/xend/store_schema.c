@@ -32,6 +32,9 @@ static const char *const steps[] = {
 	"ALTER TABLE tickets ADD COLUMN address TEXT NOT NULL DEFAULT '';"
 	"ALTER TABLE tickets ADD COLUMN fingerprint TEXT NOT NULL DEFAULT '';"
 	"ALTER TABLE tickets ADD COLUMN records TEXT NOT NULL DEFAULT '';",
+	/* Who had been told to reboot by then is taken at its word for as long as from the host's boot. */
+	"ALTER TABLE domains ADD COLUMN booted_ns INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE domains ADD COLUMN early_reboots INTEGER NOT NULL DEFAULT 0;",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

@@ -3,9 +3,11 @@
 #include "base/log.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
+#include "xend/restart.h"
 
 #include <string.h>
-#include <time.h>
+
+#define LOOK_AGAIN_S 1 /* while there is no worker */
 
 static enum guest_reason reason_of(const struct domain *domain)
 {
@@ -16,11 +18,12 @@ static enum guest_reason reason_of(const struct domain *domain)
 
 static enum guest_action action_for(const struct domain *domain, enum guest_reason reason)
 {
-	if (domain->lost)
+	if (domain->lost || domain->ended_before)
 		return ACTION_DESTROY;
 	switch (reason) {
 	case REASON_POWEROFF:
-		return domain->restart_wanted ? domain->config.on_reboot : domain->config.on_poweroff;
+		return domain_restart_is_wanted(domain) ? domain->config.on_reboot
+							: domain->config.on_poweroff;
 	case REASON_REBOOT:
 		return domain->config.on_reboot;
 	default:
@@ -37,7 +40,10 @@ static void log_end(const struct domain *domain, enum guest_reason reason, enum 
 		[REASON_ERROR] = "cannot go on",
 	};
 
-	if (domain->dead && domain->state != GUEST_SHUTDOWN)
+	if (domain->ended_before)
+		log_info("Domain '%s' (ID %u) had been ended, which could not be recorded.",
+			domain->config.name, domain->id);
+	else if (domain->dead && domain->state != GUEST_SHUTDOWN)
 		log_error("Domain '%s' (ID %u): its process has ended unexpectedly: %s.", domain->config.name,
 			domain->id, guest_action_name(action));
 	else if (reason == REASON_ERROR || reason == REASON_CRASH)
@@ -57,9 +63,10 @@ static bool restarts(enum guest_action action)
 /* By itself, right after it was booted. */
 static bool ended_early(const struct domain *domain)
 {
-	int64_t ran = time(NULL) - domain->started_at;
+	int64_t ran_ns = boottime_ns() - domain->booted_ns;
 
-	return !domain->restart_wanted && !domain->arrived && ran >= 0 && ran < RESTART_MINIMUM_S;
+	return !domain_restart_is_wanted(domain) && !domain->arrived &&
+	       ran_ns < RESTART_MINIMUM_S * INT64_C(1000000000);
 }
 
 /* The disks that a kept guest goes on holding, its successor could not have. */
@@ -87,32 +94,6 @@ static bool in_a_loop(const struct domain *domain, enum guest_reason reason)
 	return ended_early(domain) && (reason != REASON_REBOOT || domain->early_reboots >= EARLY_REBOOTS_MAX);
 }
 
-/* Lets go of the lock. */
-static void restart(struct domain *domain, enum guest_action action)
-{
-	_cleanup_guest_config_ struct guest_config config = {0};
-	_cleanup_json_ json_t *copy = guest_config_to_json(&domain->config);
-	_cleanup_domain_ struct domain *successor = NULL;
-	struct xend *xend = domain->xend;
-	unsigned early_reboots = ended_early(domain) ? domain->early_reboots + 1 : 0;
-	struct error error;
-	int r = guest_config_from_json(&config, copy, &error);
-
-	if (r >= 0 && action == ACTION_RENAME_RESTART && can_be_kept_beside(domain)) {
-		r = lifecycle_set_aside(domain, &error);
-		if (r >= 0)
-			keep(domain);
-	} else if (r >= 0) {
-		lifecycle_finish(domain);
-	}
-	if (r >= 0)
-		r = lifecycle_create(xend, &config, false, true, &successor, &error);
-	if (r >= 0)
-		successor->early_reboots = early_reboots;
-	else
-		log_error("Domain '%s' is not started again: %s", domain->config.name, error.text);
-}
-
 static void end_of_guest(void *argument)
 {
 	_cleanup_domain_ struct domain *domain = argument;
@@ -130,25 +111,62 @@ static void end_of_guest(void *argument)
 		domain->busy = NULL;
 		xend_changed(domain->xend);
 	} else if (restarts(action)) {
-		restart(domain, action);
+		if (action == ACTION_RENAME_RESTART && !can_be_kept_beside(domain))
+			log_warning("Domain '%s' (ID %u) is not kept: %s.", domain->config.name, domain->id,
+				domain->dead ? "its process has ended"
+					     : "its successor needs the disks that it writes to");
+		restart_guest(domain, action == ACTION_RENAME_RESTART && can_be_kept_beside(domain),
+			ended_early(domain) ? domain->early_reboots + 1 : 0);
 	} else {
 		lifecycle_finish(domain);
 	}
 }
 
+/* An earlier xend had decided to start it again. */
+static void resume_restart(void *argument)
+{
+	_cleanup_domain_ struct domain *domain = argument;
+
+	guest_find(domain, NULL);
+	restart_guest(domain, false, domain->early_reboots);
+}
+
+static void look_again(evutil_socket_t fd, short what, void *argument)
+{
+	struct xend *xend = argument;
+
+	(void)fd;
+	(void)what;
+	xend_lock(xend);
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		supervise(domain);
+	xend_unlock(xend);
+}
+
+static bool needs_supervision(const struct domain *domain)
+{
+	if (domain->busy || domain->xend->stopping)
+		return false;
+	if (domain->phase == DOMAIN_STARTING)
+		return domain->again;
+	return domain->phase == DOMAIN_LIVE && reason_of(domain) != REASON_NONE &&
+	       (!domain->preserved || domain->dead);
+}
+
 void supervise(struct domain *domain)
 {
+	const struct timeval soon = {.tv_sec = LOOK_AGAIN_S};
 	struct error error;
 
-	if (domain->phase != DOMAIN_LIVE || domain->busy || domain->xend->stopping ||
-		reason_of(domain) == REASON_NONE)
+	if (!needs_supervision(domain))
 		return;
-	if (domain->preserved && !domain->dead)
+	domain->busy = domain->again ? "being started again" : "being ended";
+	if (xend_worker(domain->xend, domain->again ? resume_restart : end_of_guest, domain_ref(domain),
+		    &error) >= 0)
 		return;
-	domain->busy = "being ended";
-	if (xend_worker(domain->xend, end_of_guest, domain_ref(domain), &error) < 0) {
-		log_error("Domain '%s': %s", domain->config.name, error.text);
-		domain->busy = NULL;
-		domain_unref(domain);
-	}
+	log_warning("Domain '%s': %s Its end is looked after in %d s.", domain->config.name, error.text,
+		LOOK_AGAIN_S);
+	domain->busy = NULL;
+	domain_unref(domain);
+	event_base_once(domain->xend->base, -1, EV_TIMEOUT, look_again, domain->xend, &soon);
 }

@@ -94,3 +94,5 @@ void xend_post(struct xend *xend, void (*run)(void *argument), void *argument);
 int xend_worker(struct xend *xend, void (*run)(void *argument), void *argument, struct error *error);
 
 long long monotonic_ms(void);
+/* Since the host's boot, also while it slept. */
+int64_t boottime_ns(void);

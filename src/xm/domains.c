@@ -65,13 +65,17 @@ static int gather(struct xm *xm, const struct arguments *arguments, json_t **dom
 /* Beside the table, so that whatever reads it finds domains only. */
 static void warn_of_doubts(const json_t *domains)
 {
-	fflush(stdout);
-	for (size_t i = 0; i < json_array_size(domains); i++) {
-		const char *doubt = json_string_value(json_object_get(json_array_get(domains, i), "doubt"));
+	static const char *const keys[] = {"doubt", "trouble"};
 
-		if (doubt)
-			fprintf(stderr, "Warning: %s\n", doubt);
-	}
+	fflush(stdout);
+	for (size_t i = 0; i < json_array_size(domains); i++)
+		for (size_t j = 0; j < ARRAY_SIZE(keys); j++) {
+			const char *doubt =
+				json_string_value(json_object_get(json_array_get(domains, i), keys[j]));
+
+			if (doubt)
+				fprintf(stderr, "Warning: %s\n", doubt);
+		}
 }
 
 static int list(struct xm *xm, const struct arguments *arguments, struct error *error)

@@ -450,6 +450,7 @@ static void options_without_effect_are_named(void **state)
 		"name = 'a'\nmaxmem = 128\ncpu_weight = 256\nvnc = 0\nvfb = ['vnc=1']\npci = []\n"
 		"on_xend_start = 'ignore'\ncpus = '0'\non_crash = 'coredump-restart'\n"
 		"vif = ['rate=1MB/s']\n";
+	static const char kept[] = "name = 'a'\non_crash = 'rename-restart'\ndisk = ['file:/d,xvda,?']\n";
 	_cleanup_guest_config_ struct guest_config config = {0};
 	_cleanup_json_ json_t *warnings = NULL;
 
@@ -461,6 +462,17 @@ static void options_without_effect_are_named(void **state)
 	assert_non_null(strstr(json_string_value(json_array_get(warnings, 1)), "'vfb'"));
 	assert_non_null(strstr(json_string_value(json_array_get(warnings, 2)), "'coredump'"));
 	assert_non_null(strstr(json_string_value(json_array_get(warnings, 3)), "'rate='"));
+	for (const char *mode = "wr"; *mode; mode++) {
+		_cleanup_guest_config_ struct guest_config other = {0};
+		_cleanup_json_ json_t *found = NULL;
+		char filled[sizeof(kept)];
+
+		memcpy(filled, kept, sizeof(kept));
+		*strchr(filled, '?') = *mode;
+		assert_int_equal(parse(&other, filled, NULL), 0);
+		found = guest_config_warnings(&other);
+		assert_int_equal(json_array_size(found), *mode == 'w');
+	}
 }
 
 int main(void)

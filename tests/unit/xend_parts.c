@@ -75,8 +75,13 @@ static void the_store_forgets_guests_but_no_tickets_with_the_boot(void **state)
 {
 	struct store *store = reopen(NULL, "boot-1");
 	_cleanup_json_ json_t *config = json_pack("{s:i}", "memory", 64);
-	struct stored_domain domain = {"u-1", "TestGuest", 7, STORED_LIVE, true, false, 1000, config};
 	struct stored_ticket ticket = {"t-1", "u-1", TICKET_OWNED, "", 0, "", "", ""};
+	struct stored_domain domain = {.uuid = "u-1",
+		.name = "TestGuest",
+		.id = 7,
+		.phase = STORED_LIVE,
+		.paused = true,
+		.config = config};
 	enum ticket_state found;
 	unsigned id, count = 0;
 
@@ -117,7 +122,8 @@ static void tickets_of_guests_that_have_left_are_dropped(void **state)
 {
 	struct store *store = reopen(NULL, "boot-6");
 	_cleanup_json_ json_t *config = json_pack("{s:i}", "memory", 64);
-	struct stored_domain here = {"u-3", "Here", 7, STORED_LIVE, false, false, 1000, config};
+	struct stored_domain here = {
+		.uuid = "u-3", .name = "Here", .id = 7, .phase = STORED_LIVE, .config = config};
 
 	(void)state;
 	assert_int_equal(store_put_domain(store, &here, NULL), 0);
@@ -627,6 +633,25 @@ static void a_next_xend_decides_whether_the_guest_or_its_file_goes_on(void **sta
 	}
 }
 
+/* Not of the clock on the wall, and a guest that did not follow powers off for good later on. */
+static void a_wish_to_reboot_is_forgotten_after_a_while(void **state)
+{
+	static struct xend xend;
+	struct domain domain = {.xend = &xend};
+
+	(void)state;
+	assert_false(domain_restart_is_wanted(&domain));
+	domain_want_restart(&domain, true);
+	assert_true(domain_restart_is_wanted(&domain));
+	domain.restart_wanted_ns -= (RESTART_WANTED_S - 60) * INT64_C(1000000000);
+	assert_true(domain_restart_is_wanted(&domain));
+	domain.restart_wanted_ns -= 60 * INT64_C(1000000000);
+	assert_false(domain_restart_is_wanted(&domain));
+	domain_want_restart(&domain, true);
+	domain_want_restart(&domain, false);
+	assert_false(domain_restart_is_wanted(&domain));
+}
+
 static void what_travels_is_checked_like_a_configuration(void **state)
 {
 	static struct xend xend;
@@ -674,6 +699,7 @@ int main(void)
 		cmocka_unit_test(a_checkpoint_has_its_name_only_when_it_is_whole),
 		cmocka_unit_test(a_published_checkpoint_that_does_not_stay_is_taken_back),
 		cmocka_unit_test(a_next_xend_decides_whether_the_guest_or_its_file_goes_on),
+		cmocka_unit_test(a_wish_to_reboot_is_forgotten_after_a_while),
 		cmocka_unit_test(what_travels_is_checked_like_a_configuration),
 	};
 

@@ -4,7 +4,8 @@
 What it does is said by words in its kernel's command line: crash, reboot (a moment after it is
 resumed), error (KVM cannot run it), deaf (ignores the power button); and by files beside the program:
 features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that), lingers (a
-verb: that takes it seconds).
+verb: that takes it seconds),
+hold (a verb: it does not answer to that as long as the file is there).
 """
 import array
 import json
@@ -74,6 +75,8 @@ class Guest:
             os.kill(os.getpid(), signal.SIGKILL)
         if message["do"] in words_beside("lingers", []):
             time.sleep(3)
+        while message["do"] in words_beside("hold", []):
+            time.sleep(0.02)
         verb = "do_" + message["do"].replace("-", "_")
         try:
             reply, out = getattr(self, verb, self.do_nothing)(message, list(fds), connection)
@@ -217,6 +220,11 @@ class Guest:
     def do_power_button(self, *_):
         if "deaf" not in self.words():
             threading.Timer(0.1, self.later, ("shutdown", "poweroff")).start()
+        return {}, []
+
+    def do_end(self, message, *_):
+        """For tests: it ends by itself."""
+        self.change("shutdown", message["reason"], message.get("detail"))
         return {}, []
 
     def do_subscribe(self, _, __, connection):

@@ -1,9 +1,12 @@
 #!/usr/bin/python3
 """What is said to have happened to a guest has happened: saved, destroyed, restarted. Fake guests, all else real."""
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
+import time
 import unittest
 
 import rig
@@ -166,6 +169,188 @@ class Records(Lives):
         self.xend.kill()
         self.xend.start()
         self.assertEqual(self.xend.names(), [])
+
+
+class Restarts(Lives):
+    def ids(self):
+        return {domain["name"]: domain["id"] for domain in self.xend.domains()[1:]}
+
+    def ends(self, uuid, reason, **more):
+        """The guest does it by itself."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.connect(str(self.xend.root / "run/guests" / uuid / "control"))
+            control.send(json.dumps({"do": "end", "reason": reason, **more}).encode())
+            control.recv(65536)
+
+    def again(self, sentence="the new guest"):
+        wait_until(lambda: self.ids().get("TestGuest", 0) > 1 and self.runs(), sentence)
+
+    def gate(self):
+        """The script that takes a guest's network device away waits while this file is there."""
+        gate, script = self.xend.root / "gate", self.xend.root / "script"
+        bridge = self.xend.environment["FERRY_SCRIPTDIR"] + "/vif-bridge"
+        script.write_text(f'#!/bin/sh\nwhile [ "$1" = offline ] && [ -e {gate} ]; do touch {gate}.reached; sleep 0.02; done\n'
+                          f'exec {bridge} "$@"\n')
+        script.chmod(0o755)
+        config = self.xend.root / "config"
+        config.write_text(config.read_text().replace("(vif-script vif-bridge)", f"(vif-script {script})"))
+        self.xend.kill()
+        self.xend.start()
+        gate.write_text("")
+        self.addCleanup(gate.unlink, missing_ok=True)
+        return gate
+
+    def stands_at(self, gate):
+        reached = gate.with_name("gate.reached")
+        wait_until(reached.exists, "the guest's end")
+        reached.unlink()
+
+    def test_a_guest_that_is_kept_multiplies_not(self):
+        self.xend.create(disk=[], on_reboot="rename-restart")
+        self.xend.post("/domains/TestGuest/reboot")
+        self.again()
+        for _ in range(3):
+            self.assertEqual(self.ids(), {"TestGuest-1": 1, "TestGuest": 2})
+            self.assertEqual(self.xend.get("/domains/TestGuest-1")["state"], "---s--")
+            self.assertEqual(len(self.xend.guests()), 2)
+            self.xend.kill()
+            self.xend.start()
+        self.refused("exists already", self.xend.post, "/domains/1/rename", {"name": "TestGuest"})
+        self.xend.post("/domains/1/rename", {"name": "Kept"})
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(self.ids(), {"Kept": 1, "TestGuest": 2})
+        self.xend.post("/domains/Kept/destroy")
+        self.assertEqual(self.ids(), {"TestGuest": 2})
+
+    def test_destroy_during_a_reboot_destroys(self):
+        for when in ("ending", "waiting"):
+            gate = self.gate() if when == "ending" else None
+            self.xend.create(vif=["bridge=xenbr0"])
+            kernel = self.xend.files / "kernel"
+            self.xend.post("/domains/TestGuest/reboot")
+            if gate:
+                self.stands_at(gate)
+            else:
+                kernel.rename(self.xend.files / "away")
+                wait_until(lambda: self.xend.get("/domains/TestGuest").get("trouble"), "a start that fails")
+            destroying = self.xend.send("POST", "/domains/TestGuest/destroy", {})
+            time.sleep(0.2)
+            if gate:
+                gate.unlink()
+            self.assertEqual(destroying.getresponse().status, 200)
+            destroying.close()
+            self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
+            self.xend.kill()
+            self.xend.start()
+            self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
+
+    def test_xend_is_killed_while_a_guest_reboots(self):
+        gate = self.gate()
+        self.xend.create(vif=["bridge=xenbr0"])
+        self.xend.post("/domains/TestGuest/reboot")
+        self.stands_at(gate)
+        self.xend.kill()
+        gate.unlink()
+        self.xend.start()
+        self.again()
+        self.assertEqual(len(self.xend.guests()), 1)
+
+    def test_xend_is_stopped_while_a_guest_reboots(self):
+        self.xend.create()
+        kernel = self.xend.files / "kernel"
+        self.xend.post("/domains/TestGuest/reboot")
+        kernel.rename(self.xend.files / "away")
+        wait_until(lambda: self.xend.get("/domains/TestGuest").get("trouble"), "a start that fails")
+        self.assertEqual(self.xend.command("stop").returncode, 0)
+        (self.xend.files / "away").rename(kernel)
+        self.xend.start()
+        self.again()
+
+    def test_xend_is_killed_anywhere_in_a_reboot(self):
+        self.xend.create(vif=["bridge=xenbr0"], on_crash="destroy")
+        for step in range(10):
+            before = self.ids()["TestGuest"]
+            self.xend.post("/domains/TestGuest/reboot")
+            time.sleep(0.1 + step * 0.015)
+            self.xend.kill()
+            self.xend.start()
+            wait_until(lambda: self.ids().get("TestGuest", 0) > before and self.runs(), f"the new guest, step {step}")
+            self.assertEqual(len(self.xend.guests()), 1)
+
+    def test_a_start_that_fails_is_tried_again(self):
+        self.xend.create()
+        kernel = self.xend.files / "kernel"
+        self.xend.post("/domains/TestGuest/reboot")
+        kernel.rename(self.xend.files / "away")
+        wait_until(lambda: "Unable to" in self.xend.get("/domains/TestGuest").get("trouble", ""), "a start that fails")
+        self.refused("is being started; wait until", self.xend.post, "/domains/TestGuest/shutdown")
+        self.xend.kill()
+        self.xend.start()
+        wait_until(lambda: "Unable to" in self.xend.get("/domains/TestGuest").get("trouble", ""), "a start that fails")
+        (self.xend.files / "away").rename(kernel)
+        self.again()
+        self.assertNotIn("trouble", self.xend.get("/domains/TestGuest"))
+
+    def test_a_reboot_that_is_overtaken_by_a_save(self):
+        domain = self.xend.create(extra="deaf")
+        self.xend.post("/domains/TestGuest/reboot")
+        self.save()
+        self.restore()
+        self.ends(domain["uuid"], "poweroff")
+        wait_until(lambda: self.ids().get("TestGuest") == 3, "the new guest")
+
+    def test_a_reboot_in_the_middle_of_a_save(self):
+        """The description of the guest is in the file already."""
+        domain = self.xend.create()
+        with open(self.xend.guest_ram(domain), "r+b") as ram:
+            ram.seek(2 << 20)
+            ram.write(os.urandom(16 << 20))
+        fifo = self.xend.root / "libexec/hold"
+        fifo.write_text("save-state")
+        saving = self.xend.stream("/domains/TestGuest/save", {"file": str(self.checkpoint)})
+        wait_until(lambda: self.xend.get("/domains/TestGuest").get("busy") == "being saved", "the save")
+        self.refused("is being saved; wait until that is done, or end it", self.xend.post, "/domains/TestGuest/reboot")
+        fifo.unlink()
+        saving.end()
+
+    def test_early_reboots_are_counted_by_the_next_xend_as_well(self):
+        self.xend.create(extra="reboot")
+        for _ in range(12):
+            wait_until(lambda: not self.ids() or self.runs(), "the new guest, or its end")
+            self.xend.kill()
+            self.xend.start()
+            time.sleep(0.5)
+        self.assertEqual(self.ids(), {})
+        self.assertIn("is not started again", self.xend.log.read_text())
+
+    def test_what_was_ended_without_a_record_is_not_started_again(self):
+        """The disk was full as the guest powered off: its row says that it lives."""
+        domain = self.xend.create()
+        filler = self.full_store()
+        self.ends(domain["uuid"], "poweroff")
+        wait_until(lambda: self.ids() == {}, "its end")
+        self.xend.kill()
+        filler.unlink()
+        self.xend.start()
+        wait_until(lambda: self.ids() == {}, "its end")
+        time.sleep(0.5)
+        self.assertEqual((self.ids(), self.xend.guests()), ({}, []))
+
+    def test_a_guest_ends_while_xend_has_no_worker_for_it(self):
+        domain = self.xend.create(on_crash="restart", extra="deaf")
+        self.xend.create("Other", disk=[])
+        watchers = []
+        for _ in range(300):
+            try:
+                watchers.append(self.xend.send("GET", "/domains/Other/gone"))
+            except OSError:
+                break
+        self.ends(domain["uuid"], "reboot")
+        time.sleep(1)
+        for watcher in watchers:
+            watcher.close()
+        wait_until(lambda: self.ids().get("TestGuest", 0) > 2, "the new guest")
 
 
 if __name__ == "__main__":
