@@ -1,9 +1,8 @@
 #include "carry/allow.h"
+#include "base/address.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
-#include <netinet/in.h>
 #include <regex.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -12,88 +11,83 @@
 
 static bool admits(const char *pattern, const char *text)
 {
+	struct network network;
 	regmatch_t match;
 	regex_t compiled;
 	bool found;
 
-	if (!text[0] || regcomp(&compiled, pattern, REG_EXTENDED) != 0)
+	if (network_parse(pattern, &network))
+		return network_has(&network, text);
+	if (!text[0] || regcomp(&compiled, pattern, REG_EXTENDED | REG_ICASE) != 0)
 		return false;
-	found = regexec(&compiled, text, 1, &match, 0) == 0 && match.rm_so == 0;
+	/* Of the matches that begin first it is the longest one (regex(7)): the whole text, if that is one.
+	 */
+	found = regexec(&compiled, text, 1, &match, 0) == 0 && match.rm_so == 0 && !text[match.rm_eo];
 	regfree(&compiled);
 	return found;
 }
 
-int allow_check(const json_t *patterns, const char *name, const char *address, struct error *error)
+static bool any_admits(const json_t *patterns, const char *text)
 {
-	if (json_array_size(patterns) == 0)
-		return 0;
 	for (size_t i = 0; i < json_array_size(patterns); i++) {
 		const char *pattern = json_string_value(json_array_get(patterns, i));
 
-		if (pattern && (admits(pattern, name) || admits(pattern, address)))
-			return 0;
+		if (pattern && admits(pattern, text))
+			return true;
 	}
+	return false;
+}
+
+/* Whether a name could make a difference. */
+static bool any_is_about_names(const json_t *patterns)
+{
+	for (size_t i = 0; i < json_array_size(patterns); i++) {
+		const char *pattern = json_string_value(json_array_get(patterns, i));
+		struct network network;
+
+		if (pattern && !network_parse(pattern, &network))
+			return true;
+	}
+	return false;
+}
+
+int allow_check(const json_t *patterns, const char *name, const char *address, struct error *error)
+{
+	if (json_array_size(patterns) == 0 || any_admits(patterns, address) ||
+		(name[0] && any_admits(patterns, name)))
+		return 0;
 	return error_set(error, EACCES,
 		"%s%s%s%s may not relocate guests to this host (xend-relocation-hosts-allow).",
 		name[0] ? name : address, name[0] ? " (" : "", name[0] ? address : "", name[0] ? ")" : "");
 }
 
-/* ::ffff:10.0.0.2 is 10.0.0.2. */
-static void unmap_address(struct sockaddr_storage *address, socklen_t *size)
+/* The name that the address has, and that has the address; "" where there is none. */
+static void name_of(const char *address, char name[NI_MAXHOST])
 {
-	struct sockaddr_in6 *six = (struct sockaddr_in6 *)(void *)address;
-	struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = six->sin6_port};
+	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST};
+	struct addrinfo *number = NULL;
 
-	if (address->ss_family != AF_INET6 || !IN6_IS_ADDR_V4MAPPED(&six->sin6_addr))
+	name[0] = '\0';
+	if (getaddrinfo(address, NULL, &hints, &number) != 0)
 		return;
-	memcpy(&four.sin_addr, six->sin6_addr.s6_addr + 12, sizeof(four.sin_addr));
-	memcpy(address, &four, sizeof(four));
-	*size = sizeof(four);
-}
-
-static bool confirmed(const char *name, const char *address, int family)
-{
-	const struct addrinfo hints = {.ai_family = family, .ai_socktype = SOCK_STREAM};
-	struct addrinfo *all = NULL;
-	bool found = false;
-
-	if (getaddrinfo(name, NULL, &hints, &all) != 0)
-		return false;
-	for (const struct addrinfo *one = all; one && !found; one = one->ai_next) {
-		char text[NI_MAXHOST];
-
-		found = getnameinfo(one->ai_addr, one->ai_addrlen, text, sizeof(text), NULL, 0,
-				NI_NUMERICHOST) == 0 &&
-			strcmp(text, address) == 0;
-	}
-	freeaddrinfo(all);
-	return found;
+	if (getnameinfo(number->ai_addr, number->ai_addrlen, name, NI_MAXHOST, NULL, 0, NI_NAMEREQD) != 0 ||
+		!address_is_of(name, address))
+		name[0] = '\0';
+	freeaddrinfo(number);
 }
 
 int allow_peer(int socket, const json_t *patterns, char peer[PEER_NAME_MAX], struct error *error)
 {
-	struct sockaddr_storage address = {0};
-	socklen_t size = sizeof(address);
-	char number[NI_MAXHOST] = "", name[NI_MAXHOST] = "";
+	char number[ADDRESS_SIZE], name[NI_MAXHOST] = "";
 
-	if (getpeername(socket, (struct sockaddr *)&address, &size) < 0)
-		return error_set(error, errno, "The peer is gone already: %s.", strerror(errno));
-	if (address.ss_family == AF_UNIX) {
-		snprintf(number, sizeof(number), "localhost");
-	} else {
-		unmap_address(&address, &size);
-		if (getnameinfo((struct sockaddr *)&address, size, number, sizeof(number), NULL, 0,
-			    NI_NUMERICHOST) != 0)
-			return error_set(error, EINVAL, "The peer's address cannot be told.");
-		if (json_array_size(patterns) &&
-			getnameinfo((struct sockaddr *)&address, size, name, sizeof(name), NULL, 0,
-				NI_NAMEREQD) == 0 &&
-			!confirmed(name, number, address.ss_family))
-			name[0] = '\0';
-	}
+	address_of_peer(socket, number);
+	if (!number[0])
+		return error_set(error, ENOTCONN, "The peer is gone already.");
+	if (json_array_size(patterns) && !any_admits(patterns, number) && any_is_about_names(patterns))
+		name_of(number, name);
 	if (name[0])
-		snprintf(peer, PEER_NAME_MAX, "%.512s (%.512s)", name, number);
+		snprintf(peer, PEER_NAME_MAX, "%.512s (%s)", name, number);
 	else
-		snprintf(peer, PEER_NAME_MAX, "%.512s", number);
+		snprintf(peer, PEER_NAME_MAX, "%s", number);
 	return allow_check(patterns, name, number, error);
 }

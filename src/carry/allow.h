@@ -1,10 +1,11 @@
 /*
- * Who may relocate guests to this host: xend-relocation-hosts-allow, a list of POSIX
- * extended regular expressions. One that matches from the first character of the peer's
- * host name, or of its address, admits it (as Xen's xend did); an empty list admits all.
+ * Who may relocate guests to this host: xend-relocation-hosts-allow, a list of addresses, networks
+ * (10.0.0.0/24) and POSIX extended regular expressions, of which one must match the whole of the peer's
+ * address or host name, in large or small letters; an empty list admits all.
  *
  * The name is the one that the address resolves to, and counts only if it resolves back to
- * that address.
+ * that address. It is looked up only where no pattern matches the address, and some could match a name: who
+ * is listed by address does not wait for a DNS that is down.
  */
 #pragma once
 

@@ -8,6 +8,7 @@
 #include "carry/query.h"
 #include "carry/receive.h"
 #include "carry/streams_out.h"
+#include "carry/tls.h"
 #include "state/description.h"
 #include "state/digest.h"
 
@@ -425,6 +426,27 @@ static int receive_begin(struct receive *receive, confine_function *confine, str
 	return r;
 }
 
+/* xend finds out whether the peer is one of those that its certificate is for. Nothing is read from it
+ * before. */
+static int confirm(struct receive *receive, struct error *error)
+{
+	const json_t *claims = receive->wire.tls ? tls_claims(receive->wire.tls) : NULL;
+	_cleanup_message_ struct message answer = {0};
+	int r;
+
+	if (!claims)
+		return 0;
+	r = job_event(receive->job, "confirm",
+		json_pack("{s:s, s:s, s:O}", "peer", receive->peer, "address", tls_address(receive->wire.tls),
+			"names", claims),
+		error);
+	if (r == 0)
+		r = peer_hold_for_xend(&receive->wire, &answer, error);
+	if (r == 0 && strcmp(job_verb(&answer), "confirmed") != 0)
+		return error_set(error, EPROTO, "xend did not answer 'confirmed' to 'confirm'.");
+	return r;
+}
+
 int receive_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_receive_ struct receive receive = {.job = job,
@@ -436,6 +458,8 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 	/* A stranger who does not even greet right gets no answer. */
 	bool greeted = r == 0;
 
+	if (r == 0)
+		r = confirm(&receive, error);
 	if (r == 0 && receive.hello.purpose == PURPOSE_ASK) {
 		r = answer_question(&receive, error);
 	} else if (r == 0 && receive.hello.purpose == PURPOSE_QUERY) {

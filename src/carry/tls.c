@@ -1,11 +1,11 @@
 #include "carry/tls.h"
 #include "base/address.h"
 #include "base/cleanup.h"
+#include "carry/authority.h"
 
 #include <errno.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +23,8 @@ struct tls {
 	const json_t *trusted; /* borrowed from the job: [{"host", "address", "fingerprint"}, …] */
 	char *host;            /* whom the source means; NULL at the destination */
 	bool any, authority;
+	struct error no_list; /* why the authority's list of revoked certificates cannot be used */
+	json_t *claims;       /* owned: names in the certificate, of which one has to lead to `there` */
 	char own[FINGERPRINT_SIZE], theirs[FINGERPRINT_SIZE];
 	char wanted[FINGERPRINT_SIZE]; /* the one key that will do; "": any that is trusted */
 	bool further;                  /* another connection to a peer that was judged at the first */
@@ -94,30 +96,37 @@ static void refuse(struct tls *tls)
 			peer, tls->theirs, peer);
 }
 
-/* Certified by an authority of ours, and, where we mean a certain host, for that host. */
+/*
+ * Certified by an authority of ours, and for who shows it: whom the source means; at the destination whoever
+ * has that address, or, as others have to find out (tls_claims), one of those names.
+ */
 static bool certified(struct tls *tls, X509_STORE_CTX *check)
 {
 	X509 *certificate = X509_STORE_CTX_get0_cert(check);
+	const char *peer = tls->host ? tls->host : tls->there, *why;
 
 	if (!tls->authority)
 		return false;
-	if (X509_verify_cert(check) != 1) {
-		error_set(&tls->refusal, EACCES,
-			"%s is not trusted: its certificate is not one of the authority's in "
-			"xend-relocation-ca-file (%s), and its key %s is unknown here. To trust that key, "
-			"type on "
-			"this host: xm trust %s",
-			tls->host ? tls->host : tls->there,
-			X509_verify_cert_error_string(X509_STORE_CTX_get_error(check)), tls->theirs,
-			tls->host ? tls->host : tls->there);
+	if (tls->no_list.code) {
+		error_set(&tls->refusal, EACCES, "%s is not trusted: %s", peer, tls->no_list.text);
 		return false;
 	}
-	if (!tls->host || *tls->wanted || X509_check_ip_asc(certificate, tls->host, 0) == 1 ||
-		X509_check_host(certificate, tls->host, 0, 0, NULL) == 1)
+	if (!authority_signed(check, &why)) {
+		error_set(&tls->refusal, EACCES,
+			"%s is not trusted: its certificate is not one of the authority's in "
+			"xend-relocation-ca-file that counts (%s), and its key %s is unknown here. To trust "
+			"that key, type on this host: xm trust %s",
+			peer, why, tls->theirs, peer);
+		return false;
+	}
+	if (*tls->wanted || authority_is_for(certificate, peer))
 		return true;
-	error_set(&tls->refusal, EACCES,
-		"%s is not trusted: its certificate is for another name. Use the name that it was made for.",
-		tls->host);
+	if (!tls->host)
+		tls->claims = authority_names(certificate);
+	if (json_array_size(tls->claims))
+		return true;
+	error_set(&tls->refusal, EACCES, "%s is not trusted: its certificate is for another name%s.", peer,
+		tls->host ? ". Use the name that it was made for" : " or address");
 	return false;
 }
 
@@ -188,21 +197,21 @@ static int use_identity(struct tls *tls, const char *pem, struct error *error)
 	return r;
 }
 
-static int use_authority(struct tls *tls, const char *pem, struct error *error)
+/* Without a usable list nobody is certified; who is trusted by key does not need it. */
+static int use_authority(struct tls *tls, const json_t *secure, struct error *error)
 {
-	BIO *text = BIO_new_mem_buf(pem, -1);
+	const char *pem = json_string_value(json_object_get(secure, "authority")),
+		   *revoked = json_string_value(json_object_get(secure, "revoked")),
+		   *no_list = json_string_value(json_object_get(secure, "no_list"));
 	X509_STORE *store = SSL_CTX_get_cert_store(tls->context);
-	X509 *certificate;
+	int r = pem ? authority_read(store, pem, error) : 0;
 
-	while (text && (certificate = PEM_read_bio_X509(text, NULL, NULL, NULL))) {
-		tls->authority |= X509_STORE_add_cert(store, certificate) == 1;
-		X509_free(certificate);
-	}
-	BIO_free(text);
-	ERR_clear_error(); /* the end of the text is one of OpenSSL's errors */
-	return tls->authority
-		       ? 0
-		       : error_set(error, EINVAL, "There is no certificate in xend-relocation-ca-file.");
+	tls->authority = pem && r == 0;
+	if (no_list)
+		error_set(&tls->no_list, EACCES, "%s", no_list);
+	else if (revoked)
+		authority_read_revoked(store, revoked, &tls->no_list);
+	return r;
 }
 
 static bool make_context(struct tls *tls)
@@ -251,7 +260,6 @@ int tls_prepare(
 	struct tls **result, const json_t *secure, int fd, const struct tls_peer *peer, struct error *error)
 {
 	struct tls *tls = calloc(1, sizeof(*tls));
-	const char *authority = json_string_value(json_object_get(secure, "authority"));
 	int r = 0;
 
 	*result = tls;
@@ -267,8 +275,8 @@ int tls_prepare(
 	if (!make_context(tls))
 		return error_set(error, EIO, "TLS cannot be prepared: %s.", crypto_reason());
 	r = use_identity(tls, member(secure, "identity"), error);
-	if (r == 0 && authority)
-		r = use_authority(tls, authority, error);
+	if (r == 0)
+		r = use_authority(tls, secure, error);
 	if (r == 0 && !make_line(tls, fd))
 		r = error_set(error, EIO, "TLS cannot be prepared: %s.", crypto_reason());
 	return r;
@@ -298,6 +306,7 @@ void tls_free(struct tls *tls)
 		return;
 	SSL_free(tls->line);
 	SSL_CTX_free(tls->context);
+	json_decref(tls->claims);
 	free(tls->host);
 	free(tls);
 }
@@ -449,6 +458,11 @@ void tls_finish(struct tls *tls)
 const char *tls_fingerprint(const struct tls *tls)
 {
 	return tls->theirs;
+}
+
+const json_t *tls_claims(const struct tls *tls)
+{
+	return tls->claims;
 }
 
 const char *tls_address(const struct tls *tls)

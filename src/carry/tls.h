@@ -51,5 +51,8 @@ void tls_finish(struct tls *tls);
 /* After the handshake: the peer's key, and its address as this host sees it. */
 const char *tls_fingerprint(const struct tls *tls);
 const char *tls_address(const struct tls *tls);
+/* At the destination: the peer is trusted if one of these names leads to its address, which the sandbox
+ * cannot ask; until then nothing of what it wants is done. NULL: it is trusted already. Borrowed. */
+const json_t *tls_claims(const struct tls *tls);
 /* Keys are renewed after so many bytes sent; for tests. */
 void tls_renew_after(struct tls *tls, uint64_t bytes);

@@ -32,12 +32,14 @@ struct xend_config {
 	bool relocation_server;       /* no */
 	uint64_t relocation_port;     /* 8002 */
 	char *relocation_address;     /* '': every address */
-	char *relocation_hosts_allow; /* as written: regular expressions separated by spaces, '': all */
-	char **allow; /* its words, each compiled once as a check (POSIX extended, case ignored) */
+	char *relocation_hosts_allow; /* as written: addresses, networks and regular expressions separated
+					 by spaces, '': all */
+	char **allow;                 /* its words, each checked (src/carry/allow.h) */
 	size_t allow_count;
 	bool relocation_clear_text; /* no: TLS, between hosts that trust each other
 				       (docs/relocation-protocol.md) */
 	char *relocation_ca_file; /* PEM: whose certificates are trusted, '': only keys that xm trust knows */
+	char *relocation_crl_file;        /* PEM: what those authorities have revoked, '': nothing */
 	char *relocation_cert_file;       /* PEM: this host's certificate, '': one that xend makes */
 	char *relocation_key_file;        /* PEM: its key, '': in the same file */
 	uint64_t relocation_connections;  /* that a guest's memory goes over, 0: chosen for each guest */

@@ -222,6 +222,31 @@ static void remember_source(struct receiving *receiving, int socket, const json_
 		peers_remember_socket(receiving->xend, socket, (unsigned)port);
 }
 
+/* What the peer wants, after xend has found out, where that is needed, whether it is whom its certificate is
+ * for. */
+static int hear_wish(struct receiving *receiving, struct message *wish, struct error *error)
+{
+	struct carrier *carrier = &receiving->carrier;
+	_cleanup_message_ struct message asked = {0};
+	struct message rest;
+	int r = carrier_hear(carrier, wish, error);
+
+	if (r < 0 || !carrier_heard(wish, "confirm"))
+		return r;
+	asked = *wish;
+	*wish = (struct message){0};
+	r = trust_confirm(carrier->xend, json_object_get(asked.body, "names"),
+		json_string_value(json_object_get(asked.body, "address")) ?: "", error);
+	if (r >= 0) {
+		r = carrier_say(carrier, json_pack("{s:s}", "do", "confirmed"), NULL, 0, error);
+		return r < 0 ? r : carrier_hear(carrier, wish, error);
+	}
+	carrier_say(carrier, json_pack("{s:s, s:s}", "do", "abort", "why", error->text), NULL, 0, NULL);
+	while (carrier_hear(carrier, &rest, NULL) >= 0)
+		message_free(&rest);
+	return r;
+}
+
 static int receive(struct receiving *receiving, struct visitor *visitor, struct error *error)
 {
 	struct xend *xend = receiving->xend;
@@ -245,7 +270,7 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 	cleanup_close(&joins); /* the carrier's alone: what is sent to one that has ended fails */
 	joins = -1;
 	if (r >= 0)
-		r = carrier_hear(&receiving->carrier, &first, error);
+		r = hear_wish(receiving, &first, error);
 	if (r >= 0)
 		r = take_text(first.body, "peer", receiving->peer, sizeof(receiving->peer), error);
 	if (r < 0)

@@ -1,4 +1,5 @@
 #include "xend/trust.h"
+#include "base/address.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/peers.h"
@@ -13,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PEM_MAX 65536
+#define PEM_MAX (1 << 20)
 #define HOST_MAX 253 /* characters of a host's name (RFC 1035, section 2.3.4) */
 
 /* ---- this host's key ---- */
@@ -154,6 +155,23 @@ static json_t *trusted_hosts(struct xend *xend, struct error *error)
 	return r < 0 ? NULL : take_pointer(hosts);
 }
 
+/* Read each time, since what is revoked today was not yesterday. Nobody is certified while it cannot be. */
+static void add_revoked(json_t *secure, const char *path)
+{
+	_cleanup_free_ char *revoked = NULL;
+	struct error error;
+	int r = read_pem(path, &revoked, &error);
+
+	if (r >= 0 && json_object_set_new(secure, "revoked", json_string(revoked)) < 0)
+		r = error_set(&error, EINVAL, "%s is no text in UTF-8.", path);
+	if (r >= 0)
+		return;
+	log_error("xend-relocation-crl-file: %s", error.text);
+	json_object_set_new(secure, "no_list",
+		json_sprintf("What its authority has revoked is not known (xend-relocation-crl-file: %s)",
+			error.text));
+}
+
 /* A memfd with what a carrier needs to know of keys. */
 static int secure_fd(struct xend *xend, struct error *error)
 {
@@ -170,6 +188,8 @@ static int secure_fd(struct xend *xend, struct error *error)
 		return -error->code;
 	secure = json_pack("{s:s, s:o, s:s*}", "identity", trust->identity, "trusted", hosts, "authority",
 		trust->authority);
+	if (secure && *xend->config.relocation_crl_file)
+		add_revoked(secure, xend->config.relocation_crl_file);
 	text = secure ? json_dumps(secure, JSON_COMPACT) : NULL;
 	file = text ? memfd_create("secure", MFD_CLOEXEC) : -1;
 	if (file < 0 || write(file, text, strlen(text)) != (ssize_t)strlen(text))
@@ -197,6 +217,27 @@ int trust_say(struct carrier *carrier, json_t *body, const int *fds, unsigned co
 		all[i] = fds[i];
 	all[count] = secure;
 	return carrier_say(carrier, body, all, count + 1, error);
+}
+
+int trust_confirm(struct xend *xend, const json_t *names, const char *address, struct error *error)
+{
+	_cleanup_free_ char *list = NULL;
+	bool found = false;
+
+	xend_unlock(xend);
+	for (size_t i = 0; !found && i < json_array_size(names); i++) {
+		const char *name = json_string_value(json_array_get(names, i));
+
+		found = name && address_is_of(name, address);
+	}
+	xend_lock(xend);
+	if (found)
+		return 0;
+	list = json_dumps(names, JSON_COMPACT);
+	return error_set(error, EACCES,
+		"%s is not trusted: its certificate is for %s, and none of these names leads to that "
+		"address.",
+		address, list ? list : "other hosts");
 }
 
 /* ---- the API ---- */

@@ -79,9 +79,34 @@ static void names_and_addresses_are_matched(void **state)
 		{"[\"^localhost$\", \"^.*\\\\.our-network\\\\.mil$\"]", "a.our-network.mil.evil.org",
 			"10.0.0.9", false},
 		{"[\"10.0.0.2\"]", "", "110.0.0.2", false},
+		{"[\"10.0.0.2\"]", "", "10.0.0.20", false},
+		{"[\"10.0.0.2\"]", "", "10.0.0.254", false},
+		{"[\"10.0.0.2\"]", "10x0.0.2", "10.9.0.2", false},
+		{"[\"10\\\\.0\\\\.0\\\\.2\"]", "", "10.0.0.20", false},
+		{"[\"10\\\\.0\\\\.0\\\\.2.*\"]", "", "10.0.0.20", true},
+		{"[\"host1\"]", "host1", "10.0.0.2", true},
+		{"[\"host1\"]", "HOST1", "10.0.0.2", true},
+		{"[\"host1\"]", "host10", "10.0.0.2", false},
+		{"[\"host1\"]", "host1.evil.org", "10.0.0.2", false},
+		{"[\"a|a\\\\.b\"]", "a.b", "10.0.0.2", true},
+		{"[\"a|b\"]", "ab", "10.0.0.2", false},
+		{"[\"10.0.0.0/24\"]", "", "10.0.0.255", true},
+		{"[\"10.0.0.0/24\"]", "", "10.0.1.0", false},
+		{"[\"10.0.0.9/29\"]", "", "10.0.0.15", true},
+		{"[\"10.0.0.9/29\"]", "", "10.0.0.16", false},
+		{"[\"0.0.0.0/0\"]", "", "192.168.7.7", true},
+		{"[\"0.0.0.0/0\"]", "", "fd00::1", false},
+		{"[\"fd00::/64\"]", "", "fd00::1:2:3:4", true},
+		{"[\"fd00::/64\"]", "", "fd00:0:0:1::1", false},
+		{"[\"FD00:0::1\"]", "", "fd00::1", true},
+		{"[\"fe80::/10\"]", "", "fe80::1%eth0", true},
+		{"[\"::ffff:10.0.0.2\"]", "", "10.0.0.2", true},
+		{"[\"::ffff:10.0.0.0/120\"]", "", "10.0.0.7", true},
+		{"[\"::/0\"]", "", "10.0.0.2", false},
+		{"[\"10.0.0.0/33\"]", "", "10.0.0.0", false},
 		{"[\"^localhost$\"]", "", "10.0.0.2", false},
 		{"[\"(unbalanced\"]", "", "10.0.0.2", false},
-		{"[\"\"]", "", "10.0.0.2", true},
+		{"[\"\"]", "", "10.0.0.2", false},
 	};
 
 	(void)state;
@@ -89,7 +114,9 @@ static void names_and_addresses_are_matched(void **state)
 		_cleanup_json_ json_t *patterns = json_loads(cases[i].patterns, 0, NULL);
 		int r = allow_check(patterns, cases[i].name, cases[i].address, NULL);
 
-		assert_int_equal(r == 0, cases[i].allowed);
+		if ((r == 0) != cases[i].allowed)
+			fail_msg("%s: %s (%s) is %s", cases[i].patterns, cases[i].name, cases[i].address,
+				r == 0 ? "admitted" : "refused");
 	}
 }
 
@@ -100,6 +127,7 @@ struct side {
 	const struct test_host *host; /* NULL: clear text */
 	json_t *trusted;              /* used up; NULL: nobody */
 	const char *authority;
+	bool denies; /* that the names in the source's certificate lead to its address */
 };
 
 static struct message run_to_end(struct carrier_thread *carrier)
@@ -150,6 +178,18 @@ static void ask(
 		fds, 1, dest);
 	close(fds[0]);
 	event = run_to_end(&hears);
+	if (strcmp(json_string_value(json_object_get(event.body, "event")), "confirm") == 0) {
+		assert_string_equal(json_string_value(json_object_get(event.body, "address")), HERE);
+		assert_string_equal(
+			json_string_value(json_array_get(json_object_get(event.body, "names"), 0)),
+			"elsewhere.test");
+		message_free(&event);
+		carrier_say(&hears,
+			dest.denies ? json_pack("{s:s, s:s}", "do", "abort", "why", "It is not elsewhere.")
+				    : json_pack("{s:s}", "do", "confirmed"),
+			NULL, 0);
+		event = run_to_end(&hears);
+	}
 	if (dest_says) {
 		expect_text(&event, dest_says);
 	} else {
@@ -352,9 +392,20 @@ static void an_authority_certifies_hosts(void **state)
 	X509 *authority = make_certificate("The authority", key, NULL, key);
 	char *pem = pem_of(NULL, authority);
 	struct test_host here = certified_host("IP:" HERE, authority, key),
-			 elsewhere = certified_host("DNS:elsewhere.test", authority, key);
+			 elsewhere = certified_host("DNS:elsewhere.test", authority, key),
+			 nobody = certified_host("IP:10.9.9.9,email:user@host.test", authority, key),
+			 wild = certified_host("DNS:*.test", authority, key);
 
 	ask((struct side){&elsewhere, NULL, pem}, (struct side){&here, NULL, pem}, NULL, NULL);
+	ask((struct side){&elsewhere, NULL, pem}, (struct side){&here, NULL, pem, .denies = true},
+		(const char *const[]){"It is not elsewhere.", NULL},
+		(const char *const[]){"It is not elsewhere.", NULL});
+	ask((struct side){&nobody, NULL, pem}, (struct side){&here, NULL, pem},
+		(const char *const[]){HERE, NULL},
+		(const char *const[]){"its certificate is for another name or address", NULL});
+	ask((struct side){&wild, NULL, pem}, (struct side){&here, NULL, pem},
+		(const char *const[]){HERE, NULL},
+		(const char *const[]){"its certificate is for another name or address", NULL});
 	ask((struct side){&here, NULL, pem}, (struct side){&elsewhere, NULL, pem},
 		(const char *const[]){"its certificate is for another name", NULL},
 		(const char *const[]){HERE, NULL});
@@ -366,6 +417,8 @@ static void an_authority_certifies_hosts(void **state)
 		(struct side){&here, only("one", "", &k->one), pem}, NULL, NULL);
 	test_host_end(&here);
 	test_host_end(&elsewhere);
+	test_host_end(&nobody);
+	test_host_end(&wild);
 	free(pem);
 	X509_free(authority);
 	EVP_PKEY_free(key);

@@ -152,6 +152,9 @@ static void a_bad_pattern_is_named(void **state)
 	(void)state;
 	assert_int_equal(parse(&config, "(xend-relocation-hosts-allow '^a$ [b')", &error), -EINVAL);
 	assert_non_null(strstr(error.text, "'[b' is not a regular expression: "));
+	assert_int_equal(
+		parse(&config, "(xend-relocation-hosts-allow 'fd00::/64 10.0.0.0/33')", &error), -EINVAL);
+	assert_non_null(strstr(error.text, "'10.0.0.0/33' is no network, as 10.0.0.0/24 and fd00::/64 are."));
 }
 
 static void atoms_read_back_as_written(void **state)

@@ -177,21 +177,77 @@ class Trust(unittest.TestCase):
 
     def test_an_authority(self):
         root = self.authority()
-        settings = (f"(xend-relocation-ca-file {root}/ca.pem)\n(xend-relocation-server-ssl-cert-file {root}/%s.pem)\n"
-                    f"(xend-relocation-server-ssl-key-file {root}/%s.key)")
-        self.xends(one=settings % ("one", "one"), two=settings % ("two", "two"))
+        self.xends(one=self.settings(root, "one"), two=self.settings(root, "two"))
         self.one.create()
         self.migrate()
         self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
         self.assertFalse((self.one.root / "state/relocation.pem").exists())
 
-    def authority(self):
+    def test_a_certificate_counts_for_whose_it_is(self):
+        """Any certificate of the authority's is none that moves guests here: it is for the peer's address, or a name of it."""
+        root = self.authority(one="DNS:one.test", two=f"IP:{HERE}")
+        names = root / "hosts"
+        names.write_text("10.9.9.9 one.test\n")
+        rig.run(f"mount --bind {names} /etc/hosts")  # in this test's own mount namespace
+        self.addCleanup(rig.run, "umount -l /etc/hosts")
+        self.xends(one=self.settings(root, "one"), two=self.settings(root, "two"))
+        self.one.create()
+        self.refused(['its certificate is for ["one.test"], and none of these names leads to that address'], self.migrate)
+        self.stays()
+        names.write_text(f"10.9.9.9 one.test\n{HERE} one.test\n")
+        self.migrate()
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+
+    def test_what_an_authority_has_revoked(self):
+        root = self.authority()
+        lists = f"(xend-relocation-crl-file {root}/crl.pem)"
+        self.xends(one=self.settings(root, "one"), two=self.settings(root, "two") + lists)
+        self.one.create()
+        self.refused(["does not trust this host"], self.migrate)
+        self.logged(self.two, f"Unable to read file {root}/crl.pem")
+        revoke = f"cd {root} && openssl ca -config ca.cnf -keyfile ca.key -cert ca.pem "
+        (root / "ca.cnf").write_text("[ca]\ndefault_ca = d\n[d]\ndatabase = index\ncrlnumber = number\ndefault_md = default\n"
+                                     "default_crl_days = 2\n")
+        (root / "index").touch()
+        (root / "number").write_text("01\n")
+        rig.run(f"{revoke} -gencrl -out crl.pem")
+        self.migrate()
+        self.two.job("/domains/TestGuest/migrate", {"host": HERE, "port": 18002})
+        rig.run(f"{revoke} -revoke one.pem && {revoke} -gencrl -out crl.pem")
+        self.refused(["does not trust this host"], self.migrate)
+        self.logged(self.two, "certificate revoked")
+        self.stays()
+        self.two.trust(self.one)  # a key that a person has trusted counts all the same
+        self.migrate()
+
+    def test_a_dns_that_is_down_holds_up_nobody_who_is_listed_by_address(self):
+        servers = pathlib.Path(rig.run("mktemp").strip())
+        self.addCleanup(servers.unlink)
+        servers.write_text("nameserver 10.9.9.9\noptions timeout:20 attempts:3\n")
+        rig.run("ip route add 10.9.9.0/24 dev xenbr0 && ip neigh add 10.9.9.9 lladdr 02:00:00:00:00:09 dev xenbr0")
+        self.addCleanup(rig.run, "ip route del 10.9.9.0/24 dev xenbr0")
+        rig.run(f"mount --bind {servers} /etc/resolv.conf")
+        self.addCleanup(rig.run, "umount -l /etc/resolv.conf")
+        allow = "(xend-relocation-hosts-allow '^.*\\\\.test$ 10.0.0.0/24')"
+        self.xends(one=allow, two=allow)
+        rig.acquaint(self.one, self.two)
+        self.one.create()
+        self.migrate()
+        self.two.post("/domains/TestGuest/destroy")
+        self.one.create()  # asks the other host, which it knows by address
+
+    @staticmethod
+    def settings(root, name):
+        return (f"(xend-relocation-ca-file {root}/ca.pem)\n(xend-relocation-server-ssl-cert-file {root}/{name}.pem)\n"
+                f"(xend-relocation-server-ssl-key-file {root}/{name}.key)\n")
+
+    def authority(self, one=f"IP:{HERE}", two=f"IP:{HERE}"):
         root = pathlib.Path(rig.run("mktemp -d /tmp/authority-XXXXXX").strip())
         self.addCleanup(rig.run, f"rm -r {root}")
         rig.run(f"cd {root} && openssl req -x509 -newkey ed25519 -nodes -keyout ca.key -out ca.pem -subj /CN=CA -days 2")
-        for name in ("one", "two"):
+        for name, whose in (("one", one), ("two", two)):
             rig.run(f"cd {root} && openssl req -new -newkey ed25519 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name} "
-                    f"-addext subjectAltName=IP:{HERE} && openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key "
+                    f"-addext subjectAltName={whose} && openssl x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key "
                     f"-CAcreateserial -days 2 -copy_extensions copy -out {name}.pem")
         return root
 
