@@ -112,7 +112,11 @@ static void create(struct call *call)
 		log_warning("A guest was not created: %s", error.text);
 		reply_error(call->reply, &error);
 	} else {
-		reply_json(call->reply, 201, domain_describe(domain));
+		json_t *created = domain_describe(domain);
+
+		if (domain->warnings)
+			json_object_set(created, "warnings", domain->warnings);
+		reply_json(call->reply, 201, created);
 	}
 }
 

@@ -30,6 +30,7 @@ void domain_unref(struct domain *domain)
 	if (--domain->references)
 		return;
 	guest_config_free(&domain->config);
+	json_decref(domain->warnings);
 	free(domain);
 }
 

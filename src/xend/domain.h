@@ -70,6 +70,7 @@ struct domain {
 		    */
 	bool followed; /* by a worker that knows when it is there */
 	struct event *events_ready, *process_ended;
+	json_t *warnings; /* sentences for whoever starts it, owned; NULL: none */
 };
 
 struct domain *domain_ref(struct domain *domain);

@@ -211,7 +211,7 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 	reply_stream(reply, "application/x-ndjson");
 	r = run_send(&sending, &done, &error);
 	if (sending.committed)
-		peers_remember(domain->xend, options->host, options->port);
+		peers_remember(domain->xend, options->host, sending.peer.address, options->port);
 	if (r >= 0) {
 		/* Before the guest's console ends: who watches it asks where it went. */
 		move_end(sending.move, MOVE_DONE, done.body, NULL);

@@ -1,4 +1,5 @@
 #include "xend/peers.h"
+#include "base/address.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/carrier.h"
@@ -8,33 +9,28 @@
 #include "xend/trust.h"
 
 #include <errno.h>
-#include <netdb.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
 
-#define PEERS_MAX 16u
+#define ASKED_AT_ONCE 16u
 #define ANSWERS_MAX 4u
+#define UNHEARD_NAMED 8u /* hosts that a warning names, of those that were not heard */
 
-void peers_remember(struct xend *xend, const char *host, unsigned port)
+void peers_remember(struct xend *xend, const char *host, const char *address, unsigned port)
 {
 	struct error error;
 
-	if (store_put_peer(xend->store, host, port, &error) < 0)
+	if (store_put_peer(xend->store, host, address, port, &error) < 0)
 		log_error("%s", error.text);
 }
 
 void peers_remember_socket(struct xend *xend, int socket, unsigned port)
 {
-	struct sockaddr_storage address;
-	socklen_t size = sizeof(address);
-	char host[NI_MAXHOST];
+	char address[ADDRESS_SIZE];
 
-	if (port && getpeername(socket, (struct sockaddr *)&address, &size) == 0 &&
-		getnameinfo((struct sockaddr *)&address, size, host, sizeof(host), NULL, 0, NI_NUMERICHOST) ==
-			0)
-		peers_remember(xend, host, port);
+	address_of_peer(socket, address);
+	if (port && *address)
+		peers_remember(xend, "", address, port);
 }
 
 static int say_query(struct carrier *carrier, const char *host, unsigned port, const json_t *query,
@@ -82,26 +78,31 @@ struct asked {
 	unsigned port;
 	bool open;     /* no answer yet */
 	bool reached;  /* it accepted the connection */
+	bool heard;    /* it has answered */
 	long long end; /* monotonic ms: it has that long for what is due */
 };
 
 struct inquiry {
 	struct domain *domain; /* referenced */
-	struct asked peers[PEERS_MAX];
-	unsigned count;
-	struct error found; /* code 0: nobody has it */
+	struct asked *peers;   /* owned; pointers to them last only until one is added */
+	unsigned count, begun; /* known, and asked so far */
+	struct error found;    /* code 0: nobody has it */
 };
 
 static int add_peer(void *context, const char *host, unsigned port)
 {
 	struct inquiry *inquiry = context;
-	struct asked *asked = &inquiry->peers[inquiry->count];
+	struct asked *more, *asked;
 
-	if (inquiry->count == PEERS_MAX || strlen(host) >= sizeof(asked->host))
+	if (strlen(host) >= sizeof(asked->host))
 		return 0;
+	more = realloc(inquiry->peers, (inquiry->count + 1) * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	inquiry->peers = more;
+	asked = &more[inquiry->count++];
+	*asked = (struct asked){.port = port};
 	snprintf(asked->host, sizeof(asked->host), "%s", host);
-	asked->port = port;
-	inquiry->count++;
 	return 0;
 }
 
@@ -182,7 +183,8 @@ static void take_event(struct inquiry *inquiry, struct asked *asked)
 		asked->end = monotonic_ms() + WHO_HAS_ANSWER_MS;
 	} else {
 		asked->open = false;
-		if (r >= 0 && carrier_heard(&event, "reply"))
+		asked->heard = r >= 0 && carrier_heard(&event, "reply");
+		if (asked->heard)
 			take_answer(inquiry, asked, json_object_get(event.body, "reply"));
 		else if (r >= 0)
 			r = channel_error_of(event.body, &error);
@@ -195,17 +197,21 @@ static void take_event(struct inquiry *inquiry, struct asked *asked)
 /* Whoever has something to say says it. Without the lock. */
 static void hear_some(struct inquiry *inquiry, int timeout_ms)
 {
-	struct pollfd ready[PEERS_MAX];
+	struct pollfd ready[ASKED_AT_ONCE];
+	struct asked *who[ASKED_AT_ONCE];
+	unsigned count = 0;
 
-	for (unsigned i = 0; i < inquiry->count; i++)
-		ready[i] =
-			(struct pollfd){.fd = inquiry->peers[i].open ? inquiry->peers[i].carrier.channel : -1,
-				.events = POLLIN};
-	if (poll(ready, inquiry->count, timeout_ms) <= 0)
+	for (unsigned i = 0; i < inquiry->begun && count < ASKED_AT_ONCE; i++)
+		if (inquiry->peers[i].open) {
+			who[count] = &inquiry->peers[i];
+			ready[count] = (struct pollfd){.fd = who[count]->carrier.channel, .events = POLLIN};
+			count++;
+		}
+	if (poll(ready, count, timeout_ms) <= 0)
 		return;
-	for (unsigned i = 0; i < inquiry->count; i++)
+	for (unsigned i = 0; i < count; i++)
 		if (ready[i].revents)
-			take_event(inquiry, &inquiry->peers[i]);
+			take_event(inquiry, who[i]);
 }
 
 /* What it has said already counts, however late this side is to hear it. */
@@ -221,7 +227,7 @@ static int time_left(struct inquiry *inquiry)
 {
 	long long now = monotonic_ms(), next = -1;
 
-	for (unsigned i = 0; i < inquiry->count; i++) {
+	for (unsigned i = 0; i < inquiry->begun; i++) {
 		struct asked *asked = &inquiry->peers[i];
 
 		if (asked->open && asked->end <= now && !has_spoken(asked)) {
@@ -238,43 +244,83 @@ static int time_left(struct inquiry *inquiry)
 	return next < 0 ? -1 : next > now ? (int)(next - now) : 0;
 }
 
-/* Without the lock. */
-static void hear_all(struct inquiry *inquiry)
-{
-	int left;
-
-	while (!inquiry->found.code && (left = time_left(inquiry)) >= 0)
-		hear_some(inquiry, left);
-}
-
 /* Carriers may take a moment to end, and nobody has to wait for that. With the lock, which it lets go of. */
 static void end_inquiry(void *argument)
 {
 	struct inquiry *inquiry = argument;
 
-	for (unsigned i = 0; i < inquiry->count; i++)
+	for (unsigned i = 0; i < inquiry->begun; i++)
 		carrier_end(&inquiry->peers[i].carrier);
 	domain_unref(inquiry->domain);
+	free(inquiry->peers);
 	free(inquiry);
 }
 
-static void start_asking(struct inquiry *inquiry, const json_t *query)
+/* With the lock. */
+static void ask_one(struct inquiry *inquiry, struct asked *asked, const json_t *query)
+{
+	struct error error;
+	int r = carrier_start(&asked->carrier, inquiry->domain->xend, -1, NULL, &error);
+
+	if (r >= 0)
+		r = say_query(&asked->carrier, asked->host, asked->port, query, false, &error);
+	asked->open = r >= 0;
+	asked->end = monotonic_ms() + WHO_HAS_ANSWER_MS;
+	if (r < 0)
+		log_warning("%s was not asked about domain '%s': %s", asked->host,
+			inquiry->domain->config.name, error.text);
+}
+
+/* Some at once, and another as soon as one of them has answered or is given up. Lets go of the lock. */
+static void ask_all(struct inquiry *inquiry, const json_t *query)
 {
 	struct xend *xend = inquiry->domain->xend;
-	struct error error;
 
-	for (unsigned i = 0; i < inquiry->count; i++) {
-		struct asked *asked = &inquiry->peers[i];
-		int r = carrier_start(&asked->carrier, xend, -1, NULL, &error);
+	for (;;) {
+		unsigned open = 0;
+		int left;
 
-		if (r >= 0)
-			r = say_query(&asked->carrier, asked->host, asked->port, query, false, &error);
-		asked->open = r >= 0;
-		asked->end = monotonic_ms() + WHO_HAS_ANSWER_MS;
-		if (r < 0)
-			log_warning("%s was not asked about domain '%s': %s", asked->host,
-				inquiry->domain->config.name, error.text);
+		for (unsigned i = 0; i < inquiry->begun; i++) {
+			open += inquiry->peers[i].open;
+			/* Who has answered is done with; others may take their time, and are ended later. */
+			if (inquiry->peers[i].heard)
+				carrier_end(&inquiry->peers[i].carrier);
+		}
+		while (open < ASKED_AT_ONCE && inquiry->begun < inquiry->count && !inquiry->found.code) {
+			ask_one(inquiry, &inquiry->peers[inquiry->begun], query);
+			open += inquiry->peers[inquiry->begun++].open;
+		}
+		if (!open || inquiry->found.code || xend->stopping)
+			return;
+		xend_unlock(xend);
+		left = time_left(inquiry);
+		if (left >= 0)
+			hear_some(inquiry, left);
+		xend_lock(xend);
 	}
+}
+
+/* Hosts that may have the guest for all that is known: whoever starts it is told. */
+static void note_unheard(const struct inquiry *inquiry)
+{
+	char hosts[UNHEARD_NAMED * 260] = "";
+	struct domain *domain = inquiry->domain;
+	unsigned unheard = 0;
+	size_t used = 0;
+
+	for (unsigned i = 0; i < inquiry->count; i++)
+		if (!inquiry->peers[i].heard && ++unheard <= UNHEARD_NAMED && used < sizeof(hosts))
+			used += (size_t)snprintf(hosts + used, sizeof(hosts) - used, "%s%s",
+				unheard > 1 ? ", " : "", inquiry->peers[i].host);
+	if (!unheard)
+		return;
+	json_decref(domain->warnings);
+	domain->warnings = json_pack("[o]",
+		json_sprintf("Whether another host has domain '%s' or its disks could not be asked of %u of "
+			     "%u hosts: %s%s. Two that write to one disk destroy it; xm log says why.",
+			domain->config.name, unheard, inquiry->count, hosts,
+			unheard > UNHEARD_NAMED ? " and more" : ""));
+	log_warning("%s", json_string_value(json_array_get(domain->warnings, 0)) ?: "Out of memory.");
 }
 
 int peers_ask(struct domain *domain, struct error *error)
@@ -286,18 +332,19 @@ int peers_ask(struct domain *domain, struct error *error)
 			: error_set(error, ENOMEM, "Out of memory.");
 
 	if (r < 0 || !inquiry->count) {
+		if (inquiry)
+			free(inquiry->peers);
 		free(inquiry);
-		return r;
+		return r == -ENOMEM ? error_set(error, ENOMEM, "Out of memory.") : r;
 	}
 	inquiry->domain = domain_ref(domain);
 	xend_unlock(xend);
 	query = who_has(xend, &domain->config);
 	xend_lock(xend);
-	start_asking(inquiry, query);
-	xend_unlock(xend);
-	hear_all(inquiry);
-	xend_lock(xend);
+	ask_all(inquiry, query);
 	r = inquiry->found.code ? error_set(error, inquiry->found.code, "%s", inquiry->found.text) : 0;
+	if (r >= 0)
+		note_unheard(inquiry);
 	if (xend_worker(xend, end_inquiry, inquiry, NULL) < 0)
 		end_inquiry(inquiry);
 	return r;

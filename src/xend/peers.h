@@ -5,7 +5,8 @@
  *
  * It is advice, not proof: a host that cannot be reached within WHO_HAS_REACH_MS, or
  * that was reached and does not answer within WHO_HAS_ANSWER_MS, is logged and counts
- * as having nothing. Two hosts that start one guest at the same moment both hear of
+ * as having nothing; whoever starts the guest is told (domain->warnings). All known hosts
+ * are asked, some at a time. Two hosts that start one guest at the same moment both hear of
  * the other, and both refuse.
  *
  * All functions are called with the lock held.
@@ -17,8 +18,9 @@
 #define WHO_HAS_REACH_MS 2000
 #define WHO_HAS_ANSWER_MS 8000
 
-/* A guest has gone to this host, or come from it, or may. */
-void peers_remember(struct xend *xend, const char *host, unsigned port);
+/* A guest has gone to this host, or come from it, or may. It is known by its address where that is known
+ * (""), so that it is asked once, and without DNS. */
+void peers_remember(struct xend *xend, const char *host, const char *address, unsigned port);
 /* The same for the other end of a connection, whose xend listens on `port`. */
 void peers_remember_socket(struct xend *xend, int socket, unsigned port);
 

@@ -283,6 +283,9 @@ static void restored(struct restoring *restoring, const struct message *loaded, 
 
 	log_info("Domain '%s' is restored from %s with ID %u.", domain->config.name, restoring->options->file,
 		domain->id);
+	for (size_t i = 0; i < json_array_size(domain->warnings); i++)
+		reply_line(reply, json_pack("{s:s, s:O}", "event", "progress", "error",
+					  json_array_get(domain->warnings, i)));
 	reply_line(reply, json_pack("{s:s, s:o, s:O*}", "event", "done", "domain", domain_describe(domain),
 				  "milliseconds", json_object_get(loaded->body, "milliseconds")));
 	reply_end(reply);

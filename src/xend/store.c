@@ -369,19 +369,68 @@ int store_ticket_state(struct store *store, const char *ticket, enum ticket_stat
 
 int store_trust(struct store *store, const struct trusted_host *host, struct error *error)
 {
-	return run(store, error,
-		"REPLACE INTO trusted(host, address, fingerprint, since) VALUES (?, ?, ?, strftime('%s'))",
-		"sss", host->host, host->address, host->fingerprint);
+	int r = store_begin(store, true, error);
+
+	/* A host has one key: with another, its former one is trusted under no other name of it either. */
+	if (r >= 0)
+		r = run(store, error,
+			"DELETE FROM trusted WHERE fingerprint IN (SELECT fingerprint FROM trusted WHERE "
+			"host = ? AND fingerprint <> ?)",
+			"ss", host->host, host->fingerprint);
+	if (r >= 0)
+		r = run(store, error,
+			"REPLACE INTO trusted(host, address, fingerprint, since) VALUES (?, ?, ?, "
+			"strftime('%s'))",
+			"sss", host->host, host->address, host->fingerprint);
+	if (r >= 0)
+		r = store_commit(store, error);
+	if (r < 0)
+		store_rollback(store);
+	return r;
 }
 
-int store_distrust(struct store *store, const char *host, struct error *error)
-{
-	int r = run(store, error, "DELETE FROM trusted WHERE host = ?", "s", host);
+/* The rows whose key is revoked with ?1. */
+#define SAME_KEY                                                                                             \
+	"fingerprint IN (SELECT fingerprint FROM trusted WHERE host = ?1 OR (address = ?1 AND NOT EXISTS "   \
+	"(SELECT 1 FROM trusted WHERE host = ?1)))"
 
-	return r == 0 && sqlite3_changes(store->db) == 0
-		       ? error_set(error, ENOENT, "%s is not among the trusted hosts; xm trust lists them.",
-				 host)
-		       : r;
+static int add_names(struct store *store, const char *host, json_t *names, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r;
+
+	if (sqlite3_prepare_v2(store->db, "SELECT host FROM trusted WHERE " SAME_KEY " ORDER BY host", -1,
+		    &statement, NULL) != SQLITE_OK ||
+		sqlite3_bind_text(statement, 1, host, -1, SQLITE_TRANSIENT) != SQLITE_OK)
+		return failed(store, error);
+	while ((r = sqlite3_step(statement)) == SQLITE_ROW)
+		json_array_append_new(names, json_string(text(statement, 0)));
+	return r == SQLITE_DONE ? 0 : failed(store, error);
+}
+
+int store_distrust(struct store *store, const char *host, json_t *names, struct error *error)
+{
+	int r = store_begin(store, true, error);
+
+	if (r >= 0)
+		r = add_names(store, host, names, error);
+	if (r >= 0)
+		r = run(store, error,
+			"DELETE FROM peers WHERE host = ?1 OR host IN (SELECT host FROM trusted "
+			"WHERE " SAME_KEY " UNION SELECT address FROM trusted WHERE " SAME_KEY ")",
+			"s", host);
+	if (r >= 0)
+		r = run(store, error, "DELETE FROM trusted WHERE " SAME_KEY, "s", host);
+	if (r >= 0)
+		r = store_commit(store, error);
+	if (r < 0) {
+		store_rollback(store);
+		return r;
+	}
+	return json_array_size(names)
+		       ? 0
+		       : error_set(error, ENOENT, "%s is not among the trusted hosts; xm trust lists them.",
+				 host);
 }
 
 int store_each_trusted(struct store *store, int (*visit)(void *context, const struct trusted_host *host),
@@ -470,18 +519,17 @@ int store_each_save(struct store *store, int (*visit)(void *context, const struc
 	return r == SQLITE_DONE ? 0 : failed(store, error);
 }
 
-int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error)
+int store_put_peer(
+	struct store *store, const char *host, const char *address, unsigned port, struct error *error)
 {
-	return run_hastily(store, error,
-		"REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))", "si", host,
-		(int64_t)port);
-}
+	int r = *address ? run_hastily(store, error, "DELETE FROM peers WHERE host = ? AND port = ?", "si",
+				   host, (int64_t)port)
+			 : 0;
 
-int store_drop_peer(struct store *store, const char *host, struct error *error)
-{
-	return run(store, error,
-		"DELETE FROM peers WHERE host = ?1 OR host IN (SELECT address FROM trusted WHERE host = ?1)",
-		"s", host);
+	return r < 0 ? r
+		     : run_hastily(store, error,
+			       "REPLACE INTO peers(host, port, seen_at) VALUES (?, ?, strftime('%s'))", "si",
+			       *address ? address : host, (int64_t)port);
 }
 
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),

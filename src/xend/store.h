@@ -105,10 +105,11 @@ struct trusted_host {
 	int64_t since; /* seconds since 1970; store_trust sets it itself */
 };
 
-/* Adds the host, or replaces what is known of one of this name. */
+/* Adds the host, or replaces what is known of one of this name: a key that it had before is forgotten. */
 int store_trust(struct store *store, const struct trusted_host *host, struct error *error);
-/* -ENOENT where it is not trusted. */
-int store_distrust(struct store *store, const char *host, struct error *error);
+/* Its key, under all names that it has here; they are added to the array `names`. By the name, or the address
+ * of what has no such name. It is no peer any more either. -ENOENT where it is not trusted. */
+int store_distrust(struct store *store, const char *host, json_t *names, struct error *error);
 int store_each_trusted(struct store *store, int (*visit)(void *context, const struct trusted_host *host),
 	void *context, struct error *error);
 
@@ -139,9 +140,9 @@ int store_each_save(struct store *store, int (*visit)(void *context, const struc
 	void *context, struct error *error);
 
 /* Hosts that guests have gone to or come from, or may; each of them of the last 90 days, the latest first. */
-int store_put_peer(struct store *store, const char *host, unsigned port, struct error *error);
-/* By its name or address, or by the name under which it is trusted. */
-int store_drop_peer(struct store *store, const char *host, struct error *error);
+/* By its address, where that is known (else ""), in place of what stands for it by its name. */
+int store_put_peer(
+	struct store *store, const char *host, const char *address, unsigned port, struct error *error);
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
 	void *context, struct error *error);
 

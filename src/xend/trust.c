@@ -395,7 +395,7 @@ void trust_add(struct call *call)
 	log_info("%s is trusted with the key %s.", host, fingerprint);
 	/* It may have guests that are about to be started here as well. */
 	if (port)
-		peers_remember(call->xend, *address ? address : host,
+		peers_remember(call->xend, host, address,
 			(unsigned)(json_integer_value(port)
 					   ? json_integer_value(port)
 					   : (json_int_t)call->xend->config.relocation_port));
@@ -405,18 +405,18 @@ void trust_add(struct call *call)
 void trust_forget(struct call *call)
 {
 	const char *host = call_host(call);
+	_cleanup_json_ json_t *names = json_array();
 	struct error error;
 	int r;
 
 	if (!host)
 		return;
-	r = store_drop_peer(call->xend->store, host, &error);
-	if (r >= 0)
-		r = store_distrust(call->xend->store, host, &error);
+	r = store_distrust(call->xend->store, host, names, &error);
 	if (r < 0) {
 		reply_error(call->reply, &error);
 		return;
 	}
-	log_info("%s is no longer trusted.", host);
-	reply_json(call->reply, 200, json_object());
+	for (size_t i = 0; i < json_array_size(names); i++)
+		log_info("%s is no longer trusted.", json_string_value(json_array_get(names, i)));
+	reply_json(call->reply, 200, json_pack("{s:O}", "forgotten", names));
 }

@@ -67,6 +67,15 @@ static void print_warnings(const struct guest_config *config, const char *file)
 		fprintf(stderr, "Warning: %s: %s\n", file, json_string_value(json_array_get(warnings, i)));
 }
 
+/* What xend has to say of a guest that it has started all the same. */
+static void tell_warnings(const json_t *started)
+{
+	const json_t *warnings = json_object_get(started, "warnings");
+
+	for (size_t i = 0; i < json_array_size(warnings); i++)
+		fprintf(stderr, "Warning: %s\n", json_string_value(json_array_get(warnings, i)) ?: "");
+}
+
 static int print_help_config(void)
 {
 	_cleanup_buffer_ struct buffer out = {0};
@@ -150,8 +159,10 @@ static int create(struct xm *xm, const struct arguments *arguments, struct error
 		return r;
 	if (option_given(arguments, "dryrun"))
 		return print_dry_run(&config);
-	if (!option_given(arguments, "quiet"))
+	if (!option_given(arguments, "quiet")) {
+		tell_warnings(json);
 		printf("Started domain %s\n", domain.name);
+	}
 	if (!option_given(arguments, "console_autoconnect"))
 		return 0;
 	snprintf(unpause, sizeof(unpause), "/domains/%lld/unpause", domain.id);

@@ -54,11 +54,21 @@ static int list(struct xm *xm, struct error *error)
 
 static int forget(struct xm *xm, const char *host, struct error *error)
 {
-	_cleanup_json_ json_t *body = json_pack("{s:s}", "host", host);
+	_cleanup_json_ json_t *body = json_pack("{s:s}", "host", host), *reply = NULL;
+	const json_t *names;
+	int r;
 
 	if (!body)
 		return error_set(error, EINVAL, "'%s' is no host's name or address.", host);
-	return client_call(&xm->client, "POST", "/trust/forget", body, NULL, error);
+	r = client_call(&xm->client, "POST", "/trust/forget", body, &reply, error);
+	names = json_object_get(reply, "forgotten");
+	for (size_t i = 0; i < json_array_size(names); i++) {
+		const char *name = json_string_value(json_array_get(names, i));
+
+		if (name && strcasecmp(name, host) != 0)
+			printf("%s is not trusted any more either: it is the same key.\n", name);
+	}
+	return r;
 }
 
 /* `port`: where its xend is, 0: as is usual, -1: nobody has said. */

@@ -242,10 +242,39 @@ class TwoHosts(unittest.TestCase):
                 store.execute("DELETE FROM peers")
                 store.execute("INSERT INTO peers VALUES (?, ?, ?)", (host, port, int(time.time())))
             began = time.monotonic()
-            self.one.create(disk=[])
+            self.assertIn(f"could not be asked of 1 of 1 hosts: {host}.", self.one.create(disk=[])["warnings"][0])
             self.assertTrue(least < time.monotonic() - began < most, time.monotonic() - began)
             self.assertIn(words, self.one.log.read_text())
             self.one.post("/domains/TestGuest/destroy")
+
+    def peers(self, xend):
+        with sqlite3.connect(xend.root / "state/xend.db") as store:
+            return sorted(store.execute("SELECT host, port FROM peers"))
+
+    def test_all_hosts_are_asked_however_many(self):
+        """The one that has the guest was seen before all the others, of which none answers."""
+        self.assertEqual((self.peers(self.one), self.peers(self.two)), ([("10.0.0.1", 18003)], [("10.0.0.1", 18002)]))
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            store.execute("UPDATE peers SET seen_at = seen_at - 1000")
+            store.executemany("INSERT INTO peers VALUES ('10.0.0.1', ?, ?)", [(port, int(time.time())) for port in range(100, 150)])
+        self.two.create(disk=[], uuid=self.UUID)
+        self.refused("'TestGuest' runs on 10.0.0.1 already", self.one.create, disk=[], uuid=self.UUID)
+        self.two.post("/domains/TestGuest/destroy")
+        warning, = self.one.create(disk=[], uuid=self.UUID)["warnings"]
+        self.assertIn("Whether another host has domain 'TestGuest' or its disks could not be asked of 50 of 51 hosts: 10.0.0.1, ", warning)
+        self.assertIn("and more. Two that write", warning)
+        self.assertIn(warning, self.one.log.read_text())
+
+    def test_a_host_is_known_once(self):
+        """By its address, whatever names lead there."""
+        hosts = self.one.root / "hosts"
+        hosts.write_text("10.0.0.1 two.test\n")
+        rig.run(f"mount --bind {hosts} /etc/hosts")  # in this test's own mount namespace
+        self.addCleanup(rig.run, "umount -l /etc/hosts")
+        self.one.trust(self.two, "two.test", port=18003)
+        self.one.create(disk=[])
+        self.one.job("/domains/TestGuest/migrate", {"host": "two.test", "port": 18003})
+        self.assertEqual(self.peers(self.one), [("10.0.0.1", 18003)])
 
     def test_a_guest_is_started_again_without_asking(self):
         domain = self.one.create(disk=[])

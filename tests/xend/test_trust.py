@@ -79,6 +79,26 @@ class Trust(unittest.TestCase):
         self.refused(["does not trust this host"], self.migrate)
         self.stays()
 
+    def test_a_key_is_forgotten_under_all_its_names(self):
+        self.xends()
+        self.one.trust(self.two)
+        key = self.key(self.one)
+        for how, names in (("one.test", [HERE, "One", "one.test"]), (HERE, [HERE, "One", "one.test"]), ("10.0.0.9", ["One", "one.test"])):
+            with self.subTest(how=how):
+                for name in names:
+                    self.two.trust(self.one, name, address="10.0.0.9" if name != HERE else HERE)
+                self.two.post("/trust", {"host": "other.test", "fingerprint": self.key(self.two), "address": "10.0.0.8"})
+                self.assertEqual(self.two.post("/trust/forget", {"host": how}), {"forgotten": sorted(names)})
+                self.assertEqual([host["host"] for host in self.two.get("/trust")["hosts"]], ["other.test"])
+        self.one.create()
+        self.refused(["does not trust this host"], self.migrate)
+        self.stays()
+        # A host that has another key now has none under its other names that was its own before.
+        for name in ("one.test", HERE):
+            self.two.trust(self.one, name)
+        self.two.post("/trust", {"host": "one.test", "fingerprint": self.key(self.two)})
+        self.assertNotIn(key, [host["fingerprint"] for host in self.two.get("/trust")["hosts"]])
+
     def test_a_host_trusted_by_name_is_reached_by_address_too(self):
         self.xends()
         hosts = self.one.root / "hosts"

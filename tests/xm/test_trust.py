@@ -85,6 +85,8 @@ def test_forget(xend):
     meets(xend)
     assert xend.xm("trust", "--forget", "host2") == (0, "", "")
     assert posts(xend) == [("/trust/forget", {"host": "host2"})]
+    xend.routes["POST", "/trust/forget"] = (200, {"forgotten": ["10.0.0.2", "host2"]})
+    assert xend.xm("trust", "--forget", "host2") == (0, "10.0.0.2 is not trusted any more either: it is the same key.\n", "")
 
 
 def test_without_a_host(xend):

@@ -99,6 +99,9 @@ def test_create_starts_a_domain(xend):
     assert body["paused"] is False and body["dryrun"] is False
     assert body["config"]["memory"] == 128 and body["config"]["vcpus"] == 2
     assert body["config"]["kernel"] == "/boot/vmlinuz"
+    xend.routes["POST", "/domains"] = (201, {**GUEST, "warnings": ["10.0.0.9 could not be asked."]})
+    assert xend.xm("create", "TestGuest") == \
+        (0, 'Using config file "./TestGuest".\nStarted domain TestGuest\n', "Warning: 10.0.0.9 could not be asked.\n")
 
 
 def test_create_finds_files_and_names(xend):
