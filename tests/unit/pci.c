@@ -6,10 +6,12 @@
 
 #include <errno.h>
 #include <linux/pci_regs.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define SLOT 2
@@ -186,6 +188,56 @@ static void who_is_no_bus_master_sends_no_message(void **state)
 	rig_free(rig);
 }
 
+static bool under_way;
+
+static bool is_busy(struct device *device)
+{
+	(void)device;
+	return under_way;
+}
+
+struct writer {
+	struct rig *rig;
+	bool over;
+};
+
+static void *take_the_bus_away(void *argument)
+{
+	struct writer *writer = argument;
+
+	loop_lock(writer->rig->loop);
+	config_write(writer->rig, SLOT, PCI_COMMAND, PCI_COMMAND_MEMORY, 2);
+	writer->over = true;
+	loop_unlock(writer->rig->loop);
+	return NULL;
+}
+
+static void the_bus_is_given_up_when_nothing_is_under_way(void **state)
+{
+	struct rig *rig = rig_new();
+	struct pci_device *device = add_device(rig, SLOT);
+	struct device_class class = *device->device.class;
+	const struct device_class *real = device->device.class;
+	struct writer writer = {.rig = rig};
+	pthread_t thread;
+
+	(void)state;
+	class.busy = is_busy;
+	device->device.class = &class;
+	under_way = true;
+	assert_int_equal(pthread_create(&thread, NULL, take_the_bus_away, &writer), 0);
+	usleep(50000);
+	loop_lock(rig->loop);
+	assert_false(writer.over);
+	under_way = false;
+	virtio_settled(virtio_of(&device->device));
+	loop_unlock(rig->loop);
+	pthread_join(thread, NULL);
+	assert_true(writer.over);
+	device->device.class = real;
+	rig_free(rig);
+}
+
 static void everything_is_restored(void **state)
 {
 	struct rig *rig = rig_new(), *other = rig_new();
@@ -276,6 +328,7 @@ int main(void)
 		cmocka_unit_test(two_bars_in_one_place_do_no_harm),
 		cmocka_unit_test(masked_messages_wait),
 		cmocka_unit_test(who_is_no_bus_master_sends_no_message),
+		cmocka_unit_test(the_bus_is_given_up_when_nothing_is_under_way),
 		cmocka_unit_test(everything_is_restored),
 		cmocka_unit_test(a_foreign_identity_is_not_restored),
 		cmocka_unit_test(registers_are_reached_through_configuration_space),
