@@ -6,19 +6,13 @@
 #include "xend/jobs.h"
 #include "xend/lifecycle.h"
 #include "xend/moves.h"
+#include "xend/watch.h"
 #include "xend/objections.h"
 
 #include <errno.h>
-#include <event2/buffer.h>
-#include <event2/http.h>
-#include <event2/keyvalq_struct.h>
-#include <event2/listener.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 
-#define BODY_MAX 1048576
 #define MIGRATE_MS_MAX 86400000 /* a day: of a limit on a migration */
 
 /* The request's <D>, or an answer that says why not. `what` completes "cannot be …" for Domain-0. */
@@ -422,206 +416,41 @@ static void cancel(struct call *call)
 static void gone(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = call_domain(call, "waited for");
+	struct error error;
 
 	if (!domain)
 		return;
-	/* A stream, so that a client that leaves is noticed. */
-	reply_stream(call->reply, "application/json");
-	while (domain->phase != DOMAIN_GONE && !domain->preserved && !reply_gone(call->reply) &&
-		!call->xend->stopping)
-		xend_wait(call->xend, -1);
-	if (domain->phase == DOMAIN_GONE || domain->preserved)
-		reply_line(call->reply, json_object());
-	reply_end(call->reply);
+	if (watch_begin(call->xend, &error) < 0)
+		reply_error(call->reply, &error);
+	else
+		watch_for_end(domain, call->reply);
 }
 
-static const struct route {
-	enum evhttp_cmd_type method;
-	const char *path; /* "*" stands for the domain */
-	void (*handle)(struct call *call);
-} routes[] = {
-	{EVHTTP_REQ_GET, "/domains", list},
-	{EVHTTP_REQ_POST, "/domains", create},
-	{EVHTTP_REQ_GET, "/domains/*", show},
-	{EVHTTP_REQ_POST, "/domains/*/pause", pause_domain},
-	{EVHTTP_REQ_POST, "/domains/*/unpause", unpause_domain},
-	{EVHTTP_REQ_POST, "/domains/*/shutdown", shutdown_domain},
-	{EVHTTP_REQ_POST, "/domains/*/reboot", reboot_domain},
-	{EVHTTP_REQ_POST, "/domains/*/destroy", destroy},
-	{EVHTTP_REQ_POST, "/domains/*/rename", rename_domain},
-	{EVHTTP_REQ_POST, "/domains/*/save", save},
-	{EVHTTP_REQ_POST, "/domains/*/migrate", migrate},
-	{EVHTTP_REQ_GET, "/domains/*/handover", explain_handover},
-	{EVHTTP_REQ_POST, "/domains/*/handover", settle_handover},
-	{EVHTTP_REQ_GET, "/migrations", migrations},
-	{EVHTTP_REQ_POST, "/domains/*/cancel", cancel},
-	{EVHTTP_REQ_GET, "/domains/*/console", console_stream},
-	{EVHTTP_REQ_POST, "/domains/*/console", console_input},
-	{EVHTTP_REQ_GET, "/domains/*/gone", gone},
-	{EVHTTP_REQ_POST, "/restore", restore},
-	{EVHTTP_REQ_GET, "/info", info_show},
-	{EVHTTP_REQ_GET, "/log", log_show},
-	{EVHTTP_REQ_GET, "/trust", trust_show},
-	{EVHTTP_REQ_POST, "/trust", trust_add},
-	{EVHTTP_REQ_POST, "/trust/identify", trust_identify},
-	{EVHTTP_REQ_POST, "/trust/forget", trust_forget},
+struct route api_routes[] = {
+	{"GET", "/domains", list, .brief = true},
+	{"POST", "/domains", create},
+	{"GET", "/domains/*", show},
+	{"POST", "/domains/*/pause", pause_domain},
+	{"POST", "/domains/*/unpause", unpause_domain},
+	{"POST", "/domains/*/shutdown", shutdown_domain},
+	{"POST", "/domains/*/reboot", reboot_domain},
+	{"POST", "/domains/*/destroy", destroy},
+	{"POST", "/domains/*/rename", rename_domain},
+	{"POST", "/domains/*/save", save},
+	{"POST", "/domains/*/migrate", migrate},
+	{"GET", "/domains/*/handover", explain_handover},
+	{"POST", "/domains/*/handover", settle_handover},
+	{"GET", "/migrations", migrations, .brief = true},
+	{"POST", "/domains/*/cancel", cancel, .brief = true},
+	{"GET", "/domains/*/console", console_stream},
+	{"POST", "/domains/*/console", console_input},
+	{"GET", "/domains/*/gone", gone},
+	{"POST", "/restore", restore},
+	{"GET", "/info", info_show, .brief = true},
+	{"GET", "/log", log_show},
+	{"GET", "/trust", trust_show, .brief = true},
+	{"POST", "/trust", trust_add},
+	{"POST", "/trust/identify", trust_identify},
+	{"POST", "/trust/forget", trust_forget},
+	{NULL},
 };
-
-/* Whether the path is of that pattern; what stands for "*" goes to `domain`. */
-static bool match(const char *pattern, const char *path, char *domain, size_t size)
-{
-	const char *star = strchr(pattern, '*');
-	size_t before = star ? (size_t)(star - pattern) : strlen(pattern), length;
-	_cleanup_free_ char *word = NULL, *decoded = NULL;
-
-	*domain = 0;
-	if (strncmp(path, pattern, before) != 0)
-		return false;
-	if (!star)
-		return !path[before];
-	length = strcspn(path + before, "/");
-	if (!length || strcmp(path + before + length, star + 1) != 0)
-		return false;
-	word = strndup(path + before, length);
-	decoded = word ? evhttp_uridecode(word, 0, NULL) : NULL;
-	if (!decoded || strlen(decoded) >= size)
-		return false;
-	snprintf(domain, size, "%s", decoded);
-	return true;
-}
-
-struct pending {
-	struct call call;
-	const struct route *route;
-};
-
-static void pending_free(struct pending *pending)
-{
-	reply_unref(pending->call.reply);
-	json_decref(pending->call.body);
-	free(pending->call.bytes);
-	free(pending);
-}
-
-static void run_call(void *argument)
-{
-	struct pending *pending = argument;
-
-	pending->route->handle(&pending->call);
-	pending_free(pending);
-}
-
-static int read_body(struct evhttp_request *request, struct call *call)
-{
-	struct evbuffer *body = evhttp_request_get_input_buffer(request);
-
-	call->size = evbuffer_get_length(body);
-	call->bytes = malloc(call->size + 1);
-	if (!call->bytes)
-		return -ENOMEM;
-	evbuffer_copyout(body, call->bytes, call->size);
-	call->body = json_loadb(call->bytes, call->size, JSON_REJECT_DUPLICATES, NULL);
-	if (!json_is_object(call->body)) {
-		json_decref(call->body);
-		call->body = NULL;
-	}
-	return 0;
-}
-
-static const struct route *find_route(struct evhttp_request *request, struct call *call, struct error *error)
-{
-	const struct evhttp_uri *uri = evhttp_request_get_evhttp_uri(request);
-	const char *path = uri ? evhttp_uri_get_path(uri) : NULL,
-		   *query = uri ? evhttp_uri_get_query(uri) : NULL;
-	bool known = false;
-
-	call->history = query && strcmp(query, "history=1") == 0;
-	for (size_t i = 0; path && i < ARRAY_SIZE(routes); i++) {
-		if (!match(routes[i].path, path, call->domain, sizeof(call->domain)))
-			continue;
-		known = true;
-		if (routes[i].method == evhttp_request_get_command(request))
-			return &routes[i];
-	}
-	error_set(error, ENOENT,
-		known ? "xend does not understand that method for '%.200s'."
-		      : "xend knows nothing at '%.200s'.",
-		path ? path : "");
-	return NULL;
-}
-
-static void handle_request(struct evhttp_request *request, void *argument)
-{
-	struct xend *xend = argument;
-	struct pending *pending = calloc(1, sizeof(*pending));
-	struct error error = {0};
-	int r = 0;
-
-	if (pending)
-		pending->call = (struct call){.xend = xend, .reply = reply_new(xend, request)};
-	if (!pending || !pending->call.reply) {
-		free(pending);
-		evhttp_send_error(request, HTTP_INTERNAL, "Out of memory.");
-		return;
-	}
-	pending->route = find_route(request, &pending->call, &error);
-	if (!pending->route)
-		r = -ENOENT;
-	else if (read_body(request, &pending->call) < 0)
-		r = error_set(&error, ENOMEM, "Out of memory.");
-	else if (pending->route->method == EVHTTP_REQ_POST && pending->route->handle != console_input &&
-		 pending->call.size && !pending->call.body)
-		r = error_set(&error, EINVAL, "The request's body is not a JSON object.");
-	if (r >= 0 && !pending->call.body)
-		pending->call.body = json_object();
-	if (r >= 0) {
-		xend_lock(xend);
-		r = xend->stopping ? error_set(&error, EBUSY, "xend is being stopped.")
-				   : xend_worker(xend, run_call, pending, &error);
-		xend_unlock(xend);
-	}
-	if (r < 0) {
-		reply_error(pending->call.reply, &error);
-		pending_free(pending);
-	}
-}
-
-int api_start(struct xend *xend, struct error *error)
-{
-	const char *path = xend->config.unix_path;
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	_cleanup_free_ char *directory = strdup(path);
-	struct evconnlistener *listener;
-	struct evhttp *http;
-	mode_t mask;
-
-	if (!directory || path[0] != '/' || strlen(path) >= sizeof(address.sun_path))
-		return error_set(error, EINVAL,
-			"xend-unix-path '%s' is not an absolute path of at most %zu characters.", path,
-			sizeof(address.sun_path) - 1);
-	*strrchr(directory, '/') = 0;
-	if (*directory && make_directories(directory, 0755, error) < 0)
-		return -error->code;
-	memcpy(address.sun_path, path, strlen(path) + 1);
-	unlink(path);
-	mask = umask(0177);
-	listener =
-		evconnlistener_new_bind(xend->base, NULL, NULL, LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_CLOSE_ON_FREE,
-			64, (struct sockaddr *)&address, sizeof(address));
-	umask(mask);
-	if (!listener)
-		return error_set(error, errno, "Unable to listen on %s: %s.", path, strerror(errno));
-	http = evhttp_new(xend->base);
-	if (!http || !evhttp_bind_listener(http, listener))
-		return error_set(error, ENOMEM, "Unable to serve %s.", path);
-	evhttp_set_max_body_size(http, BODY_MAX);
-	evhttp_set_max_headers_size(http, 16384);
-	/* All of them: what a route does not take, find_route refuses with a sentence, where libevent answers
-	 * in HTML. */
-	evhttp_set_allowed_methods(http, EVHTTP_REQ_GET | EVHTTP_REQ_POST | EVHTTP_REQ_HEAD | EVHTTP_REQ_PUT |
-						 EVHTTP_REQ_DELETE | EVHTTP_REQ_OPTIONS | EVHTTP_REQ_TRACE |
-						 EVHTTP_REQ_CONNECT | EVHTTP_REQ_PATCH);
-	evhttp_set_default_content_type(http, NULL);
-	evhttp_set_gencb(http, handle_request, xend);
-	return 0;
-}

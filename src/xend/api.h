@@ -17,7 +17,17 @@ struct call {
 	size_t size;
 };
 
-/* Listens on the API socket. */
+/* What is done about a request. */
+struct route {
+	const char *method, *path; /* "*" stands for the domain; NULL: after the last */
+	void (*handle)(struct call *call);
+	bool brief;       /* it waits for nobody */
+	unsigned running; /* with the lock */
+};
+
+extern struct route api_routes[];
+
+/* Listens on the API socket (dispatch.c). */
 int api_start(struct xend *xend, struct error *error);
 
 /* Handlers that have files of their own. */

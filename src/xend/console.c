@@ -3,6 +3,7 @@
 #include "xend/api.h"
 #include "base/cleanup.h"
 #include "xend/guest.h"
+#include "xend/watch.h"
 
 #include <errno.h>
 #include <linux/sockios.h>
@@ -11,8 +12,6 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* A client that does not read: the guest's output is then left to the guest, which drops what is too much. */
-#define BACKLOG_MAX 1048576
 #define INPUT_MS 5000
 
 /* Attaches a new stream to the guest's console. Returns our end. Lets go of the lock. */
@@ -46,29 +45,6 @@ static struct domain *find(struct call *call)
 	return NULL;
 }
 
-/* Without the lock: until the guest ends, the client leaves, or xend stops. */
-static void pass_on(int stream, struct reply *reply, int stop)
-{
-	char bytes[16384];
-
-	for (;;) {
-		bool full = reply_backlog(reply) > BACKLOG_MAX;
-		struct pollfd ready[] = {{.fd = reply_cancel_fd(reply), .events = POLLIN},
-			{.fd = stop, .events = POLLIN}, {.fd = full ? -1 : stream, .events = POLLIN}};
-		int n = poll(ready, ARRAY_SIZE(ready), full ? 50 : -1);
-		ssize_t size;
-
-		if ((n < 0 && errno != EINTR) || (n > 0 && (ready[0].revents || ready[1].revents)))
-			return;
-		if (n <= 0 || !ready[2].revents)
-			continue;
-		size = read(stream, bytes, sizeof(bytes));
-		if (size <= 0)
-			return;
-		reply_bytes(reply, bytes, (size_t)size);
-	}
-}
-
 void console_stream(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = find(call);
@@ -77,16 +53,17 @@ void console_stream(struct call *call)
 
 	if (!domain)
 		return;
-	stream = attach(domain, call->history, &error);
-	if (stream < 0) {
+	if (watch_begin(call->xend, &error) < 0) {
 		reply_error(call->reply, &error);
 		return;
 	}
-	reply_stream(call->reply, "application/octet-stream");
-	xend_unlock(call->xend);
-	pass_on(stream, call->reply, call->xend->stop);
-	xend_lock(call->xend);
-	reply_end(call->reply);
+	stream = attach(domain, call->history, &error);
+	if (stream < 0) {
+		call->xend->watchers--;
+		reply_error(call->reply, &error);
+		return;
+	}
+	watch_stream(call->xend, take_fd(&stream), call->reply);
 }
 
 /* How much of what we have sent is still unread: unix(7), SIOCOUTQ. */

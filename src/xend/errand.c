@@ -7,6 +7,9 @@
 /* A look counts for no more than this: while the whole host stood still, nobody could answer. */
 #define LOOK_MS 200
 
+/* Threads that wait for storage, which may never answer. */
+#define GOING_MAX 256u
+
 struct going {
 	struct xend *xend;
 	struct errand errand;
@@ -15,6 +18,8 @@ struct going {
 	int result;
 	bool done, left;
 };
+
+static unsigned going_count; /* with the lock */
 
 static void go(void *argument)
 {
@@ -25,12 +30,15 @@ static void go(void *argument)
 	going->result = going->errand.run(going->context, &going->error);
 	xend_lock(xend);
 	going->done = true;
-	xend_changed(xend);
-	if (!going->left)
+	if (!going->left) {
+		going_count--;
+		xend_changed(xend);
 		return;
+	}
 	xend_unlock(xend);
 	going->errand.late(going->context);
 	xend_lock(xend);
+	going_count--;
 	free(going);
 }
 
@@ -67,6 +75,12 @@ int errand_run(struct xend *xend, const struct errand *errand, void *context, in
 	struct going *going = malloc(sizeof(*going));
 	int r;
 
+	if (going_count >= GOING_MAX) {
+		free(going);
+		return error_set(error, EUSERS,
+			"%u calls to storage have not been answered yet, and no more are made meanwhile",
+			going_count);
+	}
 	if (!going)
 		return error_set(error, ENOMEM, "Out of memory.");
 	*going = (struct going){.xend = xend, .errand = *errand, .context = *place};
@@ -75,6 +89,7 @@ int errand_run(struct xend *xend, const struct errand *errand, void *context, in
 		free(going);
 		return r;
 	}
+	going_count++;
 	r = wait_for(going, cancel, error);
 	if (r < 0) {
 		going->left = true;

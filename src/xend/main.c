@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -182,6 +183,18 @@ static int watch_signals(struct xend *xend, bool terminal, struct error *error)
 	return 0;
 }
 
+/* Of descriptors as many as may be had: each guest and each client takes some. */
+static void raise_limits(void)
+{
+	struct rlimit descriptors;
+
+	if (getrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+		return;
+	descriptors.rlim_cur = descriptors.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+		log_warning("The number of file descriptors stays limited: %s.", strerror(errno));
+}
+
 static void start_network(const struct xend *xend)
 {
 	struct error error;
@@ -234,6 +247,7 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 	bool terminal = !background && isatty(STDERR_FILENO);
 	int r = pid_file < 0 ? pid_file : terminal ? 0 : logfile_open(&xend->config, error);
 
+	raise_limits();
 	if (r >= 0)
 		r = set_up(xend, terminal, error);
 	if (r < 0) {

@@ -15,6 +15,7 @@
 /* A dying process that the kernel does not let go of (storage that does not answer) is left after this. */
 #define DYING_MS 30000
 #define LOOK_MS 100
+#define DESCRIPTORS_MAX 1024 /* a child's, or what xend itself may have */
 
 /* Everything from here to the exec runs in a copy of a threaded process: async-signal-safe calls only. */
 
@@ -35,7 +36,8 @@ static int child_record(int file, pid_t parent)
 static int child_prepare(const struct spawn *spawn, int null, int record, pid_t parent)
 {
 	/* 1: not to a file, and (as no other number does) not to a program either (Linux, fs/coredump.c). */
-	static const struct rlimit no_core = {1, 1}, descriptors = {1024, 1024};
+	static const struct rlimit no_core = {1, 1};
+	struct rlimit descriptors;
 	struct sigaction standard = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
@@ -58,6 +60,11 @@ static int child_prepare(const struct spawn *spawn, int null, int record, pid_t 
 		return -1;
 	if (spawn->pass >= 0 && spawn->pass != SPAWN_PASSED_FD && dup2(spawn->pass, SPAWN_PASSED_FD) < 0)
 		return -1;
+	if (getrlimit(RLIMIT_NOFILE, &descriptors) < 0)
+		return -1;
+	if (descriptors.rlim_max > DESCRIPTORS_MAX)
+		descriptors.rlim_max = DESCRIPTORS_MAX;
+	descriptors.rlim_cur = descriptors.rlim_max;
 	return setrlimit(RLIMIT_CORE, &no_core) < 0 || setrlimit(RLIMIT_NOFILE, &descriptors) < 0 ? -1 : 0;
 }
 

@@ -1,11 +1,10 @@
 #include "xend/reply.h"
 #include "base/cleanup.h"
+#include "xend/http.h"
 #include "xend/xend.h"
 
 #include <errno.h>
 #include <event2/buffer.h>
-#include <event2/bufferevent.h>
-#include <event2/http.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -13,7 +12,7 @@
 struct reply {
 	struct xend *xend;
 	atomic_uint references;
-	struct evhttp_request *request; /* the loop's thread only; NULL once answered */
+	struct http_request *request; /* the loop's thread only; NULL once answered */
 	int cancel;
 	atomic_bool gone, streaming, answered;
 	atomic_size_t backlog;
@@ -30,11 +29,13 @@ struct part {
 	struct evbuffer *data;
 };
 
-static void client_left(struct evhttp_connection *connection, void *argument)
+/* More of it than this is not kept for a client that does not read. */
+#define PROGRESS_BACKLOG_MAX 65536
+
+static void client_left(void *argument)
 {
 	struct reply *reply = argument;
 
-	(void)connection;
 	atomic_store(&reply->gone, true);
 	eventfd_write(reply->cancel, 1);
 	xend_lock(reply->xend);
@@ -42,7 +43,14 @@ static void client_left(struct evhttp_connection *connection, void *argument)
 	xend_unlock(reply->xend);
 }
 
-struct reply *reply_new(struct xend *xend, struct evhttp_request *request)
+static void all_taken(void *argument)
+{
+	struct reply *reply = argument;
+
+	atomic_store(&reply->backlog, 0);
+}
+
+struct reply *reply_new(struct xend *xend, struct http_request *request)
 {
 	struct reply *reply = calloc(1, sizeof(*reply));
 
@@ -56,7 +64,7 @@ struct reply *reply_new(struct xend *xend, struct evhttp_request *request)
 		free(reply);
 		return NULL;
 	}
-	evhttp_connection_set_closecb(evhttp_request_get_connection(request), client_left, reply);
+	http_watch(request, client_left, all_taken, reply);
 	return reply;
 }
 
@@ -74,42 +82,22 @@ void reply_unref(struct reply *reply)
 	free(reply);
 }
 
-/* The connection may live on for the client's next request. */
-static struct evhttp_request *last_part(struct reply *reply)
-{
-	struct evhttp_request *request = take_pointer(reply->request);
-	struct evhttp_connection *connection = request ? evhttp_request_get_connection(request) : NULL;
-
-	if (connection)
-		evhttp_connection_set_closecb(connection, NULL, NULL);
-	return request;
-}
-
-static void chunk_written(struct evhttp_connection *connection, void *argument)
-{
-	struct reply *reply = argument;
-
-	(void)connection;
-	atomic_store(&reply->backlog, 0);
-}
-
 static void write_part(void *argument)
 {
 	struct part *part = argument;
 	struct reply *reply = part->reply;
-	struct evhttp_request *request = reply->request;
-	struct evkeyvalq *headers = request ? evhttp_request_get_output_headers(request) : NULL;
+	struct http_request *request = reply->request;
 
-	if (request && (part->kind == PART_WHOLE || part->kind == PART_BEGIN))
-		evhttp_add_header(headers, "Content-Type", part->type);
+	if (request && (part->kind == PART_WHOLE || part->kind == PART_END))
+		reply->request = NULL;
 	if (request && part->kind == PART_WHOLE)
-		evhttp_send_reply(last_part(reply), part->status, NULL, part->data);
+		http_answer(request, part->status, part->type, part->data);
 	if (request && part->kind == PART_BEGIN)
-		evhttp_send_reply_start(request, part->status, NULL);
+		http_begin(request, part->status, part->type);
 	if (request && part->kind == PART_CHUNK)
-		evhttp_send_reply_chunk_with_cb(request, part->data, chunk_written, reply);
+		http_chunk(request, part->data);
 	if (request && part->kind == PART_END)
-		evhttp_send_reply_end(last_part(reply));
+		http_end(request);
 	if (part->data)
 		evbuffer_free(part->data);
 	reply_unref(reply);
@@ -141,28 +129,10 @@ void reply_json(struct reply *reply, int status, json_t *body)
 	hand_over(reply, PART_WHOLE, body ? status : 500, "application/json", text, strlen(text));
 }
 
-static int status_of(int code)
-{
-	switch (code) {
-	case ENOENT:
-	case ESRCH:
-		return 404;
-	case EEXIST:
-	case EBUSY:
-		return 409;
-	case EINVAL:
-	case EACCES:
-	case EPERM:
-		return 400;
-	default:
-		return 500;
-	}
-}
-
 void reply_error(struct reply *reply, const struct error *error)
 {
 	if (!atomic_load(&reply->streaming)) {
-		reply_json(reply, status_of(error->code), json_pack("{s:s}", "error", error->text));
+		reply_json(reply, http_status(error->code), json_pack("{s:s}", "error", error->text));
 		return;
 	}
 	reply_line(reply, json_pack("{s:s, s:s}", "event", "failed", "error", error->text));
@@ -175,13 +145,20 @@ void reply_stream(struct reply *reply, const char *type)
 		hand_over(reply, PART_BEGIN, 200, type, NULL, 0);
 }
 
+static bool is_progress(const json_t *line)
+{
+	const char *event = json_string_value(json_object_get(line, "event"));
+
+	return event && strcmp(event, "progress") == 0;
+}
+
 void reply_line(struct reply *reply, json_t *line)
 {
 	_cleanup_json_ json_t *said = line;
 	_cleanup_free_ char *text = said ? json_dumps(said, JSON_COMPACT) : NULL;
 	size_t size = text ? strlen(text) : 0;
 
-	if (!text)
+	if (!text || (is_progress(said) && reply_backlog(reply) > PROGRESS_BACKLOG_MAX))
 		return;
 	text[size] = '\n'; /* in the place of the terminating zero: what is sent has a length */
 	reply_bytes(reply, text, size + 1);

@@ -13,12 +13,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-struct evhttp_request;
+struct http_request;
 struct reply;
 struct xend;
 
 /* For a request whose handler has just been called, on the loop's thread. NULL when out of memory. */
-struct reply *reply_new(struct xend *xend, struct evhttp_request *request);
+struct reply *reply_new(struct xend *xend, struct http_request *request);
 struct reply *reply_ref(struct reply *reply);
 void reply_unref(struct reply *reply);
 
@@ -27,7 +27,8 @@ void reply_json(struct reply *reply, int status, json_t *body);
 /* 4xx or 5xx with the sentence; the last line of a stream that has begun. */
 void reply_error(struct reply *reply, const struct error *error);
 
-/* Begins a chunked answer of that content type; then lines of JSON (consumed), or bytes; then the end. */
+/* Begins a chunked answer of that content type; then lines of JSON (consumed), or bytes; then the end. Of a
+ * client that does not read, lines of progress are dropped. */
 void reply_stream(struct reply *reply, const char *type);
 void reply_line(struct reply *reply, json_t *line);
 void reply_bytes(struct reply *reply, const void *data, size_t size);

@@ -1,6 +1,7 @@
 #include "xend/xend.h"
 #include "xend/moves.h"
 #include "xend/uuid.h"
+#include "xend/watch.h"
 
 #include <errno.h>
 #include <event2/thread.h>
@@ -10,7 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WORKERS_MAX 256
 #define WORKER_STACK 262144
 
 struct worker {
@@ -46,6 +46,7 @@ int xend_init(struct xend *xend, struct error *error)
 
 	STAILQ_INIT(&xend->posts);
 	TAILQ_INIT(&xend->visitors);
+	TAILQ_INIT(&xend->end_watches);
 	pthread_mutex_init(&xend->lock, NULL);
 	pthread_mutex_init(&xend->post_lock, NULL);
 	pthread_condattr_init(&monotonic);
@@ -107,6 +108,7 @@ void xend_wait(struct xend *xend, int timeout_ms)
 void xend_changed(struct xend *xend)
 {
 	pthread_cond_broadcast(&xend->changed);
+	watch_look(xend);
 }
 
 void xend_post(struct xend *xend, void (*run)(void *argument), void *argument)
@@ -141,7 +143,7 @@ int xend_worker(struct xend *xend, void (*run)(void *argument), void *argument, 
 	struct worker *worker = malloc(sizeof(*worker));
 	pthread_attr_t attributes;
 	pthread_t thread;
-	int r = EAGAIN;
+	int r;
 
 	if (!worker)
 		return error_set(error, ENOMEM, "Out of memory.");
@@ -149,12 +151,11 @@ int xend_worker(struct xend *xend, void (*run)(void *argument), void *argument, 
 	pthread_attr_init(&attributes);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
 	pthread_attr_setstacksize(&attributes, WORKER_STACK);
-	if (xend->workers < WORKERS_MAX)
-		r = pthread_create(&thread, &attributes, worker_main, worker);
+	r = pthread_create(&thread, &attributes, worker_main, worker);
 	pthread_attr_destroy(&attributes);
 	if (r) {
 		free(worker);
-		return error_set(error, r, "xend has too much to do at once; try again in a moment.");
+		return error_set(error, r, "Unable to start a thread: %s.", strerror(r));
 	}
 	xend->workers++;
 	return 0;

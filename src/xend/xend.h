@@ -25,6 +25,7 @@
 #include <sys/queue.h>
 
 struct domain;
+struct end_watch;
 struct move;
 struct porch;
 struct shared_memory;
@@ -67,6 +68,9 @@ struct xend {
 	TAILQ_HEAD(, visitor) visitors; /* of the relocation port (relocation.h) */
 	struct porch *porch;            /* where they wait; NULL: no relocation port */
 	unsigned workers, carriers_started;
+	unsigned requests;                   /* that workers are at (dispatch.c) */
+	TAILQ_HEAD(, end_watch) end_watches; /* watch.h */
+	unsigned watchers;                   /* these and streams */
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */
 
@@ -89,8 +93,8 @@ void xend_changed(struct xend *xend);
 /* Has the loop's thread call run(argument), in the order of posting, without the lock. From any thread. */
 void xend_post(struct xend *xend, void (*run)(void *argument), void *argument);
 
-/* Starts a worker that calls run(argument) with the lock held. The caller holds the lock. -EAGAIN: too many.
- */
+/* Starts a worker that calls run(argument) with the lock held. The caller holds the lock. Who starts workers
+ * for others' sake bounds their number, so that there are always some for xend's own. */
 int xend_worker(struct xend *xend, void (*run)(void *argument), void *argument, struct error *error);
 
 long long monotonic_ms(void);

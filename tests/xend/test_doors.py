@@ -1,6 +1,9 @@
 #!/usr/bin/python3
 """Nothing that comes from outside stops management: strangers at the relocation port, floods of any kind."""
+import json
 import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -8,7 +11,7 @@ import time
 import unittest
 
 import rig
-from rig import Xend, wait_until
+from rig import Refused, Xend, wait_until
 
 # How long `xm list` may take on a machine that tests run on side by side; alone it is some milliseconds.
 PATIENCE = 1.0
@@ -137,6 +140,129 @@ class Doors(unittest.TestCase):
             self.assertIn("port 8002: Address already in use.", xend.log.read_text())
             xend.create()
         wait_until(lambda: "Listening for relocations at 127.0.0.1, port 8002." in xend.log.read_text(), "its listening")
+
+    # ---- the API's socket ----
+
+    def connect(self, xend, request=b""):
+        client = socket.socket(socket.AF_UNIX)
+        self.addCleanup(client.close)  # before its xend's end
+        client.settimeout(120)
+        client.connect(str(xend.root / "socket"))
+        try:
+            client.sendall(request)
+        except BrokenPipeError:  # it has answered already
+            pass
+        return client
+
+    def answer(self, client):
+        """The status and the sentence."""
+        data = b""
+        while piece := client.recv(65536):
+            data += piece
+        head, _, body = data.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)["error"]
+
+    def processor_s(self, xend):
+        fields = pathlib.Path(f"/proc/{xend.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def test_watchers_take_no_place_from_others_and_no_end_is_lost(self):
+        xend = self.xend()
+        watched = xend.create("Watched", on_poweroff="restart")
+        other = xend.create("Other", disk=[], on_crash="restart")
+        gone = [xend.send("GET", "/domains/Watched/gone") for _ in range(300)]
+        consoles = [xend.open("GET", "/domains/Watched/console?history=1") for _ in range(300)]
+        for connection, response in consoles:
+            self.assertEqual(response.readline(), b"console history\n")
+        self.answers(xend, 0.5)
+        self.assertLess(len(os.listdir(f"/proc/{xend.pid}/task")), 50)
+        rig.kill(xend.guest_pid(other))  # it has run for some seconds and is started again at once
+        wait_until(lambda: [d["id"] for d in xend.domains()[1:]] == [1, 3] or "is not started again" in xend.log.read_text(),
+                   "what follows its end")
+        xend.post("/domains/Watched/shutdown")
+        for connection in gone:
+            self.assertEqual(connection.getresponse().read(), b"{}\n")
+            connection.close()
+        for connection, response in consoles:
+            self.assertEqual(response.read(), b"")
+            connection.close()
+        self.assertTrue(rig.dead(xend.guest_pid(watched)) if watched["uuid"] in xend.guests() else True)
+
+    def test_commands_that_wait_keep_no_others_waiting(self):
+        xend = self.xend()
+        stopped = xend.create("Stopped")
+        xend.create("Other", disk=[])
+        os.kill(xend.guest_pid(stopped), signal.SIGSTOP)
+        first = xend.send("POST", "/domains/Stopped/pause")  # which it does not answer for some seconds
+        wait_until(lambda: "being paused" in str(self.refusal(xend, "/domains/Stopped/pause")), "its being paused")
+        waiting = [xend.send("POST", "/domains/Stopped/destroy") for _ in range(300)]
+        full = [connection.getresponse() for connection in waiting[256:]]
+        for response in full:
+            self.assertEqual((response.status, b"try again in a moment" in response.read()), (503, True))
+        self.answers(xend, 1)
+        xend.post("/domains/Other/pause")
+        os.kill(xend.guest_pid(stopped), signal.SIGCONT)
+        for connection in (first, *waiting):
+            connection.hear()
+        wait_until(lambda: xend.names() == ["Other"], "its end")
+
+    def refusal(self, xend, path):
+        try:
+            return xend.post(path)
+        except Refused as refused:
+            return refused.sentence
+
+    def test_clients_that_say_nothing_or_half_a_request(self):
+        xend = self.xend(within=["prlimit", "--nofile=1024:1024"])
+        half = [self.connect(xend, b"GET /domains HT"[:number % 16]) for number in range(400)]
+        self.answers(xend, 0.5)
+        self.assertEqual(half[0].recv(1), b"")  # who has waited longest made room
+        self.assertLess(len(os.listdir(f"/proc/{xend.pid}/fd")), 300)
+        last = half[-1]
+        self.assertEqual(self.answer(last), (408, "The request has not arrived within 20 s."))
+
+    def test_what_is_no_request_gets_a_sentence(self):
+        xend = self.xend()
+        for request, status, sentence in (
+                (b"GET\r\n\r\n", 400, "no request of HTTP/1.1"),
+                (b"\0\xff" * 10 + b"\r\n\r\n", 400, "no request of HTTP/1.1"),
+                (b"POST /domains HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n" + b"x" * 300000, 413, "at most 1048576 bytes"),
+                (b"POST /domains HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 501, "in pieces"),
+                (b"GET /domains HTTP/1.1\r\nX: " + b"y" * 100000, 431, "at most 16384 bytes"),
+                (b"DELETE /domains HTTP/1.1\n\n", 404, "does not understand that method for '/domains'")):
+            got, words = self.answer(self.connect(xend, request))
+            self.assertEqual((got, sentence in words), (status, True), words)
+        self.assertEqual(len(xend.domains()), 1)
+
+    def test_without_descriptors_xend_answers_and_recovers(self):
+        xend = self.xend(within=["prlimit", "--nofile=80:80"])
+        used = len(os.listdir(f"/proc/{xend.pid}/fd"))
+        xend.create()
+        self.assertLess(used, 40)
+        subprocess.run(["prlimit", f"--pid={xend.pid}", f"--nofile={used + 12}:80"], check=True)
+        before, size = self.processor_s(xend), xend.log.stat().st_size
+        idle = [self.connect(xend) for _ in range(200)]
+        self.answers(xend, 1)  # who has said nothing makes room
+        watching = [self.connect(xend, b"GET /domains/TestGuest/gone HTTP/1.1\r\n\r\n") for _ in range(30)]
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            client = self.connect(xend, b"GET /domains HTTP/1.1\r\n\r\n")
+            answer = client.makefile("rb").read()
+            self.assertTrue(b'{"domains":' in answer or b'{"error":"xend has no' in answer, answer)
+            client.close()
+            time.sleep(0.02)
+        self.assertLess(self.processor_s(xend) - before, 1.5)
+        self.assertLess(xend.log.stat().st_size - size, 5000)
+        for client in idle + watching:
+            client.close()
+        wait_until(lambda: self.answered(xend), "its answering again")
+        subprocess.run(["prlimit", f"--pid={xend.pid}", "--nofile=80:80"], check=True)
+
+    def answered(self, xend):
+        try:
+            return xend.names() == ["TestGuest"]
+        except (Refused, OSError):
+            return False
 
 
 if __name__ == "__main__":
