@@ -80,6 +80,7 @@ class Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self.path)
+        self.socket = self.sock  # which http.client forgets when an answer is the last
 
     def hear(self):
         """All of the answer to what was asked, unless xend dies before."""
@@ -113,7 +114,7 @@ class Stream:
         return last
 
     def leave(self):
-        self.connection.sock.shutdown(socket.SHUT_RDWR)
+        self.connection.socket.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
 
