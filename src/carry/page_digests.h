@@ -18,6 +18,8 @@ struct page_digests {
 bool page_digests_begin(struct page_digests *digests, uint64_t pages);
 void page_digests_free(struct page_digests *digests);
 
+/* Of this page with these contents. */
+uint64_t page_digest(uint64_t page, const uint8_t *contents);
 /* `count` pages from `first` on have these contents now. */
 void page_digests_set(struct page_digests *digests, uint64_t first, uint64_t count, const uint8_t *contents);
 /* This page is zero now. True where it had contents before. */

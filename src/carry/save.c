@@ -6,7 +6,9 @@
 #include "carry/file_io.h"
 #include "carry/jobs.h"
 #include "carry/pack.h"
+#include "carry/page_digests.h"
 #include "carry/pages.h"
+#include "carry/proof.h"
 #include "state/checkpoint.h"
 #include "state/description.h"
 #include "state/digest.h"
@@ -21,6 +23,8 @@
  */
 #define BESIDE_PAGES (1ull << 20)
 #define BESIDE_EXTENT 96u
+/* For so long a guest that was saved while it ran stands still for the proof that the file has its memory. */
+#define PROOF_NS (50 * NS_PER_MS)
 
 /* A checkpoint file as the sink of the copy engine. */
 struct save_sink {
@@ -35,6 +39,9 @@ struct save_sink {
 	struct digest_stream stream;
 	uint64_t open_extent;
 	uint64_t *stale; /* bit per extent */
+	/* Where the guest runs: of each page as it was given. */
+	struct page_digests digests;
+	struct proof proof;
 };
 
 #define _cleanup_save_sink_ __attribute__((cleanup(save_sink_free)))
@@ -45,6 +52,8 @@ static void save_sink_free(struct save_sink *save)
 	pack_end(&save->pack);
 	checkpoint_close(&save->checkpoint);
 	free(save->stale);
+	proof_end(&save->proof);
+	page_digests_free(&save->digests);
 }
 
 /* No more pages come for the extent that was open. */
@@ -96,6 +105,8 @@ static int save_pages(struct sink *sink, uint64_t first, uint64_t count, struct 
 	uint64_t end = first + count;
 	int r = 0;
 
+	if (save->digests.of_page)
+		page_digests_set(&save->digests, first, count, save->guest->ram + first * PAGE_SIZE);
 	for (uint64_t at = first; r == 0 && at < end;) {
 		uint64_t extent = at / CHECKPOINT_EXTENT_PAGES, next = (extent + 1) * CHECKPOINT_EXTENT_PAGES;
 
@@ -120,6 +131,8 @@ static int save_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 		bitmap_clear(save->checkpoint.extents[page / CHECKPOINT_EXTENT_PAGES].stored,
 			page % CHECKPOINT_EXTENT_PAGES);
 		bitmap_set(save->stale, page / CHECKPOINT_EXTENT_PAGES);
+		if (save->digests.of_page)
+			page_digests_clear(&save->digests, page);
 	}
 	if (r < 0 || save->compress)
 		return r;
@@ -167,6 +180,29 @@ static int save_sink_begin(struct save_sink *save, struct guest *guest, struct e
 	if (ftruncate(save->io.fd, (off_t)(CHECKPOINT_RAM_AT + size)) < 0)
 		return error_set(error, errno, "Unable to write the checkpoint: %s.", strerror(errno));
 	return 0;
+}
+
+static int proof_prepare(struct save_sink *save, struct error *error)
+{
+	if (!page_digests_begin(&save->digests, save->guest->pages))
+		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
+	return proof_begin(&save->proof, save->guest, save->digests.of_page, error);
+}
+
+/*
+ * The guest stands still, and what was written while it ran must be what it has, whatever the dirty log said.
+ * Of more memory than can be read again in this time it is a part, which begins anywhere.
+ */
+static int prove(struct save_sink *save, struct error *error)
+{
+	int64_t end = monotonic_ns() + PROOF_NS;
+	int r = 0;
+
+	save->proof.at = (uint64_t)realtime_ns() / 1000 % save->guest->pages;
+	proof_lap(&save->proof);
+	while (r == 0 && save->proof.left && monotonic_ns() < end)
+		r = proof_step(&save->proof, true, error);
+	return r;
 }
 
 /* The guest stands still: digests of extents that were written more than once, then all but RAM. */
@@ -240,8 +276,12 @@ static int save_guest(struct job *job, struct guest *guest, struct save_sink *sa
 	r = save_sink_begin(save, guest, error);
 	if (r == 0)
 		r = check_space(save, error);
+	if (r == 0 && copy.live)
+		r = proof_prepare(save, error);
 	if (r == 0)
 		r = copy_guest(&copy, error);
+	if (r == 0 && copy.live)
+		r = prove(save, error);
 	if (r == 0)
 		r = guest_save_state(guest, &save->checkpoint.state, error);
 	save->checkpoint.taken_realtime_ns = copy.paused_realtime_ns;

@@ -6,6 +6,7 @@
 #include "carry/copy.h"
 #include "carry/jobs.h"
 #include "carry/page_sender.h"
+#include "carry/proof.h"
 #include "carry/streams_out.h"
 #include "carry/tls.h"
 #include "state/description.h"
@@ -18,6 +19,9 @@
 /* Memory that one more connection is worth being set up for. */
 #define MEMORY_OF_ONE (UINT64_C(256) << 20)
 
+/* So much longer than it would anyway a guest may stand still until its memory is proven. */
+#define PROOF_NS (5 * NS_PER_MS)
+
 /* A hand-over under way, seen from the source. */
 struct send {
 	struct job *job;
@@ -26,6 +30,7 @@ struct send {
 	struct sink sink;
 	struct page_sending sending;
 	struct page_digests digests;
+	struct proof proof;
 	struct page_sender sender; /* of the control connection */
 	struct streams_out streams;
 	unsigned connections; /* wanted for memory; 0: the control connection does */
@@ -43,6 +48,7 @@ static void send_free(struct send *send)
 	wire_close(&send->wire);
 	guest_close(&send->guest);
 	page_sender_end(&send->sender);
+	proof_end(&send->proof);
 	page_digests_free(&send->digests);
 }
 
@@ -56,6 +62,7 @@ static int send_pages(struct sink *sink, uint64_t first, uint64_t count, struct 
 	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
 	send->sending.hurry = sink->hurry;
+	proof_sent_again(&send->proof, first, count);
 	return has_streams(send) ? streams_out_run(&send->streams, first, count, false, error)
 				 : page_sender_pages(&send->sender, first, count, error);
 }
@@ -65,6 +72,7 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
 	send->sending.hurry = sink->hurry;
+	proof_sent_again(&send->proof, first, count);
 	return has_streams(send) ? streams_out_run(&send->streams, first, count, true, error)
 				 : page_sender_zeros(&send->sender, first, count, error);
 }
@@ -74,13 +82,34 @@ static int send_attend(struct sink *sink, struct error *error)
 	return peer_attend(&CONTAINER_OF(sink, struct send, sink)->wire, error);
 }
 
-/* The peer says when it has put a round's pages in place. */
-static int await_round(struct wire *wire, unsigned number, struct error *error)
+/* The proof goes on for as long as the peer lets us wait. */
+static int prove_meanwhile(struct send *send, bool still, struct error *error)
 {
-	struct record record;
-	int r = peer_expect(wire, RECORD_ROUND, &record, error);
+	int r = 0;
 
+	while (r == 0 && send->proof.left && !wire_heard(&send->wire))
+		r = proof_step(&send->proof, still, error);
+	return r;
+}
+
+/* The peer says when it has put a round's pages in place. */
+static int await_round(struct send *send, unsigned number, bool still, struct error *error)
+{
+	struct wire *wire = &send->wire;
+	struct record record;
+	int r = prove_meanwhile(send, still, error);
+
+	if (r == 0)
+		r = peer_expect(wire, RECORD_ROUND, &record, error);
 	return r == 0 && record.argument != number ? peer_not_due(wire, &record, error) : r;
+}
+
+/* Once while the guest runs all memory is looked at, in the time for which the peer is waited for. */
+static int await_running_round(struct send *send, unsigned number, struct error *error)
+{
+	if (number == 1)
+		proof_lap(&send->proof);
+	return await_round(send, number, false, error);
 }
 
 static int send_round(struct sink *sink, unsigned number, struct error *error)
@@ -94,7 +123,7 @@ static int send_round(struct sink *sink, unsigned number, struct error *error)
 	if (r == 0)
 		r = peer_send(&send->wire, RECORD_ROUND, number, NULL, 0, error);
 	if (r == 0 && !sink->last)
-		r = await_round(&send->wire, number, error);
+		r = await_running_round(send, number, error);
 	else if (r == 0 && has_streams(send))
 		r = streams_out_finish(&send->streams, &send->sender.digests.sum, error);
 	if (!has_streams(send))
@@ -205,10 +234,38 @@ static int tell_received(const struct send *send, struct error *error)
 		error);
 }
 
+/*
+ * Everything was sent, and the guest stands still: while the peer puts it in place, verifies, loads and
+ * records, its memory is read again here. What is left of that once the peer is done is not waited for where
+ * it takes long.
+ */
+static int await_received(struct send *send, struct error *error)
+{
+	struct proof *proof = &send->proof;
+	struct record record;
+	int64_t end;
+	int r = proof_clear(proof, error);
+
+	proof_lap(proof);
+	if (r == 0)
+		r = await_round(send, send->copy.rounds, true, error);
+	if (r == 0)
+		r = prove_meanwhile(send, true, error);
+	if (r == 0)
+		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
+	end = monotonic_ns() + PROOF_NS;
+	while (r == 0 && proof->left && monotonic_ns() + proof_left_ns(proof) <= end)
+		r = proof_step(proof, true, error);
+	if (r == 0)
+		log_info("Of %llu pages %llu were compared with what was sent while the guest stood still.",
+			(unsigned long long)send->guest.pages,
+			(unsigned long long)(send->guest.pages - proof->left));
+	return r;
+}
+
 /* Up to RECEIVED: after it the peer has all, verified, and xend decides. */
 static int send_guest(struct send *send, struct error *error)
 {
-	struct record record;
 	uint32_t features = (send->sending.compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED) |
 			    (send->connections ? PEER_STREAMS : 0);
 	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, &features, error);
@@ -240,9 +297,7 @@ static int send_guest(struct send *send, struct error *error)
 		r = send_state(send, error);
 	send->sent_at = monotonic_ns();
 	if (r == 0)
-		r = await_round(&send->wire, send->copy.rounds, error);
-	if (r == 0)
-		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
+		r = await_received(send, error);
 	send->received_at = monotonic_ns();
 	return r == 0 ? tell_received(send, error) : r;
 }
@@ -347,6 +402,9 @@ static int send_prepare(struct send *send, struct error *error)
 		return r;
 	if (!page_digests_begin(&send->digests, send->guest.pages))
 		return error_set(error, ENOMEM, "Out of memory for the digests of the guest's pages.");
+	r = proof_begin(&send->proof, &send->guest, send->digests.of_page, error);
+	if (r < 0)
+		return r;
 	send->sink = (struct sink){
 		.pages = send_pages, .zeros = send_zeros, .round = send_round, .attend = send_attend};
 	send->guest.peer = &send->wire;

@@ -352,6 +352,55 @@ static void a_guest_that_does_not_load_stays(void **state)
 	assert_false(move.from.tracking);
 }
 
+/* Whether the destination has received everything before or not. */
+static void destination_fails(struct move *move)
+{
+	bool failed = false;
+
+	while (!failed) {
+		struct message message;
+
+		assert_int_equal(channel_receive(move->dest.channel, &message, NULL), 0);
+		if (!carrier_event_is_aside(&move->dest, &message)) {
+			const char *name = json_string_value(json_object_get(message.body, "event"));
+
+			_cleanup_json_ json_t *answer = json_pack("{s:s}", "do", "received");
+
+			failed = strcmp(name, "failed") == 0;
+			assert_true(failed || strcmp(name, "received") == 0);
+			if (!failed) /* it may have heard of the source's failure meanwhile */
+				channel_send(move->dest.channel, answer, NULL, 0, NULL);
+		}
+		message_free(&message);
+	}
+}
+
+/* Where the log misses what was written the guest does not go: its memory itself is compared. */
+static void a_lost_page_ends_the_migration(void **state)
+{
+	(void)state;
+	for (int timeout_s = 0; timeout_s < 2; timeout_s++) {
+		struct move move;
+		struct message failed;
+
+		line_begin(&move.line);
+		fake_guest_begin(&move.from, 16 * MIB_PAGES);
+		fake_guest_begin(&move.to, 16 * MIB_PAGES);
+		fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
+		move.from.forgets = true;
+		fake_guest_run(&move.from, 0);
+		begin_source(&move, true, 0, json_pack("{s:i}", "timeout_s", timeout_s));
+		begin_dest(&move);
+		accept_offer(&move);
+		destination_fails(&move);
+		failed = carrier_event(&move.source, "failed");
+		assert_non_null(strstr(json_string_value(json_object_get(failed.body, "error")),
+			"Page 0 of the guest's memory is not what was sent"));
+		message_free(&failed);
+		move_end(&move);
+	}
+}
+
 /* The steps of a hand-over after each of which one xend goes away. */
 enum step { AT_OFFER, WHILE_COPYING, AT_RECEIVED, AT_SOURCE_RECEIVED, STEPS };
 
@@ -522,6 +571,7 @@ int main(void)
 		cmocka_unit_test(a_guest_that_cannot_go_in_time_stays),
 		BOTH_WAYS(objections_reach_the_source),
 		BOTH_WAYS(a_guest_that_does_not_load_stays),
+		BOTH_WAYS(a_lost_page_ends_the_migration),
 		BOTH_WAYS(whoever_leaves_before_commit_the_other_learns_it),
 		BOTH_WAYS(after_commit_a_silent_peer_is_uncertain),
 		BOTH_WAYS(an_aborted_hand_over_ends_on_both_sides),

@@ -221,6 +221,39 @@ static void a_last_extent_that_is_not_full_comes_back(void **state)
 	round_trip(17 * MIB_PAGES, STOPPED);
 }
 
+/* Where the log misses what was written there is no file. */
+static void a_lost_page_ends_the_save(void **state)
+{
+	(void)state;
+	for (int compress = 0; compress < 2; compress++) {
+		_cleanup_close_ int file = new_file();
+		struct carrier_thread carrier;
+		struct fake_guest guest;
+		struct message failed;
+		int fds[2];
+
+		fake_guest_begin(&guest, 16 * MIB_PAGES);
+		fake_guest_fill(&guest, 0, 8 * MIB_PAGES, 1);
+		guest.forgets = true;
+		fake_guest_run(&guest, 0);
+		carrier_thread_begin(&carrier, save_job);
+		fds[0] = guest.carrier_end;
+		fds[1] = file;
+		carrier_say(&carrier,
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:{s:s, s:s, s:i}, s:b, s:b}", "do", "save",
+				"guest", "fd", 0, "file", "fd", 1, "domain", "name", "TestGuest", "uuid",
+				"cc0029f5-10a1-e6d0-3c92-19b0ea021f21", "memory_mib", 16, "live", 1,
+				"compress", compress),
+			fds, 2);
+		failed = carrier_event(&carrier, "failed");
+		assert_non_null(strstr(json_string_value(json_object_get(failed.body, "error")),
+			"Page 0 of the guest's memory is not what was sent"));
+		message_free(&failed);
+		carrier_thread_end(&carrier);
+		fake_guest_end(&guest);
+	}
+}
+
 static void an_abandoned_save_leaves_the_guest_untracked(void **state)
 {
 	_cleanup_close_ int file = new_file();
@@ -458,6 +491,7 @@ int main(void)
 		cmocka_unit_test(a_saved_guest_comes_back),
 		cmocka_unit_test(a_guest_saved_while_it_runs_comes_back),
 		cmocka_unit_test(a_last_extent_that_is_not_full_comes_back),
+		cmocka_unit_test(a_lost_page_ends_the_save),
 		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
 		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
 		cmocka_unit_test(another_reader_agrees),

@@ -157,6 +157,10 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		write_on(guest);
 		memcpy(guest->bitmap, guest->dirty, words * 8);
 		memset(guest->dirty, 0, words * 8);
+		if (guest->forgets) {
+			bitmap_clear(guest->bitmap, 0);
+			guest->ram[0]++;
+		}
 		return json_pack("{s:b, s:I}", "ok", 1, "pages",
 			(json_int_t)bitmap_count(guest->bitmap, guest->pages));
 	}
