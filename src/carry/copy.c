@@ -125,6 +125,22 @@ int copy_overdue(const struct copy *copy, struct error *error)
 		copy->rounds + 1);
 }
 
+/* At this bandwidth the guest would be late even if it stopped now: then it need not stand still for that. */
+static int cannot_arrive(
+	const struct copy *copy, const struct rounds *rounds, uint64_t pages, struct error *error)
+{
+	double bytes = (double)(pages * PAGE_SIZE);
+
+	return error_set(error, ETIMEDOUT,
+		"The guest's memory cannot be there in the %.0f s that --timeout gives: the %.1f MB that are "
+		"left "
+		"take %.1f s at %.1f Mbit/s, which is what the line, or --resource, lets through. Given up "
+		"in "
+		"round %u, the guest runs on. Give more time.",
+		(double)(copy->deadline - copy->began) / 1e9, bytes / 1e6, bytes / rounds->bytes_per_ns / 1e9,
+		rounds->bytes_per_ns * 8e3, copy->rounds + 1);
+}
+
 /* Of word `i` of this round's pages those that it has not come to: it stands before page `at`. */
 static uint64_t ahead(const struct work *work, uint64_t at, uint64_t i)
 {
@@ -170,10 +186,16 @@ static int look_at_clock(struct work *work, uint64_t at, struct error *error)
 	now = monotonic_ns();
 	if (copy->may_not_stall && now >= copy->deadline)
 		return copy_overdue(copy, error);
-	if (!copy->live || copy->sink->last || now < work->next_look)
+	/* The first moments of a line say too little of it to stop a guest for, or to let it stay. */
+	if ((copy->live && copy->sink->last) || now < work->next_look ||
+		now - copy->began < (copy->deadline - copy->began) / 10)
 		return 0;
 	work->next_look = now + LOOK_EVERY_NS;
 	rounds = rounds_now(work);
+	if (!copy->live)
+		return rounds_too_late(&rounds, work->left, copy->began, now)
+			       ? cannot_arrive(copy, &rounds, work->left, error)
+			       : 0;
 	if (!rounds_late(&rounds, work->left + copy->sent_pages - work->round_sent, now))
 		return 0;
 	r = take_log(work, at, error);
@@ -258,10 +280,14 @@ static int at_limit(const struct work *work, enum rounds_verdict verdict, uint64
 {
 	const struct copy *copy = work->copy;
 
-	if (verdict == ROUNDS_FITS || !copy->may_not_stall)
+	if (verdict == ROUNDS_FITS)
 		return 0;
-	if (verdict == ROUNDS_LATE)
+	if (verdict == ROUNDS_LATE && copy->may_not_stall)
 		return copy_overdue(copy, error);
+	if (rounds_too_late(&work->rounds, pages, copy->began, monotonic_ns()))
+		return cannot_arrive(copy, &work->rounds, pages, error);
+	if (!copy->may_not_stall)
+		return 0;
 	return error_set(error, ETIMEDOUT,
 		"The guest writes its memory faster than it can be copied, even slowed by %u %%, and "
 		"--on-stall "
@@ -300,7 +326,6 @@ static int copy_live(struct work *work, struct error *error)
 	memcpy(work->next, work->todo, bitmap_bytes(copy->guest->pages));
 	r = begin_next(work, &pages, error);
 	work->late = false;
-	copy->sink->hurry = true;
 	return r;
 }
 

@@ -30,8 +30,7 @@ struct sink {
 	/* Now and then, also while nothing is given to the sink: who waits for it is to hear of it. NULL:
 	 * nobody does. */
 	int (*attend)(struct sink *sink, struct error *error);
-	bool last;  /* this round is the last one */
-	bool hurry; /* the guest stands still after having run: no rate limit now */
+	bool last; /* this round is the last one */
 };
 
 struct copy {
@@ -42,6 +41,7 @@ struct copy {
 	int64_t max_downtime_ms; /* 0: the default */
 	bool may_slow;           /* a guest that writes faster than the sink takes is slowed */
 	int64_t deadline;        /* monotonic ns by which all should be there, 0: none */
+	int64_t began;           /* monotonic ns: since when the time up to that counts */
 	bool may_not_stall;      /* at the limit give up, rather than stop the guest for longer than wanted */
 
 	/* results */

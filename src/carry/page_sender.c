@@ -35,7 +35,7 @@ static int keep_rate(struct page_sender *sender, uint64_t bytes, struct error *e
 {
 	struct page_sending *sending = sender->sending;
 	int64_t began = monotonic_ns(), alive_at = began + WIRE_ALIVE_MS * NS_PER_MS;
-	int64_t wait_ns = sending->hurry ? 0 : rate_take(&sending->rate, bytes, began), end = began + wait_ns;
+	int64_t wait_ns = rate_take(&sending->rate, bytes, began), end = began + wait_ns;
 
 	while (wait_ns >= NS_PER_MS) {
 		int64_t now = monotonic_ns(), pause_ns = alive_at - now < wait_ns ? alive_at - now : wait_ns;

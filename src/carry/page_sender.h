@@ -13,7 +13,6 @@
 #include "carry/peer.h"
 #include "carry/rate.h"
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -22,7 +21,6 @@ struct page_sending {
 	const struct guest *guest;
 	struct rate_limit rate;
 	enum compression compression;
-	atomic_bool hurry; /* no rate limit now */
 };
 
 struct page_sender {

@@ -19,6 +19,8 @@
 #define SLOWING_WORTH 8
 /* Before anything was measured: 1 Gbit/s. */
 #define ASSUMED_BYTES_PER_NS 0.125
+/* An estimate that is beyond the time that there is by so much is believed. */
+#define CLEARLY 1.2
 /* What the kernel may hold of what was sent when the guest stops to meet its deadline. */
 #define ON_ITS_WAY_BYTES (4u << 20)
 
@@ -56,6 +58,13 @@ bool rounds_late(const struct rounds *rounds, uint64_t pages, int64_t now_ns)
 	double needed = 1.1 * time_ns(rounds, pages * PAGE_SIZE + ON_ITS_WAY_BYTES) + (double)(2 * FIXED_NS);
 
 	return rounds->deadline && (double)now_ns + needed >= (double)rounds->deadline;
+}
+
+bool rounds_too_late(const struct rounds *rounds, uint64_t pages, int64_t began_ns, int64_t now_ns)
+{
+	return rounds->deadline && rounds->bytes_per_ns > 0 &&
+	       (double)(now_ns - began_ns) + time_ns(rounds, pages * PAGE_SIZE) >
+		       CLEARLY * (double)(rounds->deadline - began_ns);
 }
 
 /*

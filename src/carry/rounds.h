@@ -44,5 +44,7 @@ void rounds_measure(struct rounds *rounds, uint64_t bytes, int64_t ns);
 int64_t rounds_downtime_ns(const struct rounds *rounds, uint64_t pages);
 /* Whether a guest with this rest must stop now to arrive by the deadline. */
 bool rounds_late(const struct rounds *rounds, uint64_t pages, int64_t now_ns);
+/* Whether a guest with this rest would arrive clearly after the deadline although it stopped now. */
+bool rounds_too_late(const struct rounds *rounds, uint64_t pages, int64_t began_ns, int64_t now_ns);
 /* After a round: `pages` are dirty. Go on, or stop the guest now? */
 enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t now_ns);

@@ -61,7 +61,6 @@ static int send_pages(struct sink *sink, uint64_t first, uint64_t count, struct 
 {
 	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
-	send->sending.hurry = sink->hurry;
 	proof_sent_again(&send->proof, first, count);
 	return has_streams(send) ? streams_out_run(&send->streams, first, count, false, error)
 				 : page_sender_pages(&send->sender, first, count, error);
@@ -71,7 +70,6 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 {
 	struct send *send = CONTAINER_OF(sink, struct send, sink);
 
-	send->sending.hurry = sink->hurry;
 	proof_sent_again(&send->proof, first, count);
 	return has_streams(send) ? streams_out_run(&send->streams, first, count, true, error)
 				 : page_sender_zeros(&send->sender, first, count, error);
@@ -345,13 +343,14 @@ static int commit(struct send *send, struct error *error)
 	now = monotonic_ns();
 	log_downtime(send, now);
 	return job_event(send->job, "done",
-		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I, s:I}", "milliseconds",
+		json_pack("{s:I, s:i, s:I, s:I, s:i, s:I, s:I, s:b}", "milliseconds",
 			(json_int_t)((now - send->began) / NS_PER_MS), "rounds", (int)send->copy.rounds,
 			"bytes", (json_int_t)(send->wire.sent_bytes + streams_out_bytes(&send->streams)),
 			"downtime_ms", (json_int_t)((now - send->copy.paused_at) / NS_PER_MS),
 			"slowed_percent", (int)send->copy.slowed, "memory_bytes",
 			(json_int_t)(send->copy.sent_pages * PAGE_SIZE), "remote_id",
-			(json_int_t)running.argument),
+			(json_int_t)running.argument, "late",
+			send->copy.deadline && now > send->copy.deadline),
 		error);
 }
 
@@ -417,6 +416,7 @@ static int send_prepare(struct send *send, struct error *error)
 		.live = job_flag(job, "live"),
 		.max_downtime_ms = job_number(job, "max_downtime_ms"),
 		.may_slow = true,
+		.began = send->began,
 		.deadline = timeout_s > 0 ? send->began + timeout_s * NS_PER_S : 0,
 		.may_not_stall = on_stall && strcmp(on_stall, "cancel") == 0};
 	return 0;

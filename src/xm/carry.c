@@ -140,12 +140,14 @@ static void print_migration(const char *domain, const char *host, const json_t *
 	double memory = json_number_value(json_object_get(done, "memory_bytes"));
 	long long slowed = json_integer_value(json_object_get(done, "slowed_percent"));
 
+	const char *late = json_is_true(json_object_get(done, "late")) ? ", later than --timeout gives" : "";
+
 	if (!rounds) { /* the line broke at the end: the peer said only that it runs the domain */
 		printf("Migrated %s to %s.\n", domain, host);
 		return;
 	}
-	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
-		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
+	printf("Migrated %s to %s in %.1f s%s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
+		json_number_value(json_object_get(done, "milliseconds")) / 1e3, late, rounds,
 		rounds == 1 ? "" : "s", bytes / 1e6,
 		(long long)json_number_value(json_object_get(done, "downtime_ms")));
 	if (memory >= bytes * 1.05)

@@ -237,19 +237,23 @@ static void a_guest_that_writes_too_fast_is_slowed(void **state)
 	move_end(&move);
 }
 
+/* 26 MB at 20 MB a second, in 3 s, and no end of writing. The limit holds for what comes after the stop, too.
+ */
 static void a_guest_arrives_in_time(void **state)
 {
 	struct move move;
 	struct message done;
+	int64_t milliseconds, bytes;
 
 	(void)state;
-	/* 26 MB at 0.5 MB a second, and no end of writing. What comes after the stop is not limited by the
-	 * rate. */
-	move_begin_with(
-		&move, 64 * MIB_PAGES, true, 4, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "stop"));
+	move_begin_with(&move, 64 * MIB_PAGES, true, 160,
+		json_pack("{s:i, s:s, s:s}", "timeout_s", 3, "on_stall", "stop", "compress", "no"));
 	copy_all(&move);
 	done = finish(&move);
-	assert_true(json_integer_value(json_object_get(done.body, "milliseconds")) < 20000);
+	milliseconds = json_integer_value(json_object_get(done.body, "milliseconds"));
+	bytes = json_integer_value(json_object_get(done.body, "bytes"));
+	assert_true(milliseconds < 20000);
+	assert_true(milliseconds >= bytes / 20000 * 9 / 10);
 	message_free(&done);
 	move_end(&move);
 }
@@ -304,6 +308,9 @@ static void a_guest_stays(uint64_t pages, int rate_mbit, json_t *more, const cha
 static void a_guest_that_cannot_go_in_time_stays(void **state)
 {
 	(void)state;
+	/* 26 MB at half a MB a second are there in no case, so that the guest is not stopped for it. */
+	a_guest_stays(64 * MIB_PAGES, 4, json_pack("{s:i, s:s}", "timeout_s", 2, "on_stall", "stop"),
+		"cannot be there in the 2 s that --timeout gives");
 	a_guest_stays(64 * MIB_PAGES, 64, json_pack("{s:i, s:s}", "timeout_s", 1, "on_stall", "cancel"),
 		"does not arrive in the time that --timeout gives");
 	/* Slowed to 1 % it still writes all of its 1 MiB while 4 MB a second are sent. */

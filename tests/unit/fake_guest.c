@@ -80,7 +80,7 @@ static void write_on(struct fake_guest *guest)
 				__ATOMIC_RELAXED);
 		bitmap_set(guest->dirty, page);
 	}
-	if (guest->scatters) {
+	if (guest->scatters && next_random(&guest->seed) % 8 == 0) {
 		uint64_t page = next_random(&guest->seed) % guest->pages;
 
 		memset(guest->ram + page * FAKE_PAGE, (int)(guest->seed % 255) + 1, FAKE_PAGE / 2);
