@@ -23,6 +23,16 @@
  */
 #define BESIDE_PAGES (1ull << 20)
 #define BESIDE_EXTENT 96u
+/*
+ * Storage that buffers, whatever O_DIRECT says, is asked for what it has got after so many bytes, more where
+ * that is quickly done and less where it takes long: one request for all of it at the end might take longer
+ * than storage is waited for without a word (storage-timeout).
+ */
+#define SYNC_LEAST (UINT64_C(16) << 20)
+#define SYNC_FIRST (UINT64_C(64) << 20)
+#define SYNC_MOST (UINT64_C(1) << 30)
+#define SYNC_QUICK_NS (1 * NS_PER_S)
+#define SYNC_LONG_NS (4 * NS_PER_S)
 /* For so long a guest that was saved while it ran stands still for the proof that the file has its memory. */
 #define PROOF_NS (50 * NS_PER_MS)
 
@@ -38,7 +48,8 @@ struct save_sink {
 	/* First round: the digest of the extent whose pages are coming. Later rounds make a digest stale. */
 	struct digest_stream stream;
 	uint64_t open_extent;
-	uint64_t *stale; /* bit per extent */
+	uint64_t *stale;               /* bit per extent */
+	uint64_t unsynced, sync_after; /* bytes */
 	/* Where the guest runs: of each page as it was given. */
 	struct page_digests digests;
 	struct proof proof;
@@ -54,6 +65,27 @@ static void save_sink_free(struct save_sink *save)
 	free(save->stale);
 	proof_end(&save->proof);
 	page_digests_free(&save->digests);
+}
+
+static int sync_now_and_then(struct save_sink *save, uint64_t bytes, struct error *error)
+{
+	int64_t began, took;
+	int r;
+
+	save->unsynced += bytes;
+	if (save->unsynced < save->sync_after)
+		return 0;
+	r = save->compress ? pack_drain(&save->pack, error) : file_io_drain(&save->io, error);
+	began = monotonic_ns();
+	if (r == 0 && fsync(save->io.fd) < 0)
+		return error_set(error, errno, "Unable to write the checkpoint: %s.", strerror(errno));
+	took = monotonic_ns() - began;
+	if (took < SYNC_QUICK_NS && save->sync_after < SYNC_MOST)
+		save->sync_after *= 2;
+	else if (took > SYNC_LONG_NS && save->sync_after > SYNC_LEAST)
+		save->sync_after /= 2;
+	save->unsynced = 0;
+	return r;
 }
 
 /* No more pages come for the extent that was open. */
@@ -114,10 +146,10 @@ static int save_pages(struct sink *sink, uint64_t first, uint64_t count, struct 
 		r = note_pages(save, extent, at, next - at, error);
 		at = next;
 	}
-	if (r < 0 || save->compress)
-		return r;
-	return file_io_submit(&save->io, save->guest->ram + first * PAGE_SIZE, count * PAGE_SIZE,
-		CHECKPOINT_RAM_AT + first * PAGE_SIZE, 0, error);
+	if (r == 0 && !save->compress)
+		r = file_io_submit(&save->io, save->guest->ram + first * PAGE_SIZE, count * PAGE_SIZE,
+			CHECKPOINT_RAM_AT + first * PAGE_SIZE, 0, error);
+	return r == 0 ? sync_now_and_then(save, count * PAGE_SIZE, error) : r;
 }
 
 static int save_zeros(struct sink *sink, uint64_t first, uint64_t count, struct error *error)
@@ -167,6 +199,7 @@ static int save_sink_begin(struct save_sink *save, struct guest *guest, struct e
 	save->sink = (struct sink){.pages = save_pages, .zeros = save_zeros, .round = save_round};
 	save->guest = guest;
 	save->open_extent = NO_EXTENT;
+	save->sync_after = SYNC_FIRST;
 	save->checkpoint.fd = save->io.fd;
 	save->checkpoint.ram_size = size;
 	save->pack.ram = guest->ram;

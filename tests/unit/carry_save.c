@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define UUID "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
@@ -219,6 +220,46 @@ static void a_last_extent_that_is_not_full_comes_back(void **state)
 {
 	(void)state;
 	round_trip(17 * MIB_PAGES, STOPPED);
+}
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+
+/* Of storage that buffers: what it has got since it was last asked, at most; in blocks of 512 bytes. */
+static struct {
+	bool on;
+	blkcnt_t before, most;
+} buffered;
+
+int __wrap_fsync(int fd)
+{
+	struct stat status;
+
+	if (buffered.on && fstat(fd, &status) == 0) {
+		if (status.st_blocks - buffered.before > buffered.most)
+			buffered.most = status.st_blocks - buffered.before;
+		buffered.before = status.st_blocks;
+		usleep(1100000); /* not quick */
+	}
+	return __real_fsync(fd);
+}
+
+static void storage_that_buffers_is_asked_in_between(void **state)
+{
+	(void)state;
+	for (unsigned how = STOPPED; how <= COMPRESSED; how += COMPRESSED) {
+		_cleanup_close_ int file = new_file();
+		struct fake_guest guest;
+
+		fake_guest_begin(&guest, 200 * MIB_PAGES);
+		fake_guest_fill(&guest, 0, 200 * MIB_PAGES, 1);
+		buffered.before = buffered.most = 0;
+		buffered.on = true;
+		save(&guest, file, how);
+		buffered.on = false;
+		assert_in_range(buffered.most, 1, (70 << 20) / 512);
+		fake_guest_end(&guest);
+	}
 }
 
 /* Where the log misses what was written there is no file. */
@@ -492,6 +533,7 @@ int main(void)
 		cmocka_unit_test(a_guest_saved_while_it_runs_comes_back),
 		cmocka_unit_test(a_last_extent_that_is_not_full_comes_back),
 		cmocka_unit_test(a_lost_page_ends_the_save),
+		cmocka_unit_test(storage_that_buffers_is_asked_in_between),
 		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
 		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
 		cmocka_unit_test(another_reader_agrees),
