@@ -140,6 +140,12 @@ static long long now_ms(void)
 	return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
+static int no_answer(const json_t *request, int timeout_ms, struct error *error)
+{
+	return error_set(error, ETIMEDOUT, "No answer to '%s' within %d ms.",
+		json_string_value(json_object_get(request, "do")), timeout_ms);
+}
+
 int channel_call(int socket, const json_t *request, const int *fds, unsigned fd_count, struct message *reply,
 	int timeout_ms, struct error *error)
 {
@@ -156,8 +162,7 @@ int channel_call(int socket, const json_t *request, const int *fds, unsigned fd_
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n == 0)
-			return error_set(error, ETIMEDOUT, "No answer to '%s' within %d ms.",
-				json_string_value(json_object_get(request, "do")), timeout_ms);
+			return no_answer(request, timeout_ms, error);
 		r = channel_receive(socket, answer, error);
 		if (r == -EAGAIN) {
 			r = 0;
@@ -168,6 +173,9 @@ int channel_call(int socket, const json_t *request, const int *fds, unsigned fd_
 		if (!json_object_get(answer->body, "event"))
 			break;
 		message_free(answer);
+		/* Who has always something else to say does not answer either. */
+		if (timeout_ms >= 0 && now_ms() >= deadline)
+			return no_answer(request, timeout_ms, error);
 	}
 	if (r == 0)
 		r = channel_error_of(answer->body, error);

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #define INPUT_MAX 4096u
+#define STREAMS_MAX 384u /* well below the descriptors that the process may have */
 #define LIMIT_LEAST 1024u
 #define LIMIT_MOST (16u << 20) /* what a FIELD_BUFFER holds */
 
@@ -37,6 +38,7 @@ struct console_hub {
 	struct console_port *ports, *active;
 	uint32_t active_place; /* of the active port among the ports, for the saved state */
 	struct stream *streams;
+	unsigned stream_count;
 	bool flush_deferred;
 };
 
@@ -85,6 +87,7 @@ static void stream_free(struct stream *stream)
 	for (struct stream **at = &stream->hub->streams; *at; at = &(*at)->next)
 		if (*at == stream) {
 			*at = stream->next;
+			stream->hub->stream_count--;
 			break;
 		}
 	loop_remove(stream->hub->platform->loop, &stream->watch);
@@ -184,9 +187,12 @@ static void stream_ready(void *context, uint32_t events)
 
 int console_attach(struct console_hub *hub, int fd, bool history, struct error *error)
 {
-	struct stream *stream = calloc(1, sizeof(*stream));
+	struct stream *stream = hub->stream_count < STREAMS_MAX ? calloc(1, sizeof(*stream)) : NULL;
 	int r;
 
+	if (hub->stream_count >= STREAMS_MAX)
+		return error_set(
+			error, EBUSY, "%u clients look at the guest's console already.", STREAMS_MAX);
 	if (!stream)
 		return error_set(error, ENOMEM, "Out of memory while attaching to the console.");
 	*stream = (struct stream){.watch = {.fd = fd, .handler = stream_ready, .context = stream},
@@ -201,6 +207,7 @@ int console_attach(struct console_hub *hub, int fd, bool history, struct error *
 	}
 	stream->next = hub->streams;
 	hub->streams = stream;
+	hub->stream_count++;
 	stream_send(stream);
 	return 0;
 }

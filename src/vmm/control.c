@@ -13,7 +13,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
-#define CONNECTIONS_MAX 32u
+#define CONNECTIONS_MAX 300u
 #define STATE_MAX (256ull << 20) /* device state that load-state takes */
 
 struct connection {

@@ -98,6 +98,13 @@ static int wait_for_message(struct carrier *carrier, struct message *event, stru
 	return r == -EPIPE || r == -ECONNRESET ? died(carrier, error) : r;
 }
 
+static bool is_cancelled(const struct carrier *carrier)
+{
+	struct pollfd cancelled = {.fd = carrier->cancel, .events = POLLIN};
+
+	return poll(&cancelled, 1, 0) > 0;
+}
+
 int carrier_hear(struct carrier *carrier, struct message *event, struct error *error)
 {
 	for (;;) {
@@ -120,6 +127,9 @@ int carrier_hear(struct carrier *carrier, struct message *event, struct error *e
 		else if (carrier->progress)
 			reply_line(carrier->progress, json_incref(event->body));
 		message_free(event);
+		/* One that does not stop telling of it can be ended all the same. */
+		if (is_cancelled(carrier))
+			return error_set(error, ECANCELED, "Cancelled.");
 	}
 }
 

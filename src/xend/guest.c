@@ -79,7 +79,7 @@ static int listen_at(const char *path, struct error *error)
 	if (r < 0)
 		return r;
 	unlink(path);
-	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 16) < 0)
+	if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 512) < 0)
 		return error_set(error, errno, "Unable to listen on %s: %s.", path, strerror(errno));
 	return take_fd(&fd);
 }

@@ -10,6 +10,8 @@
 #include <poll.h>
 #include <string.h>
 
+#define EVENTS_AT_ONCE 16
+
 struct word {
 	const char *word;
 	int value;
@@ -85,6 +87,9 @@ int channel_wait(int socket, struct message *reply, int timeout_ms)
 		if (r < 0 || !json_object_get(reply->body, "event"))
 			return r;
 		message_free(reply);
+		/* Who has always something else to say does not answer either. */
+		if (monotonic_ms() >= deadline)
+			return -ETIMEDOUT;
 	}
 }
 
@@ -95,7 +100,8 @@ static void events_ready(evutil_socket_t fd, short what, void *argument)
 
 	(void)what;
 	xend_lock(xend);
-	for (;;) {
+	/* Of one that does not stop talking the rest is for the loop's next turn. */
+	for (unsigned i = 0; i < EVENTS_AT_ONCE; i++) {
 		_cleanup_message_ struct message message = {0};
 		int r = channel_receive((int)fd, &message, NULL);
 

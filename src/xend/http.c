@@ -133,7 +133,8 @@ int http_parse_head(char *text, struct http_head *head, struct error *error)
 	int r = 0;
 
 	*head = (struct http_head){.query = ""};
-	if (!target || !*method || !*target || !line || strncmp(line, "HTTP/1.", 7) != 0 || strchr(line, ' '))
+	if (!target || !*method || !*target || *target == '?' || !line || strncmp(line, "HTTP/1.", 7) != 0 ||
+		strchr(line, ' '))
 		return error_set(error, EINVAL, "This is no request of HTTP/1.1.");
 	head->method = method;
 	head->path = target;

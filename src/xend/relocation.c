@@ -1,4 +1,5 @@
 #include "xend/relocation.h"
+#include "base/address.h"
 #include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -178,12 +179,34 @@ static void let_in_all(struct porch *here)
 	}
 }
 
+/* Whether hosts-allow may have the address. Where it is of networks only that is known at once; what matches
+ * names, or patterns, is looked at by a carrier. */
+static bool may_come(const struct xend_config *config, const char *address)
+{
+	bool found = !config->allow_count;
+
+	for (size_t i = 0; i < config->allow_count && !found; i++) {
+		struct network network;
+
+		found = !network_parse(config->allow[i], &network) || network_has(&network, address);
+	}
+	return found;
+}
+
 static void arrived(void *context, int socket, const struct sockaddr *address, socklen_t size)
 {
 	struct porch *here = context;
-	char text[DOOR_TEXT_SIZE] = "";
+	char text[ADDRESS_SIZE];
 
-	getnameinfo(address, size, text, sizeof(text), NULL, 0, NI_NUMERICHOST);
+	address_text(address, size, text);
+	if (!may_come(&here->xend->config, text)) {
+		log_seldom(LOG_WARNING_,
+			"Relocation from %s: it may not relocate guests to this host "
+			"(xend-relocation-hosts-allow).",
+			text);
+		close(socket);
+		return;
+	}
 	pthread_mutex_lock(&here->lock);
 	door_enter(&here->door, socket, door_address_of(address), text, monotonic_ms());
 	pthread_mutex_unlock(&here->lock);

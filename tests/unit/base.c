@@ -112,6 +112,28 @@ static void last_words_are_heard_though_ours_were_not(void **state)
 	json_decref(body);
 }
 
+/* Its time is over though there is always something more to read. */
+static void who_does_not_stop_talking_does_not_answer(void **state)
+{
+	json_t *request = json_pack("{s:s}", "do", "status"), *event = json_pack("{s:s}", "event", "state");
+	struct message reply;
+	struct error error;
+	int pair[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(channel_send(pair[1], event, NULL, 0, NULL), 0);
+	assert_int_equal(channel_call(pair[0], request, NULL, 0, &reply, 0, &error), -ETIMEDOUT);
+	assert_string_equal(error.text, "No answer to 'status' within 0 ms.");
+	assert_int_equal(channel_receive(pair[0], &reply, &error), 0);
+	message_free(&reply);
+	close(pair[0]);
+	close(pair[1]);
+	json_decref(request);
+	json_decref(event);
+}
+
 /* What the log writes while `write_lines` runs. */
 static void log_of(void (*write_lines)(void), char *text, size_t size)
 {
@@ -198,6 +220,7 @@ int main(void)
 		cmocka_unit_test(a_channel_carries_json_and_descriptors),
 		cmocka_unit_test(a_channel_refuses_what_is_not_json),
 		cmocka_unit_test(last_words_are_heard_though_ours_were_not),
+		cmocka_unit_test(who_does_not_stop_talking_does_not_answer),
 		cmocka_unit_test(a_flood_of_lines_is_counted),
 		cmocka_unit_test(lines_tell_the_local_time_and_its_offset),
 	};

@@ -426,6 +426,30 @@ static void history_is_as_long_as_was_asked(void **state)
 	free_desk(desk);
 }
 
+static void who_looks_on_is_counted(void **state)
+{
+	struct desk *desk = new_desk(64);
+	struct error error;
+	int streams[384], pair[2];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(streams); i++)
+		streams[i] = attach(desk, false);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	assert_int_equal(console_attach(desk->hub, pair[1], false, &error), -EBUSY);
+	assert_string_equal(error.text, "384 clients look at the guest's console already.");
+	close(streams[7]);
+	settle(desk);
+	assert_int_equal(console_attach(desk->hub, pair[1], false, &error), 0);
+	streams[7] = pair[0];
+	print(&desk->first, "hello");
+	settle(desk);
+	expect(streams[7], "hello");
+	for (size_t i = 0; i < ARRAY_SIZE(streams); i++)
+		close(streams[i]);
+	free_desk(desk);
+}
+
 static void input_goes_to_who_printed_last(void **state)
 {
 	struct desk *desk = new_desk(64);
@@ -571,6 +595,7 @@ int main(void)
 		cmocka_unit_test(where_nobody_answers_all_is_ones),
 		cmocka_unit_test(output_goes_to_all_and_history_to_who_asks),
 		cmocka_unit_test(history_is_as_long_as_was_asked),
+		cmocka_unit_test(who_looks_on_is_counted),
 		cmocka_unit_test(input_goes_to_who_printed_last),
 		cmocka_unit_test(input_waits_while_nobody_takes_it),
 		cmocka_unit_test(a_paused_guest_gets_no_input),

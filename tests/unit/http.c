@@ -44,6 +44,7 @@ static void what_is_no_request_gets_a_sentence(void **state)
 		{" / HTTP/1.1", "no request of HTTP/1.1", 400},
 		{"GET  HTTP/1.1", "no request of HTTP/1.1", 400},
 		{"GET / x HTTP/1.1", "no request of HTTP/1.1", 400},
+		{"GET ?x HTTP/1.1", "no request of HTTP/1.1", 400},
 		{"GET / HTTP/2", "no request of HTTP/1.1", 400},
 		{"GET / HTTP/1.1\r\nnonsense", "a line that is no header: 'nonsense'", 400},
 		{"GET / HTTP/1.1\r\n: x", "a line that is no header", 400},

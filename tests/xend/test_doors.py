@@ -206,6 +206,21 @@ class Doors(unittest.TestCase):
             connection.hear()
         wait_until(lambda: xend.names() == ["Other"], "its end")
 
+    def test_networks_are_told_apart_before_a_process_is_made(self):
+        xend = self.xend(8002, "(xend-relocation-hosts-allow '127.0.1.0/24 ::1')")
+        for address in ("127.0.0.1", "127.0.1.1"):
+            stranger = socket.create_connection(("127.0.0.1", 8002), source_address=(address, 0))
+            with stranger:
+                stranger.settimeout(60)
+                try:
+                    stranger.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
+                    while stranger.recv(100):
+                        pass
+                except ConnectionError:
+                    pass
+        wait_until(lambda: "Relocation from 127.0.1.1: 127.0.1.1 does not speak TLS" in xend.log.read_text(), "its being heard")
+        self.assertIn("Relocation from 127.0.0.1: it may not relocate guests to this host", xend.log.read_text())
+
     def refusal(self, xend, path):
         try:
             return xend.post(path)
