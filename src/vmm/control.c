@@ -94,6 +94,7 @@ static void add_state(const struct machine *machine, json_t *to)
 	set_new(to, "state", json_string(machine_state_name(machine)));
 	set_new(to, "filling", json_boolean(machine->faults >= 0));
 	set_new(to, "shared", json_boolean(machine->memory.shared));
+	set_new(to, "waits", json_string(machine->hold.why));
 	if (reason) {
 		set_new(to, "reason", json_string(reason));
 		set_new(to, "detail", json_string(machine->detail));
@@ -311,6 +312,17 @@ static int write_all(int fd, const void *data, size_t size)
 	return 0;
 }
 
+/* Asked again and again until it is done: however long the storage takes, each answer comes at once. */
+static int do_flush(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	bool begin = json_is_true(json_object_get(request->body, "begin"));
+	int r = machine_flush(connection->control->machine, begin, error);
+
+	set_new(reply->body, "done", json_boolean(r == 0));
+	return r == -EINPROGRESS ? 0 : r;
+}
+
 static int do_save(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
@@ -433,6 +445,7 @@ static const struct verb {
 	{"track", do_track, true, false},
 	{"dirty", do_dirty, true, false},
 	{"throttle", do_throttle, true, false},
+	{"flush", do_flush, true, false},
 	{"save-state", do_save, true, true},
 	{"load-state", do_load, true, false},
 	{"console", do_console, true, false},

@@ -20,8 +20,16 @@ struct device_class {
 	void (*before_save)(struct device *device); /* may be NULL: bring members up to date */
 	int (*after_load)(
 		struct device *device, struct error *error); /* may be NULL: check, re-route, re-arm */
-	void (*pause)(struct device *device);    /* may be NULL: begin no new work on guest memory */
-	bool (*busy)(struct device *device);     /* may be NULL: work begun before is still under way */
+	void (*pause)(struct device *device); /* may be NULL: begin no new work on guest memory */
+	bool (*busy)(struct device *device);  /* may be NULL: work begun before is still under way */
+	/* may be NULL: nothing is under way any more; what the state does not hold goes back into memory */
+	void (*quiet)(struct device *device);
+	/*
+	 * May be NULL: makes stable on the host what the guest has written. 0 where it is; -EINPROGRESS: not
+	 * yet; else why it is not. With `begin` all that was written until now counts. May be asked in every
+	 * state.
+	 */
+	int (*flush)(struct device *device, bool begin, struct error *error);
 	void (*resume)(struct device *device);   /* may be NULL: take up work, look for what came meanwhile */
 	void (*announce)(struct device *device); /* may be NULL: tell the network where we are */
 	void (*free)(struct device *device);
@@ -47,7 +55,7 @@ struct disk_rings;
  * What a device may use of the machine: handed to every device's constructor.
  * A device that becomes not busy while the machine waits for it calls `settled`; one
  * through which the guest turns itself off, resets itself or reports its crash calls
- * `stop` (detail: a sentence or NULL). Both with the machine lock held.
+ * `stop` (detail: a sentence or NULL). All with the machine lock held.
  */
 struct platform {
 	struct memory *memory;
@@ -60,6 +68,9 @@ struct platform {
 	bool paused;
 	void (*settled)(void *machine);
 	void (*stop)(void *machine, enum stop_reason reason, const char *detail); /* the guest stops here */
+	/* The guest cannot go on now, because of the host: it waits, and is let run again to see. May be
+	 * NULL. */
+	void (*hold)(void *machine, const char *why);
 	void *machine;
 };
 

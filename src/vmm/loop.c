@@ -109,10 +109,15 @@ void loop_remove(struct loop *loop, struct watch *watch)
 	loop->removed[loop->removed_count++] = watch;
 }
 
+/* Those that are there now: what they defer in turn waits for the events that have come meanwhile. */
 static void run_deferred(struct loop *loop)
 {
-	while (loop->deferred) {
+	struct deferred **end = loop->deferred_end;
+
+	for (bool more = loop->deferred; more;) {
 		struct deferred *first = loop->deferred;
+
+		more = &first->next != end;
 
 		loop->deferred = first->next;
 		if (!loop->deferred)

@@ -33,6 +33,7 @@
 
 static void all_parked(void *context);
 static void settled(void *context);
+static void hold(void *context, const char *why);
 static void stop(void *context, enum stop_reason reason, const char *detail);
 
 void machine_init(struct machine *machine, struct loop *loop, struct disk_rings *disk_rings)
@@ -55,6 +56,7 @@ void machine_free(struct machine *machine)
 	struct machine old = *machine;
 
 	throttle_end(&machine->throttle);
+	hold_free(machine);
 	vcpus_close(&machine->vcpus);
 	platform_free_devices(&machine->platform);
 	interrupts_free(machine->platform.interrupts);
@@ -128,8 +130,12 @@ static int add_devices(struct machine *machine, struct error *error)
 	for (unsigned i = 0; i < config->disk_count && r == 0; i++) {
 		struct disk_config *disk = &config->disks[i];
 
-		r = made(virtio_blk_new(
-				 platform, disk->slot, disk->image, disk->read_only, disk->serial, error),
+		r = made(virtio_blk_new(platform, disk->slot, disk->image,
+				 &(struct virtio_blk_options){.read_only = disk->read_only,
+					 .no_discard = disk->no_discard,
+					 .full_is_error = disk->full_is_error,
+					 .serial = disk->serial},
+				 error),
 			&disk->image);
 	}
 	for (unsigned i = 0; i < config->net_count && r == 0; i++) {
@@ -213,6 +219,7 @@ static int build(struct machine *machine, struct error *error)
 		.interrupts = interrupts_new(machine->kvm.vm, error),
 		.paused = true,
 		.settled = settled,
+		.hold = hold,
 		.stop = stop,
 		.machine = machine};
 	if (!machine->platform.interrupts)
@@ -307,7 +314,9 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 	for (struct device *device = platform->devices; device && announce; device = device->next)
 		if (device->class->announce)
 			device->class->announce(device);
+	hold_end(machine);
 	set_state(machine, MACHINE_RUNNING);
+	hold_watch(machine);
 	return 0;
 }
 
@@ -325,6 +334,9 @@ static void become_quiet(struct machine *machine)
 	struct error error = {0};
 	bool goes_on = take_wish(&machine->resume_wanted);
 
+	for (struct device *device = machine->platform.devices; device; device = device->next)
+		if (device->class->quiet)
+			device->class->quiet(device);
 	machine->quieting = false;
 	if (machine->quitting) {
 		loop_stop(machine->loop);
@@ -335,6 +347,7 @@ static void become_quiet(struct machine *machine)
 		set_state(machine, MACHINE_SHUTDOWN);
 	} else {
 		set_state(machine, MACHINE_PAUSED);
+		hold_watch(machine);
 		if (goes_on)
 			error_set(&error, ECANCELED, "The guest was resumed meanwhile.");
 	}
@@ -398,8 +411,19 @@ static void stop(void *context, enum stop_reason reason, const char *detail)
 		begin_quiet(machine);
 }
 
+/* The guest waits for its host: it stands still, so that no time passes for it. */
+static void hold(void *context, const char *why)
+{
+	struct machine *machine = context;
+
+	hold_begin(machine, why);
+	if (machine->hold.waiting && !machine->quieting)
+		begin_quiet(machine);
+}
+
 int machine_pause(struct machine *machine, struct error *error)
 {
+	hold_end(machine);
 	if (machine->state == MACHINE_PAUSED) {
 		machine->paused(machine->context, NULL);
 		return 0;
@@ -410,6 +434,20 @@ int machine_pause(struct machine *machine, struct error *error)
 	if (!machine->quieting)
 		begin_quiet(machine);
 	return 0;
+}
+
+int machine_flush(struct machine *machine, bool begin, struct error *error)
+{
+	int result = 0;
+
+	for (struct device *device = machine->platform.devices; device; device = device->next) {
+		int r = device->class->flush ? device->class->flush(device, begin, error) : 0;
+
+		/* One that has failed counts at once, one that is under way only when no other has. */
+		if (r < 0 && (result == 0 || result == -EINPROGRESS))
+			result = r;
+	}
+	return result;
 }
 
 void machine_quit(struct machine *machine)

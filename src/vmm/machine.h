@@ -11,6 +11,7 @@
 #include "vmm/clock.h"
 #include "vmm/console_hub.h"
 #include "vmm/device.h"
+#include "vmm/hold.h"
 #include "vmm/machine_config.h"
 #include "vmm/throttle.h"
 #include "vmm/vcpu.h"
@@ -37,6 +38,8 @@ struct machine {
 	enum stop_reason reason;
 	char detail[512];
 	bool quitting; /* ends the loop when quiet */
+
+	struct hold hold; /* the guest waits for its host */
 
 	struct vcpu_state
 		*loaded[VCPUS_MAX]; /* the clocks of a loaded state, until the first resume; else NULL */
@@ -68,6 +71,13 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 
 /* Begins to pause: `paused` is called when nothing runs any more, perhaps at once. */
 int machine_pause(struct machine *machine, struct error *error);
+
+/*
+ * Makes stable on the host what the guest has written to its disks: 0 where it is, -EINPROGRESS where it is
+ * not yet, else why it is not. `begin`: all that was written until now counts; else what counted before. May
+ * be asked in every state.
+ */
+int machine_flush(struct machine *machine, bool begin, struct error *error);
 
 /* Appends all device-state records. The machine must be paused. */
 int machine_save(struct machine *machine, struct buffer *out, struct error *error);

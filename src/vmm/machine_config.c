@@ -49,11 +49,11 @@ static int parse_disk(
 {
 	struct disk_config disk = {.image = -1};
 	const char *serial = "";
-	int slot, read_only = 0, r;
+	int slot, read_only = 0, discard = 1, full_is_error = 0, r;
 	json_error_t reason;
 
-	if (json_unpack_ex(object, &reason, 0, "{s:i, s?b, s?s}", "slot", &slot, "read_only", &read_only,
-		    "serial", &serial) < 0)
+	if (json_unpack_ex(object, &reason, 0, "{s:i, s?b, s?s, s?b, s?b}", "slot", &slot, "read_only",
+		    &read_only, "serial", &serial, "discard", &discard, "full_is_error", &full_is_error) < 0)
 		return wrong(error, reason.text);
 	if (!slot_free(config, slot) || config->disk_count == MACHINE_DISKS_MAX)
 		return wrong(error, "a disk's slot is taken or out of range, or there are too many disks");
@@ -61,6 +61,8 @@ static int parse_disk(
 		return wrong(error, "a disk's serial number has over 20 characters");
 	disk.slot = (unsigned)slot;
 	disk.read_only = read_only;
+	disk.no_discard = !discard;
+	disk.full_is_error = full_is_error;
 	r = take(message, object, "image", &disk.image, error);
 	if (r == 0)
 		config->disks[config->disk_count++] = disk;

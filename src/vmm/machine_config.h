@@ -15,8 +15,8 @@
 
 struct disk_config {
 	unsigned slot;
-	int image; /* owned */
-	bool read_only;
+	int image;                                 /* owned */
+	bool read_only, no_discard, full_is_error; /* see struct virtio_blk_options */
 	char serial[21];
 };
 

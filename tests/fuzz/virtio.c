@@ -63,7 +63,8 @@ static void add_devices(struct fuzz *fuzz)
 	fcntl(ends[1], F_SETFL, O_NONBLOCK);
 	fuzz->network = ends[1];
 	if (!virtio_console_new(platform, CONSOLE, hub, NULL) || !virtio_rng_new(platform, RNG, NULL) ||
-		!virtio_blk_new(platform, DISK, image, false, "serial", NULL) ||
+		!virtio_blk_new(
+			platform, DISK, image, &(struct virtio_blk_options){.serial = "serial"}, NULL) ||
 		!virtio_net_new(platform, NET, ends[0], mac, NULL))
 		abort();
 }

@@ -60,7 +60,10 @@ static void add_disk(struct fixture *f, struct rig *rig, bool read_only)
 	struct error error = {0};
 	int fd = open_image(f->path, read_only ? O_RDONLY : O_RDWR);
 
-	if (!virtio_blk_new(&rig->platform, SLOT, fd, read_only, "a serial number of a disk", &error))
+	if (!virtio_blk_new(&rig->platform, SLOT, fd,
+		    &(struct virtio_blk_options){
+			    .read_only = read_only, .serial = "a serial number of a disk"},
+		    &error))
 		fail_msg("%s", error.text);
 }
 
@@ -407,15 +410,16 @@ static void requests_without_header_or_status_break(void **state)
 
 static void descriptors_that_are_no_disks_are_refused(void **state)
 {
+	const struct virtio_blk_options plain = {.serial = ""};
 	struct rig *rig = rig_new();
 	struct error error = {0};
 	_cleanup_close_ int null = open("/dev/null", O_RDWR | O_CLOEXEC),
 			    reading = open("/etc/passwd", O_RDONLY | O_CLOEXEC);
 
 	(void)state;
-	assert_null(virtio_blk_new(&rig->platform, SLOT, null, false, "", &error));
+	assert_null(virtio_blk_new(&rig->platform, SLOT, null, &plain, &error));
 	assert_non_null(strstr(error.text, "regular file or a block device"));
-	assert_null(virtio_blk_new(&rig->platform, SLOT, reading, false, "", &error));
+	assert_null(virtio_blk_new(&rig->platform, SLOT, reading, &plain, &error));
 	assert_non_null(strstr(error.text, "reading only"));
 	rig_free(rig);
 }

@@ -272,6 +272,9 @@ void rig_pause(struct rig *rig)
 		if (d->class->pause)
 			d->class->pause(d);
 	rig_run_until(rig, idle, rig);
+	for (struct device *d = rig->platform.devices; d; d = d->next)
+		if (d->class->quiet)
+			d->class->quiet(d);
 }
 
 void rig_resume(struct rig *rig)

@@ -1,52 +1,27 @@
 #include "vmm/dev/blk.h"
-#include "vmm/dev/blk_image.h"
-#include "vmm/dev/blk_request.h"
-#include "vmm/dev/disk_ring.h"
-#include "vmm/dev/virtio.h"
+#include "vmm/dev/blk_device.h"
 #include "base/cleanup.h"
-#include "base/log.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
-#include <linux/virtio_blk.h>
 #include <linux/virtio_ids.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define QUEUE_SIZE VIRTQUEUE_SIZE_MAX
-_Static_assert(QUEUE_SIZE == DISK_RING_SIZE, "a ring takes what a queue can hold");
 #define SECTOR 512u
-#define SEGMENTS_MAX (QUEUE_SIZE - 2) /* beside header and status */
+#define SEGMENTS_MAX (BLK_QUEUE_SIZE - 2) /* beside header and status */
 /* One request must be over soon, for a pause waits for it. */
 #define DISCARD_MAX (256u << 20)
 #define ZEROES_MAX (8u << 20)
-#define COMPLAINTS_MAX 10u
-#define BATCH 64u
 #define CONFIG_SIZE (offsetof(struct virtio_blk_config, write_zeroes_may_unmap) + 4)
-
-struct virtio_blk {
-	struct virtio_device virtio;
-	struct image image;
-	bool read_only;
-	char serial[VIRTIO_BLK_ID_BYTES];
-	struct disk_ring ring;
-	struct watch completed;
-	unsigned in_flight;
-	struct request *free_requests;
-	unsigned used_requests;
-	struct request requests[QUEUE_SIZE]; /* resident are only as many as were ever in flight at once */
-};
 
 static const struct field blk_fields[] = {
 	FIELD_NESTED(struct virtio_blk, virtio, 1, &virtio_state),
+	FIELD_OPTIONAL(struct virtio_blk, capacity, FIELD_U64, 2),
+	FIELD_OPTIONAL(struct virtio_blk, block_size, FIELD_U32, 2),
 };
-static const struct field_table blk_state = FIELD_TABLE("virtio-blk", 1, blk_fields);
-
-static struct virtqueue *the_queue(struct virtio_blk *blk)
-{
-	return &blk->virtio.queues[0];
-}
+static const struct field_table blk_state = FIELD_TABLE("virtio-blk", 2, blk_fields);
 
 static struct request *take_request(struct virtio_blk *blk)
 {
@@ -54,93 +29,9 @@ static struct request *take_request(struct virtio_blk *blk)
 
 	if (request)
 		blk->free_requests = request->next_free;
-	else if (blk->used_requests < QUEUE_SIZE)
+	else if (blk->used_requests < BLK_QUEUE_SIZE)
 		request = &blk->requests[blk->used_requests++];
 	return request;
-}
-
-static void give_back(struct virtio_blk *blk, struct request *request)
-{
-	free(request->bounce);
-	request->bounce = NULL;
-	request->next_free = blk->free_requests;
-	blk->free_requests = request;
-}
-
-/* Ends the request towards the driver, who sees it after virtqueue_flush. */
-static void answer(struct virtio_blk *blk, struct request *request, uint8_t status)
-{
-	struct virtqueue *queue = the_queue(blk);
-	unsigned pieces = request->chain.readable + request->chain.writable;
-	uint32_t written = request_into_guest(request) ? (uint32_t)request->done : 0;
-
-	/* All of it: a transfer that failed may have written anything. */
-	for (unsigned i = request->chain.readable; request_into_guest(request) && i < pieces; i++)
-		memory_wrote(queue->memory, request->gpa[i], request->length[i]);
-	*request->status = status;
-	memory_wrote(queue->memory, request->status_gpa, 1);
-	virtqueue_push(queue, request->chain.head, written + 1);
-	give_back(blk, request);
-}
-
-static void prepare_transfer(struct virtio_blk *blk, struct request *request, struct io_uring_sqe *sqe)
-{
-	bool write = !request_into_guest(request);
-	uint64_t position = request->position + request->done;
-	const struct iovec *pieces = request->iov + request->first;
-
-	if (request->bounce) {
-		unsigned part = request_bounce_part(request);
-
-		if (write)
-			iov_read(pieces, request->count, 0, request->bounce, part);
-		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd,
-			request->bounce, part, position);
-	} else if (request->count == 1) {
-		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, blk->image.fd,
-			pieces->iov_base, (unsigned)pieces->iov_len, position);
-	} else {
-		io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, blk->image.fd, pieces,
-			request->count, position);
-	}
-	/* 5.2.6.2: a driver without flush commands takes a finished write for stable. */
-	if (write && !virtio_has(&blk->virtio, VIRTIO_BLK_F_FLUSH))
-		sqe->rw_flags = RWF_DSYNC;
-}
-
-/* Puts what is next for the request into the ring, which has a place for every request there can be. */
-static void prepare(struct virtio_blk *blk, struct request *request)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&blk->ring.ring);
-
-	if (request->type == VIRTIO_BLK_T_FLUSH)
-		io_uring_prep_fsync(sqe, blk->image.fd, IORING_FSYNC_DATASYNC);
-	else if (request->allocate)
-		/* The offsets of io_uring_prep_fallocate are signed with liburing 2.3 only. */
-		io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, blk->image.fd,
-			(const void *)(uintptr_t)request->size, (unsigned)request->allocate,
-			request->position);
-	else
-		prepare_transfer(blk, request, sqe);
-	io_uring_sqe_set_data(sqe, request);
-	blk->in_flight++;
-}
-
-static void submit(void *context)
-{
-	struct virtio_blk *blk = context;
-	int r;
-
-	if (!io_uring_sq_ready(&blk->ring.ring))
-		return;
-	do
-		r = io_uring_submit(&blk->ring.ring);
-	while (r == -EINTR);
-	if (r == -EAGAIN || r == -EBUSY)
-		loop_defer(blk->virtio.pci.platform->loop, submit, blk);
-	else if (r < 0)
-		log_error("Disk in slot %u: the host's kernel takes no requests: %s.",
-			blk->virtio.pci.device.instance, strerror(-r));
 }
 
 static bool within_image(const struct virtio_blk *blk, uint64_t sector, uint64_t size)
@@ -161,7 +52,7 @@ static int begin_transfer(struct virtio_blk *blk, struct request *request, uint6
 	if (!image_takes(&blk->image, request->iov + request->first, request->count) &&
 		!request_add_bounce(request))
 		return VIRTIO_BLK_S_IOERR;
-	prepare(blk, request);
+	blk_prepare(blk, request);
 	return -1;
 }
 
@@ -176,6 +67,8 @@ static int begin_range(struct virtio_blk *blk, struct request *request)
 		iov_read(request->iov + request->first, request->count, 0, &range, sizeof(range)) !=
 			sizeof(range))
 		return VIRTIO_BLK_S_IOERR;
+	if (!virtio_has(&blk->virtio, discard ? VIRTIO_BLK_F_DISCARD : VIRTIO_BLK_F_WRITE_ZEROES))
+		return VIRTIO_BLK_S_UNSUPP;
 	if (range.flags & ~(discard ? 0u : VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP))
 		return VIRTIO_BLK_S_UNSUPP;
 	size = (uint64_t)range.num_sectors * SECTOR;
@@ -188,15 +81,27 @@ static int begin_range(struct virtio_blk *blk, struct request *request)
 	request->count = 0;
 	request->allocate =
 		FALLOC_FL_KEEP_SIZE | (discard || range.flags ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
-	prepare(blk, request);
+	blk_prepare(blk, request);
 	return -1;
 }
 
 static int get_id(struct virtio_blk *blk, struct request *request)
 {
 	request->done =
-		iov_write(request->iov + request->first, request->count, 0, blk->serial, sizeof(blk->serial));
+		iov_write(request->iov + request->first, request->count, 0, blk->serial, VIRTIO_BLK_ID_BYTES);
 	return VIRTIO_BLK_S_OK;
+}
+
+/* The kernel tells of a write that it lost once (fsync(2)): where it told us, the guest has still to hear it.
+ */
+static int begin_flush(struct virtio_blk *blk, struct request *request)
+{
+	if (blk->lost_writes) {
+		blk->lost_writes = false;
+		return VIRTIO_BLK_S_IOERR;
+	}
+	blk_prepare(blk, request);
+	return -1;
 }
 
 static int begin(struct virtio_blk *blk, struct request *request, uint64_t sector)
@@ -206,8 +111,7 @@ static int begin(struct virtio_blk *blk, struct request *request, uint64_t secto
 	case VIRTIO_BLK_T_OUT:
 		return begin_transfer(blk, request, sector);
 	case VIRTIO_BLK_T_FLUSH:
-		prepare(blk, request);
-		return -1;
+		return begin_flush(blk, request);
 	case VIRTIO_BLK_T_GET_ID:
 		return get_id(blk, request);
 	case VIRTIO_BLK_T_DISCARD:
@@ -218,18 +122,12 @@ static int begin(struct virtio_blk *blk, struct request *request, uint64_t secto
 	}
 }
 
-/* A driver that offers chains a second time before they are answered can have every request in flight. */
-static bool exhausted(const struct virtio_blk *blk)
-{
-	return !blk->free_requests && blk->used_requests == QUEUE_SIZE;
-}
-
 /* Takes what the driver has, as much as the ring is long. */
 static void take_chains(struct virtio_blk *blk)
 {
-	struct virtqueue *queue = the_queue(blk);
+	struct virtqueue *queue = blk_queue(blk);
 
-	for (unsigned taken = 0; taken < queue->size && !exhausted(blk); taken++) {
+	for (unsigned taken = 0; taken < queue->size && !blk_exhausted(blk); taken++) {
 		struct request *request = take_request(blk);
 		uint64_t sector;
 		int status;
@@ -237,21 +135,19 @@ static void take_chains(struct virtio_blk *blk)
 		request->chain.iov = request->iov;
 		request->chain.gpa = request->gpa;
 		if (!virtqueue_pop(queue, &request->chain)) {
-			give_back(blk, request);
+			blk_give_back(blk, request);
 			return;
 		}
 		if (!request_dissect(request, &sector)) {
-			give_back(blk, request);
+			blk_give_back(blk, request);
 			virtio_broken(&blk->virtio, queue, "has a request without header or status");
 			return;
 		}
 		status = begin(blk, request, sector);
 		if (status >= 0)
-			answer(blk, request, (uint8_t)status);
+			blk_answer(blk, request, (uint8_t)status);
 	}
 }
-
-static unsigned reap_some(struct virtio_blk *blk);
 
 static void notified(struct virtio_device *virtio, unsigned index)
 {
@@ -260,126 +156,10 @@ static void notified(struct virtio_device *virtio, unsigned index)
 
 	virtqueue_suppress(queue);
 	take_chains(blk);
-	submit(blk);
-	while (blk->in_flight && reap_some(blk)) /* what the host had in its cache is over already */
-		;
-	submit(blk);
+	blk_submit(blk);
+	blk_reap_ready(blk);
 	virtqueue_flush(queue);
-	if (!exhausted(blk) && virtqueue_listen(queue))
-		virtqueue_again(queue);
-}
-
-/* Completions */
-
-static void complain(struct virtio_blk *blk, const struct request *request, int code)
-{
-	if (blk->virtio.complaints++ < COMPLAINTS_MAX)
-		log_warning("Disk in slot %u: request of type %u at byte %llu of the image failed: %s.",
-			blk->virtio.pci.device.instance, request->type,
-			(unsigned long long)(request->position + request->done), strerror(code));
-}
-
-/*
- * What a file system or device cannot do by fallocate: a discard is a hint and need not happen;
- * zeroes are then written.
- */
-static int fall_back(struct virtio_blk *blk, struct request *request)
-{
-	if (request->type == VIRTIO_BLK_T_DISCARD)
-		return VIRTIO_BLK_S_OK;
-	if (request->allocate & FALLOC_FL_PUNCH_HOLE)
-		request->allocate = FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE;
-	else if (request_add_bounce(request))
-		request->allocate = 0;
-	else
-		return VIRTIO_BLK_S_IOERR;
-	prepare(blk, request);
-	return -1;
-}
-
-/* What became of the request: the status to answer, or -1 where it goes on. */
-static int outcome(struct virtio_blk *blk, struct request *request, int result)
-{
-	bool transfer = request->type != VIRTIO_BLK_T_FLUSH && !request->allocate;
-
-	if (result == -EINTR || result == -EAGAIN) {
-		prepare(blk, request);
-		return -1;
-	}
-	if (result == -EOPNOTSUPP && request->allocate)
-		return fall_back(blk, request);
-	/* O_DIRECT that wants more alignment than it says. */
-	if (result == -EINVAL && transfer && !request->bounce && blk->image.memory_alignment > 1 &&
-		request_add_bounce(request)) {
-		prepare(blk, request);
-		return -1;
-	}
-	if (result < 0 || (transfer && result == 0)) {
-		complain(blk, request, result < 0 ? -result : ENODATA);
-		return VIRTIO_BLK_S_IOERR;
-	}
-	if (!transfer)
-		return VIRTIO_BLK_S_OK;
-	if (request->bounce && request_into_guest(request))
-		iov_write(request->iov + request->first, request->count, 0, request->bounce, (size_t)result);
-	request_skip(request, (uint64_t)result);
-	request->done += (uint64_t)result;
-	if (request->done == request->size)
-		return VIRTIO_BLK_S_OK;
-	prepare(blk, request);
-	return -1;
-}
-
-/* Ends what lies in the completion queue; how much it was. */
-static unsigned reap_some(struct virtio_blk *blk)
-{
-	struct io_uring_cqe *cqes[BATCH];
-	unsigned count = io_uring_peek_batch_cqe(&blk->ring.ring, cqes, BATCH);
-
-	for (unsigned i = 0; i < count; i++) {
-		struct request *request = io_uring_cqe_get_data(cqes[i]);
-		int status;
-
-		blk->in_flight--;
-		status = outcome(blk, request, cqes[i]->res);
-		if (status >= 0)
-			answer(blk, request, (uint8_t)status);
-	}
-	io_uring_cq_advance(&blk->ring.ring, count);
-	return count;
-}
-
-/*
- * Ends what is complete; true where that was anything. The kernel may do only a part of the deferred work
- * at a time and does not signal for the rest: it is asked until it has no more.
- */
-static bool reap(struct virtio_blk *blk)
-{
-	unsigned total = 0, count = 1;
-
-	while (blk->in_flight && count) {
-		if (blk->ring.deferred)
-			io_uring_get_events(&blk->ring.ring);
-		count = reap_some(blk);
-		total += count;
-	}
-	submit(blk); /* what goes on */
-	return total > 0;
-}
-
-static void ring_ready(void *context, uint32_t events)
-{
-	struct virtio_blk *blk = context;
-	struct virtqueue *queue = the_queue(blk);
-	bool full = exhausted(blk);
-
-	(void)events;
-	if (!reap(blk))
-		return;
-	virtqueue_flush(queue);
-	if (blk->in_flight == 0)
-		virtio_settled(&blk->virtio);
-	if (full)
+	if (!blk_exhausted(blk) && virtqueue_listen(queue))
 		virtqueue_again(queue);
 }
 
@@ -390,24 +170,47 @@ static bool blk_busy(struct device *device)
 
 /* Making and ending it */
 
-static int open_ring(struct virtio_blk *blk, struct platform *platform, struct error *error)
+static void blk_reset(struct virtio_device *virtio)
 {
-	int r = disk_ring_take(platform->disk_rings, &blk->ring, error);
+	blk_drop_held(CONTAINER_OF(virtio, struct virtio_blk, virtio));
+}
+
+/* The guest's driver looked once how large the disk is and in what blocks it is written. */
+static int blk_after_load(struct device *device, struct error *error)
+{
+	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
+	struct virtio_blk_config *config = (void *)blk->virtio.config;
+	uint64_t sectors = blk->image.size / SECTOR;
+	int r = virtio_after_load(device, error);
 
 	if (r < 0)
 		return r;
-	blk->completed = (struct watch){.fd = blk->ring.completed, .handler = ring_ready, .context = blk};
-	r = loop_add(platform->loop, &blk->completed, EPOLLIN | EPOLLET,
-		error); /* an edge each: no need to read */
-	if (r < 0)
-		disk_ring_close(&blk->ring);
-	return r;
+	if (blk->block_size < blk->image.block_size)
+		return error_set(error, EXDEV,
+			"Disk %s is written in blocks of %u bytes here, and the guest knows it with blocks "
+			"of %u: "
+			"put it on storage that has those.",
+			blk->serial, blk->image.block_size, blk->block_size);
+	if (blk->capacity > sectors)
+		return error_set(error, EXDEV,
+			"Disk %s has %llu bytes here, and the guest knows it with %llu: it is not the same "
+			"disk.",
+			blk->serial, (unsigned long long)(sectors * SECTOR),
+			(unsigned long long)(blk->capacity * SECTOR));
+	blk->image.block_size = config->blk_size = blk->block_size;
+	blk->resized = blk->capacity < sectors;
+	blk->capacity = sectors;
+	return 0;
 }
 
-static void close_ring(struct virtio_blk *blk, struct loop *loop)
+static void blk_resume(struct device *device)
 {
-	loop_remove(loop, &blk->completed);
-	disk_ring_close(&blk->ring);
+	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
+
+	if (blk->resized)
+		virtio_config_changed(&blk->virtio);
+	blk->resized = false;
+	virtio_resume(device);
 }
 
 static void blk_free(struct device *device)
@@ -415,28 +218,17 @@ static void blk_free(struct device *device)
 	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
 
 	virtio_end(&blk->virtio);
-	/* The guest's memory and ours must be out of the kernel's hands before they go. */
-	while (blk->in_flight) {
-		struct io_uring_cqe *cqe;
-		int r = io_uring_submit_and_wait(&blk->ring.ring, 1);
-
-		if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY)
-			break;
-		if (io_uring_peek_cqe(&blk->ring.ring, &cqe) < 0)
-			continue;
-		give_back(blk, io_uring_cqe_get_data(cqe));
-		io_uring_cqe_seen(&blk->ring.ring, cqe);
-		blk->in_flight--;
-	}
-	close_ring(blk, blk->virtio.pci.platform->loop);
+	blk_close_ring(blk, blk->virtio.pci.platform->loop);
 	close(blk->image.fd);
 	free(blk);
 }
 
 static const struct device_class device_class = {.state = &blk_state,
-	.after_load = virtio_after_load,
+	.after_load = blk_after_load,
 	.busy = blk_busy,
-	.resume = virtio_resume,
+	.quiet = blk_quiet,
+	.flush = blk_flush,
+	.resume = blk_resume,
 	.free = blk_free};
 
 static const struct virtio_class blk_class = {
@@ -445,11 +237,12 @@ static const struct virtio_class blk_class = {
 	.type = VIRTIO_ID_BLOCK,
 	.class_code = 0x018000, /* mass storage controller, other */
 	.queue_count = 1,
-	.queue_size = QUEUE_SIZE,
+	.queue_size = BLK_QUEUE_SIZE,
 	.notified = notified,
+	.reset = blk_reset,
 };
 
-static struct virtio_blk_config make_config(const struct image *image, bool read_only)
+static struct virtio_blk_config make_config(const struct image *image, bool may_discard)
 {
 	struct virtio_blk_config config = {
 		.capacity = image->size / SECTOR,
@@ -457,7 +250,7 @@ static struct virtio_blk_config make_config(const struct image *image, bool read
 		.blk_size = image->block_size,
 	};
 
-	if (read_only)
+	if (!may_discard)
 		return config;
 	config.max_discard_sectors = DISCARD_MAX / SECTOR;
 	config.max_discard_seg = 1;
@@ -468,12 +261,14 @@ static struct virtio_blk_config make_config(const struct image *image, bool read
 	return config;
 }
 
-struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
-	const char *serial, struct error *error)
+struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd,
+	const struct virtio_blk_options *options, struct error *error)
 {
-	const uint64_t writing = 1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
-	const uint64_t features =
-		1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE | 1ull << VIRTIO_BLK_F_FLUSH;
+	const uint64_t discarding = 1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
+	bool may_discard = !options->read_only && !options->no_discard;
+	uint64_t features = 1ull << VIRTIO_BLK_F_SEG_MAX | 1ull << VIRTIO_BLK_F_BLK_SIZE |
+			    1ull << VIRTIO_BLK_F_FLUSH | (may_discard ? discarding : 0) |
+			    (options->read_only ? 1ull << VIRTIO_BLK_F_RO : 0);
 	_cleanup_free_ struct virtio_blk *blk = calloc(1, sizeof(*blk));
 	struct virtio_blk_config config;
 
@@ -481,17 +276,19 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 		error_set(error, ENOMEM, "Out of memory while making the disk in slot %u.", slot);
 		return NULL;
 	}
-	if (image_examine(&blk->image, image_fd, read_only, error) < 0)
+	if (image_examine(&blk->image, image_fd, options->read_only, error) < 0)
 		return NULL;
-	blk->read_only = read_only;
-	memcpy(blk->serial, serial, strnlen(serial, sizeof(blk->serial)));
-	config = make_config(&blk->image, read_only);
-	if (open_ring(blk, platform, error) < 0)
+	blk->read_only = options->read_only;
+	blk->full_is_error = options->full_is_error;
+	blk->capacity = blk->image.size / SECTOR;
+	blk->block_size = blk->image.block_size;
+	memcpy(blk->serial, options->serial, strnlen(options->serial, VIRTIO_BLK_ID_BYTES));
+	config = make_config(&blk->image, may_discard);
+	if (blk_open_ring(blk, platform, error) < 0)
 		return NULL;
-	if (virtio_init(&blk->virtio, &blk_class, platform, slot,
-		    features | (read_only ? 1ull << VIRTIO_BLK_F_RO : writing), &config, CONFIG_SIZE,
-		    error) < 0) {
-		close_ring(blk, platform->loop);
+	if (virtio_init(&blk->virtio, &blk_class, platform, slot, features, &config, CONFIG_SIZE, error) <
+		0) {
+		blk_close_ring(blk, platform->loop);
 		return NULL;
 	}
 	platform_add(platform, &blk->virtio.pci.device);

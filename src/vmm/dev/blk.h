@@ -4,16 +4,23 @@
  * only where O_DIRECT cannot take the guest's buffers they pass through one of ours.
  *
  * System calls: io_uring_enter, munmap of the ring, fstat, statx, ioctl(BLKGETSIZE64, BLKSSZGET),
- * fcntl(F_GETFL, F_SETFL), close.
+ * fcntl(F_GETFL, F_SETFL), timerfd_create, timerfd_settime, read, close.
  */
 #pragma once
 
 #include "vmm/device.h"
 
+struct virtio_blk_options {
+	bool read_only;
+	bool no_discard;    /* the driver is offered neither discard nor write zeroes */
+	bool full_is_error; /* storage that is full fails the guest's write, and does not hold the guest */
+	const char *serial; /* at most 20 bytes of it show in the guest */
+};
+
 /*
  * Makes the device in a PCI slot and adds it to the platform. image_fd is taken over in case of success; its
- * size now is the disk's for good, in whole sectors of 512 bytes. serial: at most 20 bytes of it show in the
- * guest. It takes one of platform->disk_rings.
+ * size now is the disk's for good, in whole sectors of 512 bytes. It takes
+ * one of platform->disk_rings.
  */
-struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd, bool read_only,
-	const char *serial, struct error *error);
+struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd,
+	const struct virtio_blk_options *options, struct error *error);

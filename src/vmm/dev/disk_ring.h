@@ -14,7 +14,7 @@
 #include <stdbool.h>
 
 #define DISK_RINGS_MAX 16u
-#define DISK_RING_SIZE 256u
+#define DISK_RING_SIZE 512u
 
 struct disk_ring {
 	struct io_uring ring;

@@ -185,6 +185,29 @@ void virtqueue_unpop(struct virtqueue *queue, unsigned count)
 	queue->next_available = (uint16_t)(queue->next_available - count);
 }
 
+void virtqueue_return(struct virtqueue *queue, const uint16_t *heads, unsigned count)
+{
+	uint16_t waiting;
+
+	if (!queue->table || !count)
+		return;
+	waiting = (uint16_t)(available_index(queue) - queue->next_available);
+	/* Each takes at least one descriptor, so that there is room unless the driver breaks the rules. */
+	if (waiting + count > queue->size) {
+		broken(queue, "has more entries available than it is long");
+		return;
+	}
+	virtqueue_unpop(queue, count);
+	for (unsigned i = 0; i < count; i++) {
+		unsigned at = (queue->next_available + i) & (queue->size - 1u);
+		uint64_t place = offsetof(struct vring_avail, ring) + at * sizeof(uint16_t);
+		uint16_t *entry = memory_at(queue->memory, queue->driver + place, sizeof(*entry));
+
+		__atomic_store_n(entry, heads[i], __ATOMIC_RELAXED);
+		memory_wrote(queue->memory, queue->driver + place, sizeof(*entry));
+	}
+}
+
 void virtqueue_push(struct virtqueue *queue, uint16_t head, uint32_t written)
 {
 	unsigned at = queue->next_used & (queue->size - 1u);

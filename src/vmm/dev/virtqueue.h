@@ -77,6 +77,12 @@ static inline bool virtqueue_ready(const struct virtqueue *queue)
 bool virtqueue_pop(struct virtqueue *queue, struct virtio_chain *chain);
 /* Gives the last `count` chains back that were popped and not pushed, as if they had not been popped. */
 void virtqueue_unpop(struct virtqueue *queue, unsigned count);
+/*
+ * The same for chains that were popped at any time and not pushed, the first of `heads` to come first: they
+ * are put back into the available ring, whose places up to next_available are the device's to use again. Only
+ * while no vCPU runs.
+ */
+void virtqueue_return(struct virtqueue *queue, const uint16_t *heads, unsigned count);
 /* Whether there is a chain to pop. */
 bool virtqueue_waiting(const struct virtqueue *queue);
 

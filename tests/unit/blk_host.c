@@ -1,0 +1,432 @@
+/* The block device when the host's storage is slow to flush, fails, is full or is another than before. */
+#include "rig.h"
+#include "base/cleanup.h"
+#include "vmm/dev/blk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/virtio_blk.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <cmocka.h>
+
+#define SLOT 4
+#define SECTORS 4096u
+#define IMAGE_SIZE (SECTORS * 512u)
+#define ALL UINT64_MAX
+#define SMALL "/tmp" /* in a name space of this test's own: a file system of 1 MiB */
+
+static bool has_small_storage;
+
+struct fixture {
+	struct rig *rig;
+	struct driver driver;
+	struct device *disk;
+	int image; /* the device's own descriptor */
+	char path[64];
+	uint64_t headers, statuses, data;
+	unsigned holds;
+	char why[160];
+};
+
+static struct fixture *holding;
+
+static void hold(void *machine, const char *why)
+{
+	(void)machine;
+	holding->holds++;
+	snprintf(holding->why, sizeof(holding->why), "%s", why);
+}
+
+static void open_disk(struct fixture *f, struct rig *rig, const struct virtio_blk_options *options)
+{
+	struct error error = {0};
+
+	rig->platform.hold = hold;
+	f->image = open(f->path, O_RDWR | O_CLOEXEC);
+	f->disk = virtio_blk_new(&rig->platform, SLOT, f->image, options, &error);
+	if (!f->disk)
+		fail_msg("%s", error.text);
+}
+
+static void set_up(struct fixture *f, const char *directory, bool full_is_error, bool no_discard)
+{
+	const struct virtio_blk_options options = {
+		.serial = "xvda", .full_is_error = full_is_error, .no_discard = no_discard};
+	int fd;
+
+	memset(f, 0, sizeof(*f));
+	holding = f;
+	snprintf(f->path, sizeof(f->path), "%s/ferry-disk-XXXXXX", directory);
+	fd = mkstemp(f->path);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, IMAGE_SIZE), 0);
+	close(fd);
+	f->rig = rig_new();
+	open_disk(f, f->rig, &options);
+	driver_probe(&f->driver, f->rig, SLOT);
+	driver_start(&f->driver, ALL, 256);
+	f->headers = rig_allocate(f->rig, 4096);
+	f->statuses = rig_allocate(f->rig, 4096);
+	f->data = rig_allocate(f->rig, 4 << 20);
+}
+
+static void tear_down(struct fixture *f)
+{
+	rig_free(f->rig);
+	unlink(f->path);
+}
+
+static uint8_t *status_of(struct fixture *f, unsigned number)
+{
+	return (uint8_t *)rig_at(f->rig, f->statuses) + number;
+}
+
+/* Request `number` of `size` bytes, which has its own header, status and (64 KiB of) data. */
+static void ask(struct fixture *f, unsigned number, uint32_t type, uint64_t sector, uint32_t size)
+{
+	struct virtio_blk_outhdr *header = (struct virtio_blk_outhdr *)rig_at(f->rig, f->headers) + number;
+	const struct piece pieces[] = {{f->headers + number * sizeof(*header), sizeof(*header), false},
+		{f->data + number * 65536, size, type == VIRTIO_BLK_T_IN}, {f->statuses + number, 1, true}};
+	const struct piece short_pieces[] = {pieces[0], pieces[2]};
+
+	*header = (struct virtio_blk_outhdr){.type = type, .sector = sector};
+	*status_of(f, number) = 0xee;
+	driver_add(&f->driver, 0, size ? pieces : short_pieces, size ? 3 : 2, false);
+	driver_kick(&f->driver, 0);
+}
+
+static uint8_t answer(struct fixture *f, unsigned number, uint32_t type, uint64_t sector, uint32_t size)
+{
+	ask(f, number, type, sector, size);
+	driver_wait(&f->driver, 0);
+	return *status_of(f, number);
+}
+
+/* ---- flush ---- */
+
+struct flushing {
+	struct fixture *f;
+	struct error error;
+	int result;
+};
+
+static bool flushed(void *context)
+{
+	struct flushing *flushing = context;
+
+	flushing->result = flushing->f->disk->class->flush(flushing->f->disk, false, &flushing->error);
+	return flushing->result != -EINPROGRESS;
+}
+
+static int flush(struct fixture *f, struct error *error)
+{
+	struct flushing flushing = {.f = f};
+
+	flushing.result = f->disk->class->flush(f->disk, true, &flushing.error);
+	if (flushing.result == -EINPROGRESS)
+		rig_run_until(f->rig, flushed, &flushing);
+	*error = flushing.error;
+	return flushing.result;
+}
+
+static void a_disk_is_flushed_running_and_paused(void **state)
+{
+	struct fixture f;
+	struct error error;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, false);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_OUT, 0, 65536), VIRTIO_BLK_S_OK);
+	assert_int_equal(flush(&f, &error), 0);
+	rig_pause(f.rig);
+	assert_int_equal(flush(&f, &error), 0);
+	/* One that begins while another is under way is another, and both are over in the end. */
+	f.disk->class->flush(f.disk, true, &error);
+	assert_int_equal(flush(&f, &error), 0);
+	rig_resume(f.rig);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_IN, 0, 65536), VIRTIO_BLK_S_OK);
+	/* And the disk may go while one is under way. */
+	f.disk->class->flush(f.disk, true, &error);
+	tear_down(&f);
+}
+
+static void a_flush_that_fails_names_the_disk_and_the_guest_hears_of_it(void **state)
+{
+	_cleanup_close_ int no_file = open("/", O_PATH | O_CLOEXEC), aside = -1;
+	struct fixture f;
+	struct error error;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, false);
+	aside = dup(f.image);
+	assert_int_equal(
+		dup3(no_file, f.image, O_CLOEXEC), f.image); /* whatever is done with it is an error */
+	assert_int_equal(flush(&f, &error), -EBADF);
+	assert_string_equal(error.text, "Disk xvda cannot be flushed: Bad file descriptor. What the guest "
+					"has written may not be on it.");
+	assert_int_equal(dup3(aside, f.image, O_CLOEXEC), f.image);
+	/* The kernel tells of lost writes once, and it has told us. */
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(answer(&f, 1, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	assert_int_equal(flush(&f, &error), 0);
+	tear_down(&f);
+}
+
+/* ---- storage that is full ---- */
+
+#define WRITES 14u /* of 64 KiB: more than there is room for */
+
+static bool is_quiet(void *context)
+{
+	struct fixture *f = context;
+
+	return f->holds > 0 && !f->disk->class->busy(f->disk);
+}
+
+/* Writes until the guest has to wait. Returns how many were answered; `filler` keeps the room. */
+static unsigned fill(struct fixture *f, char filler[64])
+{
+	static const uint8_t zeros[65536];
+	unsigned answered = 0;
+	int fd;
+
+	snprintf(filler, 64, "%s/filler", SMALL);
+	fd = open(filler, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(write(fd, zeros, sizeof(zeros)), sizeof(zeros));
+	close(fd);
+	for (unsigned i = 0; i < WRITES; i++) {
+		memset(rig_at(f->rig, f->data + i * 65536), (int)(i + 1), 65536);
+		ask(f, i, VIRTIO_BLK_T_OUT, i * 128, 65536);
+	}
+	rig_run_until(f->rig, is_quiet, f);
+	while (driver_has_used(&f->driver, 0)) {
+		unsigned head = driver_wait(&f->driver, 0).id;
+
+		assert_true(head < 256);
+		answered++;
+	}
+	assert_true(answered > 0 && answered < WRITES);
+	for (unsigned i = 0; i < WRITES; i++)
+		assert_true(*status_of(f, i) == VIRTIO_BLK_S_OK || *status_of(f, i) == 0xee);
+	return answered;
+}
+
+static void assert_all_written(struct fixture *f, unsigned answered)
+{
+	_cleanup_close_ int fd = open(f->path, O_RDONLY | O_CLOEXEC);
+	uint8_t first[WRITES];
+
+	for (; answered < WRITES; answered++)
+		driver_wait(&f->driver, 0);
+	rig_run(f->rig, 3);
+	assert_false(driver_has_used(&f->driver, 0));
+	for (unsigned i = 0; i < WRITES; i++) {
+		assert_int_equal(*status_of(f, i), VIRTIO_BLK_S_OK);
+		assert_int_equal(pread(fd, &first[i], 1, i * 65536 + 65535), 1);
+		assert_int_equal(first[i], i + 1);
+	}
+}
+
+static void the_guest_waits_for_room(void **state)
+{
+	struct fixture f;
+	char filler[64];
+	unsigned answered;
+
+	(void)state;
+	if (!has_small_storage)
+		skip();
+	set_up(&f, SMALL, false, false);
+	answered = fill(&f, filler);
+	assert_non_null(strstr(f.why, "disk xvda is full (No space left on device)"));
+	/* Tried again in vain, then with success: each request is answered once. */
+	for (unsigned i = 0; i < 3; i++) {
+		rig_pause(f.rig);
+		f.holds = 0;
+		rig_resume(f.rig);
+		rig_run_until(f.rig, is_quiet, &f);
+	}
+	assert_false(driver_has_used(&f.driver, 0));
+	rig_pause(f.rig);
+	unlink(filler);
+	rig_resume(f.rig);
+	assert_all_written(&f, answered);
+	tear_down(&f);
+}
+
+static void a_guest_that_waits_for_room_moves(void **state)
+{
+	const struct virtio_blk_options options = {.serial = "xvda"};
+	struct fixture f;
+	struct rig *other;
+	_cleanup_buffer_ struct buffer saved = {0};
+	struct error error = {0};
+	char filler[64];
+	unsigned answered;
+
+	(void)state;
+	if (!has_small_storage)
+		skip();
+	set_up(&f, SMALL, false, false);
+	answered = fill(&f, filler);
+	rig_track(f.rig);
+	rig_pause(f.rig);
+	assert_true(rig_is_dirty(f.rig, f.driver.rings[0].available_gpa));
+	saved = rig_save(f.rig);
+	other = rig_new();
+	other->free_memory = f.rig->free_memory;
+	memcpy(other->memory.base, f.rig->memory.base, RIG_MEMORY);
+	rig_free(f.rig);
+	open_disk(&f, other, &options);
+	assert_int_equal(rig_load(other, &saved, &error), 0);
+	f.rig = f.driver.rig = other;
+	f.driver.rings[0].available = rig_at(other, f.driver.rings[0].available_gpa);
+	f.driver.rings[0].used = rig_at(other, f.driver.rings[0].used_gpa);
+	unlink(filler);
+	rig_resume(other);
+	assert_all_written(&f, answered);
+	tear_down(&f);
+}
+
+static void a_reset_forgets_what_waits(void **state)
+{
+	struct fixture f;
+	char filler[64];
+
+	(void)state;
+	if (!has_small_storage)
+		skip();
+	set_up(&f, SMALL, false, false);
+	fill(&f, filler);
+	mmio_write(f.rig, f.driver.common + common_offset(device_status), 0, 1);
+	assert_int_equal(driver_status(&f.driver), 0);
+	driver_start(&f.driver, ALL, 256);
+	unlink(filler);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
+	rig_pause(f.rig);
+	rig_resume(f.rig);
+	rig_run(f.rig, 3);
+	assert_false(driver_has_used(&f.driver, 0));
+	tear_down(&f);
+}
+
+static void full_storage_is_an_error_where_that_is_wanted(void **state)
+{
+	struct fixture f;
+	unsigned failed = 0;
+
+	(void)state;
+	if (!has_small_storage)
+		skip();
+	set_up(&f, SMALL, true, false);
+	for (unsigned i = 0; i < 24; i++)
+		failed += answer(&f, i, VIRTIO_BLK_T_OUT, i * 128, 65536) == VIRTIO_BLK_S_IOERR;
+	assert_true(failed > 0);
+	assert_int_equal(f.holds, 0);
+	tear_down(&f);
+}
+
+/* ---- another disk than before ---- */
+
+static void the_driver_is_told_of_a_disk_that_grew_and_a_smaller_one_is_refused(void **state)
+{
+	const struct virtio_blk_options options = {.serial = "xvda"};
+	_cleanup_buffer_ struct buffer saved = {0};
+	struct fixture f;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, false);
+	rig_pause(f.rig);
+	saved = rig_save(f.rig);
+	for (int grows = 0; grows < 2; grows++) {
+		struct rig *other = rig_new();
+		struct error error = {0};
+		uint8_t generation;
+
+		memcpy(other->memory.base, f.rig->memory.base, RIG_MEMORY);
+		rig_free(f.rig);
+		f.rig = f.driver.rig = other;
+		assert_int_equal(truncate(f.path, grows ? IMAGE_SIZE * 2 : IMAGE_SIZE / 2), 0);
+		open_disk(&f, other, &options);
+		if (!grows) {
+			assert_int_equal(rig_load(other, &saved, &error), -EXDEV);
+			assert_string_equal(error.text, "Disk xvda has 1048576 bytes here, and the guest "
+							"knows it with 2097152: it is not "
+							"the same disk.");
+			continue;
+		}
+		assert_int_equal(rig_load(other, &saved, &error), 0);
+		generation = virtio_of(f.disk)->generation;
+		rig_resume(other);
+		assert_int_equal(virtio_of(f.disk)->generation, (uint8_t)(generation + 1));
+	}
+	tear_down(&f);
+}
+
+static void nothing_is_discarded_where_that_is_not_wanted(void **state)
+{
+	struct virtio_blk_discard_write_zeroes *range;
+	struct fixture f;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, true);
+	assert_false(f.driver.features >> VIRTIO_BLK_F_DISCARD & 1);
+	assert_false(f.driver.features >> VIRTIO_BLK_F_WRITE_ZEROES & 1);
+	range = rig_at(f.rig, f.data);
+	*range = (struct virtio_blk_discard_write_zeroes){.num_sectors = 8};
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_DISCARD, 0, sizeof(*range)), VIRTIO_BLK_S_UNSUPP);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_WRITE_ZEROES, 0, sizeof(*range)), VIRTIO_BLK_S_UNSUPP);
+	tear_down(&f);
+}
+
+static void what_is_discarded_is_given_back_to_the_host(void **state)
+{
+	struct virtio_blk_discard_write_zeroes *range;
+	struct fixture f;
+	struct stat before, after;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, false);
+	for (unsigned i = 1; i < 5; i++) {
+		memset(rig_at(f.rig, f.data + i * 65536), 0xa5, 65536);
+		assert_int_equal(answer(&f, i, VIRTIO_BLK_T_OUT, i * 128, 65536), VIRTIO_BLK_S_OK);
+	}
+	assert_int_equal(stat(f.path, &before), 0);
+	range = rig_at(f.rig, f.data);
+	*range = (struct virtio_blk_discard_write_zeroes){.sector = 128, .num_sectors = 256};
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_DISCARD, 0, sizeof(*range)), VIRTIO_BLK_S_OK);
+	assert_int_equal(stat(f.path, &after), 0);
+	assert_true(after.st_blocks <= before.st_blocks - 256);
+	*range = (struct virtio_blk_discard_write_zeroes){.sector = 384, .num_sectors = 128, .flags = 1};
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_WRITE_ZEROES, 0, sizeof(*range)), VIRTIO_BLK_S_OK);
+	assert_int_equal(stat(f.path, &before), 0);
+	assert_true(before.st_blocks <= after.st_blocks - 128);
+	tear_down(&f);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_disk_is_flushed_running_and_paused),
+		cmocka_unit_test(a_flush_that_fails_names_the_disk_and_the_guest_hears_of_it),
+		cmocka_unit_test(the_guest_waits_for_room),
+		cmocka_unit_test(a_guest_that_waits_for_room_moves),
+		cmocka_unit_test(a_reset_forgets_what_waits),
+		cmocka_unit_test(full_storage_is_an_error_where_that_is_wanted),
+		cmocka_unit_test(the_driver_is_told_of_a_disk_that_grew_and_a_smaller_one_is_refused),
+		cmocka_unit_test(nothing_is_discarded_where_that_is_not_wanted),
+		cmocka_unit_test(what_is_discarded_is_given_back_to_the_host),
+	};
+
+	has_small_storage = (unshare(CLONE_NEWNS) == 0 || unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0) &&
+			    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+			    mount("none", SMALL, "tmpfs", 0, "size=1m") == 0;
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
