@@ -12,6 +12,9 @@
 
 #define POPULATE_PAGES 16u /* shorter runs fault in by themselves */
 #define LOOK_EVERY_NS (200 * NS_PER_MS)
+#define FLUSH_LOOK_NS 100000
+#define FLUSH_LOOK_MOST_NS (20 * NS_PER_MS)
+#define FLUSH_EARLY_NS NS_PER_S /* so long a flush is waited for while the guest runs */
 
 /* What one copy_guest works with. */
 struct work {
@@ -26,6 +29,7 @@ struct work {
 	int64_t began;
 	int64_t round_began, next_look; /* monotonic ns */
 	uint64_t round_sent;            /* copy->sent_pages when the round began */
+	bool unflushed;                 /* the guest's process cannot flush its disks */
 	bool late; /* the round has ended early: only what stands still now arrives by the deadline */
 };
 
@@ -235,15 +239,59 @@ static int copy_round(struct work *work, struct error *error)
 	return 0;
 }
 
-static int pause_guest(struct copy *copy, struct error *error)
+/* Looks again and again, however long the storage takes, or until then (monotonic ns; 0: no end). */
+static int await_flush(struct work *work, int64_t until, struct error *error)
 {
+	struct timespec pause = {.tv_nsec = FLUSH_LOOK_NS};
+	bool done = false;
+	int r = 0;
+
+	while (r == 0 && !done && (!until || monotonic_ns() < until)) {
+		r = guest_flush(work->copy->guest, false, &done, error);
+		if (r < 0 || done)
+			break;
+		nanosleep(&pause, NULL);
+		pause.tv_nsec = pause.tv_nsec < FLUSH_LOOK_MOST_NS ? 2 * pause.tv_nsec : pause.tv_nsec;
+		work->unchecked = COPY_CHUNK_PAGES;
+		r = listen_to_xend(work, 0, error);
+	}
+	return r;
+}
+
+/* What the guest wrote to its disks is to be stable before it is elsewhere, or in a file. */
+static int begin_flush(struct work *work, struct error *error)
+{
+	bool done;
+	int r = work->unflushed ? 0 : guest_flush(work->copy->guest, true, &done, error);
+
+	if (r != -EINVAL)
+		return r;
+	log_warning("The guest's disks are not flushed: its process is of an earlier Ferry.");
+	work->unflushed = true;
+	return 0;
+}
+
+/* While the guest runs, so that little is left to be flushed when it stands still. A failure shows then. */
+static int flush_early(struct work *work, struct error *error)
+{
+	int64_t until = monotonic_ns() + FLUSH_EARLY_NS;
+	int r = begin_flush(work, error);
+
+	if (r == 0 && !work->unflushed)
+		r = await_flush(work, until, error);
+	return r;
+}
+
+static int pause_guest(struct work *work, struct error *error)
+{
+	struct copy *copy = work->copy;
 	int r;
 
 	copy->paused_at = monotonic_ns();
 	copy->paused_realtime_ns = realtime_ns();
 	r = guest_pause(copy->guest, error);
 	copy->stopped_at = monotonic_ns();
-	return r;
+	return r == 0 ? begin_flush(work, error) : r;
 }
 
 /* The log at a round's end completes what the next round is to copy. Returns how much in *pages. */
@@ -309,6 +357,8 @@ static int copy_live(struct work *work, struct error *error)
 	while (verdict == ROUNDS_GO_ON || verdict == ROUNDS_SLOW) {
 		r = copy_round(work, error);
 		if (r == 0)
+			r = flush_early(work, error);
+		if (r == 0)
 			r = begin_next(work, &pages, error);
 		if (r < 0)
 			return r;
@@ -320,7 +370,7 @@ static int copy_live(struct work *work, struct error *error)
 	}
 	r = at_limit(work, verdict, pages, error);
 	if (r == 0)
-		r = pause_guest(copy, error);
+		r = pause_guest(work, error);
 	if (r < 0)
 		return r;
 	memcpy(work->next, work->todo, bitmap_bytes(copy->guest->pages));
@@ -349,7 +399,9 @@ int copy_guest(struct copy *copy, struct error *error)
 	if (copy->live)
 		r = guest->dirty ? 0 : guest_track(guest, true, error);
 	else
-		r = pause_guest(copy, error);
+		r = flush_early(&work, error);
+	if (r == 0 && !copy->live)
+		r = pause_guest(&work, error);
 	if (r == 0)
 		r = pages_present(guest->ram_fd, guest->pages, todo, error);
 	if (r == 0 && copy->live)
@@ -357,6 +409,8 @@ int copy_guest(struct copy *copy, struct error *error)
 	copy->sink->last = true;
 	if (r == 0)
 		r = copy_round(&work, error);
+	if (r == 0 && !work.unflushed)
+		r = await_flush(&work, 0, error);
 	if (r == 0)
 		tell_progress(&work, true);
 	return r;

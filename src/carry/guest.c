@@ -166,6 +166,15 @@ int guest_pause(struct guest *guest, struct error *error)
 	return r;
 }
 
+int guest_flush(struct guest *guest, bool begin, bool *done, struct error *error)
+{
+	_cleanup_message_ struct message reply = {0};
+	int r = call(guest, json_pack("{s:s, s:b}", "do", "flush", "begin", begin), NULL, &reply, error);
+
+	*done = r == 0 && json_is_true(json_object_get(reply.body, "done"));
+	return r;
+}
+
 int guest_save_state(struct guest *guest, struct buffer *state, struct error *error)
 {
 	_cleanup_message_ struct message reply = {0};

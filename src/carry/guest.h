@@ -49,6 +49,12 @@ int guest_dirty(struct guest *guest, uint64_t *pages, struct error *error);
  * latest. */
 int guest_throttle(struct guest *guest, unsigned percent, struct error *error);
 int guest_pause(struct guest *guest, struct error *error);
+/*
+ * Whether what it has written to its disks is stable on the host. With `begin` all that it wrote until now
+ * counts. An error names the disk that it cannot be said of; -EINVAL: the guest's process is of an earlier
+ * Ferry.
+ */
+int guest_flush(struct guest *guest, bool begin, bool *done, struct error *error);
 int guest_save_state(struct guest *guest, struct buffer *state, struct error *error);
 /*
  * The userfaultfd through which this guest waits for its memory, and where RAM begins in its process.

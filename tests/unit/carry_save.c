@@ -318,6 +318,64 @@ static void an_abandoned_save_leaves_the_guest_untracked(void **state)
 	fake_guest_end(&guest);
 }
 
+/* Before the file is called complete the disks are as the guest believes them to be. */
+static void disks_are_flushed_while_the_guest_stands_still(void **state)
+{
+	(void)state;
+	for (unsigned how = STOPPED; how <= LIVE; how++) {
+		struct fake_guest guest;
+		_cleanup_close_ int file = new_file();
+
+		fake_guest_begin(&guest, 4 * MIB_PAGES);
+		fake_guest_fill(&guest, 0, guest.pages, 1);
+		fake_guest_run(&guest, 64);
+		guest.flush_takes = 20;
+		save(&guest, file, how);
+		assert_true(guest.flushes >= 2 && guest.flushed_paused);
+		assert_int_equal(guest.flush_looks, 0);
+		fake_guest_end(&guest);
+	}
+}
+
+static void a_disk_that_cannot_be_flushed_fails_the_save(void **state)
+{
+	(void)state;
+	for (unsigned live = 0; live < 2; live++) {
+		struct fake_guest guest;
+		_cleanup_close_ int file = new_file();
+		struct carrier_thread carrier;
+		struct message failed;
+
+		fake_guest_begin(&guest, 4 * MIB_PAGES);
+		fake_guest_run(&guest, 64);
+		guest.flush_fails = true;
+		carrier_thread_begin(&carrier, save_job);
+		carrier_say(&carrier,
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:o, s:b, s:b}", "do", "save", "guest", "fd", 0,
+				"file", "fd", 1, "domain", domain_of(&guest), "live", live, "compress", 0),
+			(const int[]){guest.carrier_end, file}, 2);
+		failed = carrier_event(&carrier, "failed");
+		assert_string_equal(json_string_value(json_object_get(failed.body, "error")),
+			"The guest's process: Disk xvda cannot be flushed.");
+		message_free(&failed);
+		carrier_thread_end(&carrier);
+		fake_guest_end(&guest);
+	}
+}
+
+static void a_guest_of_before_there_were_flushes_is_saved(void **state)
+{
+	struct fake_guest guest;
+	_cleanup_close_ int file = new_file();
+
+	(void)state;
+	fake_guest_begin(&guest, 4 * MIB_PAGES);
+	fake_guest_run(&guest, 64);
+	guest.flush_unknown = true;
+	save(&guest, file, LIVE);
+	fake_guest_end(&guest);
+}
+
 static void a_file_too_small_for_the_guest_fails_the_save(void **state)
 {
 	_cleanup_close_ int full = open("/dev/full", O_RDWR | O_CLOEXEC);
@@ -535,6 +593,9 @@ int main(void)
 		cmocka_unit_test(a_lost_page_ends_the_save),
 		cmocka_unit_test(storage_that_buffers_is_asked_in_between),
 		cmocka_unit_test(an_abandoned_save_leaves_the_guest_untracked),
+		cmocka_unit_test(disks_are_flushed_while_the_guest_stands_still),
+		cmocka_unit_test(a_disk_that_cannot_be_flushed_fails_the_save),
+		cmocka_unit_test(a_guest_of_before_there_were_flushes_is_saved),
 		cmocka_unit_test(a_file_too_small_for_the_guest_fails_the_save),
 		cmocka_unit_test(another_reader_agrees),
 		cmocka_unit_test(a_compressed_guest_comes_back),

@@ -181,6 +181,17 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		guest->filled = true;
 		return json_pack("{s:b}", "ok", 1);
 	}
+	if (strcmp(verb, "flush") == 0 && !guest->flush_unknown) {
+		if (json_is_true(json_object_get(request->body, "begin"))) {
+			guest->flushes++;
+			guest->flushed_paused = !guest->running;
+			guest->flush_looks = guest->flush_takes;
+		}
+		if (guest->flush_fails && !guest->running)
+			return json_pack("{s:s, s:i}", "error", "Disk xvda cannot be flushed.", "errno", EIO);
+		return json_pack(
+			"{s:b, s:b}", "ok", 1, "done", guest->flush_looks ? guest->flush_looks-- == 0 : 1);
+	}
 	if (strcmp(verb, "pause") == 0) {
 		sleep(guest->pause_s);
 		guest->running = false;

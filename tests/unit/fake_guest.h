@@ -33,6 +33,10 @@ struct fake_guest {
 	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
 	unsigned pauses;
 	unsigned pause_s, load_s; /* how long it takes for that */
+	unsigned flush_takes, flush_looks; /* how often a flush is looked at before it is done; still */
+	unsigned flushes;
+	bool flushed_paused;             /* the last of them began while it stood still */
+	bool flush_fails, flush_unknown; /* while it stands still; always, as of an earlier Ferry's process */
 	pthread_mutex_t lock;
 	pthread_t server, writer;
 	int server_end, carrier_end;
