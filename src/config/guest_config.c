@@ -19,7 +19,7 @@ void guest_config_free(struct guest_config *config)
 		&config->root, &config->extra, &config->bootloader, &config->bootargs, &config->bootentry,
 		&config->cpus, &config->ip, &config->netmask, &config->gateway, &config->hostname,
 		&config->dhcp, &config->interface, &config->nfs_server, &config->nfs_root,
-		&config->on_xend_start, &config->on_xend_stop};
+		&config->on_xend_start, &config->on_xend_stop, &config->on_disk_full, &config->disk_discard};
 
 	for (size_t i = 0; i < ARRAY_SIZE(strings); i++)
 		free(*strings[i]);

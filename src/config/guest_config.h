@@ -94,6 +94,8 @@ struct guest_config {
 
 	struct guest_disk *disks;
 	size_t disk_count;
+	char *on_disk_full; /* NULL: hold */
+	char *disk_discard; /* NULL: on */
 	struct guest_vif *vifs;
 	size_t vif_count;
 

@@ -47,6 +47,10 @@ const struct guest_option guest_options[] = {
 
 	{"disk", OPTION_DISKS,
 		.help = "disks: [\"phy:/dev/vg/guest,xvda,w\", \"file:/srv/cd.iso,xvdb:cdrom,r\"]"},
+	{"on_disk_full", OPTION_WORD, AT(on_disk_full), IN_DOMAIN, .choices = "hold|error",
+		.help = "what happens when the domain writes and the host's storage is full"},
+	{"disk_discard", OPTION_WORD, AT(disk_discard), IN_DOMAIN, .choices = "on|off",
+		.help = "whether what the domain discards of its disks is given back to the host"},
 	{"vif", OPTION_VIFS, .help = "network interfaces: [\"mac=00:16:3e:…, bridge=xenbr0\", \"\"]"},
 	{"nics", OPTION_NICS, .most = GUEST_VIFS_MAX,
 		.help = "number of network interfaces, with vif=[…] for the first"},

@@ -519,6 +519,10 @@ json_t *domain_describe(const struct domain *domain)
 				trouble));
 	if (domain->busy)
 		json_object_set_new(described, "busy", json_string(domain->busy));
+	if (domain->waits[0])
+		json_object_set_new(described, "waits",
+			json_sprintf("Domain '%s' waits: %s. It goes on by itself when that is over.",
+				domain->config.name, domain->waits));
 	return described;
 }
 

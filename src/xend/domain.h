@@ -49,6 +49,7 @@ struct domain {
 	enum guest_state state;
 	enum guest_reason reason;
 	char detail[512];
+	char waits[256]; /* for its host: what it waits for; "": nothing */
 	uint64_t cpu_time_ns;
 	bool halted; /* every vCPU */
 

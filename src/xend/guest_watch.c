@@ -35,6 +35,7 @@ static int find(const struct word *words, size_t count, const json_t *json, int 
 void guest_note_state(struct domain *domain, const json_t *json)
 {
 	const char *detail = json_string_value(json_object_get(json, "detail"));
+	const char *waits = json_string_value(json_object_get(json, "waits"));
 	const json_t *cpu_time = json_object_get(json, "cpu_time_ns"),
 		     *vcpus = json_object_get(json, "vcpus"), *vcpu;
 	const json_t *filling = json_object_get(json, "filling");
@@ -52,6 +53,14 @@ void guest_note_state(struct domain *domain, const json_t *json)
 			reasons, ARRAY_SIZE(reasons), json_object_get(json, "reason"), REASON_CRASH);
 	if (detail)
 		snprintf(domain->detail, sizeof(domain->detail), "%.500s", detail);
+	if (waits && strcmp(domain->waits, waits) != 0) {
+		snprintf(domain->waits, sizeof(domain->waits), "%.250s", waits);
+		if (*waits)
+			log_warning("Domain '%s' waits: %s. It goes on by itself when that is over.",
+				domain->config.name, waits);
+		else
+			log_info("Domain '%s' goes on.", domain->config.name);
+	}
 	if (json_is_integer(cpu_time))
 		domain->cpu_time_ns = (uint64_t)json_integer_value(cpu_time);
 	if (json_is_array(vcpus)) {

@@ -181,13 +181,16 @@ static json_t *describe_boot(
 static json_t *describe_disks(
 	const struct guest_config *config, const struct machine_files *files, struct message_fds *list)
 {
+	bool discard = !config->disk_discard || strcmp(config->disk_discard, "off") != 0;
+	bool full_is_error = config->on_disk_full && strcmp(config->on_disk_full, "error") == 0;
 	json_t *disks = json_array();
 
 	for (unsigned i = 0; i < config->disk_count; i++) {
 		const struct guest_disk *disk = &config->disks[i];
-		json_t *one = json_pack("{s:i, s:o, s:b, s:s}", "slot", MACHINE_FIRST_DISK_SLOT + (int)i,
-			"image", message_fds_add(list, files->disks[i]), "read_only",
-			disk->mode == DISK_READ_ONLY, "serial", disk->device);
+		json_t *one = json_pack("{s:i, s:o, s:b, s:s, s:b, s:b}", "slot",
+			MACHINE_FIRST_DISK_SLOT + (int)i, "image", message_fds_add(list, files->disks[i]),
+			"read_only", disk->mode == DISK_READ_ONLY, "serial", disk->device, "discard", discard,
+			"full_is_error", full_is_error);
 
 		if (json_array_append_new(disks, one) < 0) {
 			json_decref(disks);
