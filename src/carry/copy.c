@@ -291,7 +291,9 @@ static int pause_guest(struct work *work, struct error *error)
 	copy->paused_realtime_ns = realtime_ns();
 	r = guest_pause(copy->guest, error);
 	copy->stopped_at = monotonic_ns();
-	return r == 0 ? begin_flush(work, error) : r;
+	if (r == 0)
+		r = begin_flush(work, error);
+	return r == 0 && copy->tells_pause ? job_event(copy->job, "paused", NULL, error) : r;
 }
 
 /* The log at a round's end completes what the next round is to copy. Returns how much in *pages. */

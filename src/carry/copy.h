@@ -38,6 +38,7 @@ struct copy {
 	struct guest *guest;
 	struct sink *sink;
 	bool live;
+	bool tells_pause;        /* xend is to hear when the guest stands still */
 	int64_t max_downtime_ms; /* 0: the default */
 	bool may_slow;           /* a guest that writes faster than the sink takes is slowed */
 	int64_t deadline;        /* monotonic ns by which all should be there, 0: none */

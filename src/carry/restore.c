@@ -181,8 +181,9 @@ static int offer(struct restore *restore, struct error *error)
 	struct checkpoint *checkpoint = &restore->checkpoint;
 	_cleanup_message_ struct message answer = {0};
 	int r = job_event(restore->job, "offer",
-		json_pack("{s:O, s:o, s:I, s:I}", "domain",
-			json_object_get(checkpoint->description, "domain"), "identity",
+		json_pack("{s:O, s:O*, s:o, s:I, s:I}", "domain",
+			json_object_get(checkpoint->description, "domain"), "disks",
+			json_object_get(checkpoint->description, "disks"), "identity",
 			identity_of(checkpoint), "memory_mib", (json_int_t)(checkpoint->ram_size >> 20),
 			"taken_realtime_ns", (json_int_t)checkpoint->taken_realtime_ns),
 		error);
@@ -266,12 +267,25 @@ static int load_first(struct restore *restore, int64_t began, struct error *erro
 	return r == 0 ? complete(restore, began, error) : r;
 }
 
+/* The guest goes on with the file that it began with, or not at all. */
+static int check_identity(const struct restore *restore, struct error *error)
+{
+	const char *wanted = job_text(restore->job, "identity");
+	_cleanup_json_ json_t *identity = identity_of(&restore->checkpoint);
+
+	if (!wanted || strcmp(wanted, json_string_value(identity)) == 0)
+		return 0;
+	return error_set(error, EXDEV, "The file is another checkpoint now.");
+}
+
 int fill_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_restore_ struct restore restore;
 	int64_t began = monotonic_ns();
 	int r = begin(&restore, job, confine, error);
 
+	if (r == 0)
+		r = check_identity(&restore, error);
 	if (r == 0)
 		r = open_guest(&restore, &job->request, GUEST_FILL, error);
 	if (r == 0)

@@ -294,9 +294,28 @@ static int check_space(const struct save_sink *save, struct error *error)
 		(unsigned long long)((pages * PAGE_SIZE + fixed) >> 20), (unsigned long long)(has >> 20));
 }
 
+/* What xend has found on the guest's disks since it was paused. */
+static int describe_disks(struct job *job, json_t *description, struct error *error)
+{
+	_cleanup_message_ struct message answer = {0};
+	int r = job_event(job, "describe", NULL, error);
+
+	if (r == 0)
+		r = job_answer(job, &answer, error);
+	if (r < 0)
+		return r;
+	if (strcmp(job_verb(&answer), "disks") != 0)
+		return error_set(error, EPROTO, "xend did not say what is on the guest's disks.");
+	return description_add_disks(description, json_object_get(answer.body, "disks"), error);
+}
+
 static int save_guest(struct job *job, struct guest *guest, struct save_sink *save, struct error *error)
 {
-	struct copy copy = {.job = job, .guest = guest, .sink = &save->sink, .live = job_flag(job, "live")};
+	struct copy copy = {.job = job,
+		.guest = guest,
+		.sink = &save->sink,
+		.live = job_flag(job, "live"),
+		.tells_pause = job_flag(job, "describe_disks")};
 	int64_t began = monotonic_ns();
 	struct stat status;
 	int64_t now;
@@ -317,6 +336,8 @@ static int save_guest(struct job *job, struct guest *guest, struct save_sink *sa
 		r = prove(save, error);
 	if (r == 0)
 		r = guest_save_state(guest, &save->checkpoint.state, error);
+	if (r == 0 && copy.tells_pause)
+		r = describe_disks(job, save->checkpoint.description, error);
 	save->checkpoint.taken_realtime_ns = copy.paused_realtime_ns;
 	if (r == 0)
 		r = save_sink_finish(save, error);

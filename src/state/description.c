@@ -58,6 +58,24 @@ static int domain_check(const json_t *domain, uint64_t ram_size, struct error *e
 	return 0;
 }
 
+static int check_size(const json_t *description, struct error *error)
+{
+	if (description && json_dumpb(description, NULL, 0, JSON_COMPACT) <= DESCRIPTION_MAX)
+		return 0;
+	return error_set(error, E2BIG,
+		"The guest's configuration is too large to travel with it (more than %u KiB).",
+		DESCRIPTION_MAX >> 10);
+}
+
+int description_add_disks(json_t *description, json_t *disks, struct error *error)
+{
+	if (!json_is_array(disks))
+		return 0;
+	if (json_object_set(description, "disks", disks) < 0)
+		return error_set(error, ENOMEM, "Out of memory.");
+	return check_size(description, error);
+}
+
 json_t *description_new(json_t *domain, json_t *regions, uint64_t ram_size, struct error *error)
 {
 	_cleanup_json_ json_t *description = NULL;
@@ -69,13 +87,7 @@ json_t *description_new(json_t *domain, json_t *regions, uint64_t ram_size, stru
 		host[0] = '\0';
 	description = json_pack("{s:O, s:O, s:s, s:s}", "domain", domain, "regions", regions, "taken_on",
 		host, "program", "ferry " FERRY_VERSION);
-	if (!description || json_dumpb(description, NULL, 0, JSON_COMPACT) > DESCRIPTION_MAX) {
-		error_set(error, E2BIG,
-			"The guest's configuration is too large to travel with it (more than %u KiB).",
-			DESCRIPTION_MAX >> 10);
-		return NULL;
-	}
-	return take_pointer(description);
+	return check_size(description, error) < 0 ? NULL : take_pointer(description);
 }
 
 static bool region_valid(const json_t *region)

@@ -18,6 +18,9 @@
  * it. */
 json_t *description_new(json_t *domain, json_t *regions, uint64_t ram_size, struct error *error);
 
+/* Adds what is told of the guest's disks (state/saved_disk.h); anything but an array is left out. */
+int description_add_disks(json_t *description, json_t *disks, struct error *error);
+
 /* Reads and checks a description that somebody else wrote. NULL with a sentence where it is wrong. */
 json_t *description_parse(const char *text, size_t size, uint64_t ram_size, struct error *error);
 

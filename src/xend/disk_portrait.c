@@ -134,13 +134,16 @@ static void identify_device(dev_t device, struct identity *identity)
 		}
 }
 
-static int open_disk(
-	const struct guest_disk *disk, uint64_t *size, struct identity *identity, struct error *error)
+static int open_disk(const struct guest_disk *disk, uint64_t *size, unsigned *block_size,
+	struct identity *identity, struct error *error)
 {
+	int sector = 512;
+
 	_cleanup_close_ int fd = open(disk->target, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
 	struct stat info;
 
 	*identity = (struct identity){.kind = ""};
+	*block_size = 512;
 	if (fd < 0 && errno == EINVAL) /* no direct I/O in this file system (open(2)) */
 		fd = open(disk->target, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0 || fstat(fd, &info) < 0)
@@ -149,7 +152,9 @@ static int open_disk(
 	if (S_ISREG(info.st_mode)) {
 		*size = (uint64_t)info.st_size;
 		identify_file(disk->target, identity);
-	} else if (S_ISBLK(info.st_mode) && ioctl(fd, BLKGETSIZE64, size) == 0) {
+	} else if (S_ISBLK(info.st_mode) && ioctl(fd, BLKGETSIZE64, size) == 0 &&
+		   ioctl(fd, BLKSSZGET, &sector) == 0) {
+		*block_size = sector > 512 ? (unsigned)sector : 512;
 		identify_device(info.st_rdev, identity);
 	} else {
 		return error_set(error, EINVAL, "Disk %s (%s) is neither a block device nor a file.",
@@ -217,13 +222,14 @@ static json_t *portray_blocks(int fd, uint64_t size)
 json_t *disk_portrait(const struct guest_disk *disk)
 {
 	struct identity identity;
+	unsigned block_size;
 	uint64_t size;
-	_cleanup_close_ int fd = open_disk(disk, &size, &identity, NULL);
+	_cleanup_close_ int fd = open_disk(disk, &size, &block_size, &identity, NULL);
 
 	if (fd < 0)
 		return NULL;
-	return json_pack("{s:I, s:s, s:s, s:o}", "size", (json_int_t)size, "kind", identity.kind, "identity",
-		identity.text, "blocks", portray_blocks(fd, size));
+	return json_pack("{s:I, s:i, s:s, s:s, s:o}", "size", (json_int_t)size, "block_size", (int)block_size,
+		"kind", identity.kind, "identity", identity.text, "blocks", portray_blocks(fd, size));
 }
 
 static enum disk_identity compare_identity(const struct identity *mine, const char *kind, const char *text)
@@ -264,10 +270,11 @@ int disk_compare(const struct guest_disk *disk, const json_t *portrait, bool con
 	*likeness = (struct disk_likeness){0};
 	if (!kind || !text || !json_is_integer(size) || json_array_size(blocks) > BLOCKS_MAX)
 		return error_set(error, EPROTO, "What the other host says of its disk is not understood.");
-	fd = open_disk(disk, &likeness->size, &identity, error);
+	fd = open_disk(disk, &likeness->size, &likeness->block_size, &identity, error);
 	if (fd < 0)
 		return fd;
 	likeness->other_size = (uint64_t)json_integer_value(size);
+	likeness->other_block_size = (unsigned)json_integer_value(json_object_get(portrait, "block_size"));
 	likeness->identity = compare_identity(&identity, kind, text);
 	if (!content || likeness->identity == IDENTITY_SAME || likeness->size != likeness->other_size)
 		return 0;

@@ -4,7 +4,8 @@
  * A portrait says what a host can tell of a disk without writing to it: its size,
  * an identity where its kind has one, and digests of some of its blocks:
  *
- *	{"size": 1073741824, "kind": "lvm", "identity": "LVM-…", "blocks": [[0, "8f1d6db…"], …]}
+ *	{"size": 1073741824, "block_size": 512, "kind": "lvm", "identity": "LVM-…", "blocks": [[0,
+ *"8f1d6db…"], …]}
  *
  * The other host compares it with its own disk. A guest may write meanwhile, so one
  * block that differs proves nothing: blocks that change while the portrait is taken
@@ -31,7 +32,8 @@ enum disk_identity {
 struct disk_likeness {
 	enum disk_identity identity;
 	uint64_t size, other_size;
-	unsigned equal, unequal; /* blocks; such as are zero on both sides do not count */
+	unsigned block_size, other_block_size; /* 0: it did not say */
+	unsigned equal, unequal;               /* blocks; such as are zero on both sides do not count */
 };
 
 /* Compares a disk of this host with another host's portrait, which may come from anybody; what is on it only

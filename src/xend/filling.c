@@ -1,6 +1,7 @@
 #include "xend/filling.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/checkpoint_open.h"
 #include "xend/guest.h"
 #include "xend/shared_memory.h"
 #include "xend/supervise.h"
@@ -12,6 +13,11 @@
 #include <string.h>
 #include <sys/pidfd.h>
 
+/* What to do with a guest that ran before it was lost: its disks are newer than its checkpoint. */
+#define START_ANEW                                                                                           \
+	"It had run since it was restored, and its disks no longer fit the checkpoint: start it anew with "  \
+	"xm create."
+#define STORAGE_AGAIN_MS 1000
 #define CARRIERS_MAX 4    /* that are tried one after the other for one guest */
 #define WAIT_MS 300000    /* how long a job waits for memory */
 #define NOTICE_MS 100     /* how soon it sees that it is cancelled */
@@ -97,9 +103,17 @@ void filling_fds_end(struct filling_fds *fds)
 	cleanup_close(&fds->device);
 }
 
-static int start_another(struct domain *domain, struct carrier *carrier, int file, struct error *error)
+/* What the carriers read, and for how long that was in vain. */
+struct source {
+	int file; /* owned */
+	const char *path, *identity;
+	long long failing_since; /* monotonic_ms(); 0: it does not fail */
+};
+
+static int start_another(
+	struct domain *domain, struct carrier *carrier, const struct source *source, struct error *error)
 {
-	_cleanup_json_ json_t *job = json_pack("{s:s}", "do", "fill");
+	_cleanup_json_ json_t *job = json_pack("{s:s, s:s*}", "do", "fill", "identity", source->identity);
 	_cleanup_close_ int guest = guest_connect(domain, error);
 	struct filling_fds fds;
 	int r;
@@ -113,7 +127,7 @@ static int start_another(struct domain *domain, struct carrier *carrier, int fil
 		r = filling_fds_begin(&fds, domain, guest, job, error);
 	if (r < 0)
 		return r;
-	json_object_set_new(job, "file", message_fds_add(&fds.list, file));
+	json_object_set_new(job, "file", message_fds_add(&fds.list, source->file));
 	r = carrier_say(carrier, json_incref(job), fds.list.fds, fds.list.count, error);
 	filling_fds_end(&fds);
 	return r;
@@ -126,35 +140,90 @@ static void take_away(struct carrier *carrier)
 	carrier_end(carrier);
 }
 
-/* Until the memory is there: 0, or why it does not come. */
-static int follow(struct domain *domain, struct carrier *carrier, int file, struct error *error)
+/* A read that failed so may succeed later: a server that was away, a path that comes back. */
+static bool may_pass(int r)
 {
-	int r = -EPIPE;
+	static const int codes[] = {EIO, ESTALE, ETIMEDOUT, EAGAIN, EREMOTEIO, ENOTCONN, EHOSTUNREACH,
+		EHOSTDOWN, ENOLINK, ECONNABORTED};
 
-	for (unsigned carriers = 1;; carriers++) {
+	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
+		if (r == -codes[i])
+			return true;
+	return false;
+}
+
+/* The server does not know the file any more as which it was opened: it may have it under its name. */
+static void reopen(struct xend *xend, struct source *source)
+{
+	struct error error;
+	int file = checkpoint_open_file(xend, source->path, -1, &error);
+
+	if (file < 0)
+		return;
+	close(source->file);
+	source->file = file;
+}
+
+/*
+ * The guest has run since it was restored, and has written to its disks: no checkpoint fits them any more.
+ * So storage that fails is given its time, while the guest waits for its memory.
+ */
+static bool wait_for_storage(
+	struct domain *domain, struct source *source, int failed, const struct error *error)
+{
+	struct xend *xend = domain->xend;
+	long long patience = (long long)xend->config.storage_timeout * 1000, now = monotonic_ms();
+
+	if (!source->failing_since) {
+		source->failing_since = now;
+		log_warning("The memory of domain '%s' cannot be read from %s: %s This is tried again%s.",
+			domain->config.name, source->path, error->text,
+			patience ? " until storage-timeout" : "");
+	}
+	if (patience && now - source->failing_since >= patience)
+		return false;
+	now += STORAGE_AGAIN_MS;
+	while (monotonic_ms() < now && !has_ended(domain) && !xend->stopping)
+		xend_wait(xend, NOTICE_MS);
+	if (failed == -ESTALE)
+		reopen(xend, source);
+	return !has_ended(domain) && !xend->stopping;
+}
+
+/* Until the memory is there: 0, or why it does not come. */
+static int follow(struct domain *domain, struct carrier *carrier, struct source *source, struct error *error)
+{
+	for (unsigned died = 0;;) {
 		_cleanup_message_ struct message filled = {0};
+		int r = carrier_expect(carrier, "filled", &filled, error);
 
-		r = carrier_expect(carrier, "filled", &filled, error);
-		if (r != -EPIPE || has_ended(domain) || carriers == CARRIERS_MAX)
+		if (r >= 0 || has_ended(domain))
 			return r;
-		log_warning("The carrier that brings domain '%s' its memory has died; another one goes on.",
-			domain->config.name);
+		if (r == -EPIPE && ++died < CARRIERS_MAX)
+			log_warning("The carrier that brings domain '%s' its memory has died; another one "
+				    "goes on.",
+				domain->config.name);
+		else if (!may_pass(r) || !wait_for_storage(domain, source, r, error))
+			return r;
 		take_away(carrier);
-		r = start_another(domain, carrier, file, error);
+		r = start_another(domain, carrier, source, error);
 		if (r < 0 && r != -EPIPE)
 			return r;
 	}
 }
 
-void filling_follow(struct domain *domain, struct carrier *carrier, int file, const char *path)
+void filling_follow(
+	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity)
 {
+	struct source source = {.file = file, .path = path, .identity = identity};
 	struct xend *xend = domain->xend;
 	struct error error = {0}, why;
 	long long deadline;
 	int r;
 
 	domain->followed = true;
-	r = follow(domain, carrier, file, &error);
+	r = follow(domain, carrier, &source, &error);
+	close(source.file);
 	if (xend->stopping && r == -ECANCELED) {
 		domain->followed = false;
 		return; /* the carrier goes on; the next xend finds it */
@@ -167,7 +236,8 @@ void filling_follow(struct domain *domain, struct carrier *carrier, int file, co
 		domain->filling = false;
 		log_info("Domain '%s' has all of its memory from %s.", domain->config.name, path);
 	} else if (!has_ended(domain)) {
-		error_set(&why, EIO, "its memory could not be read from %s: %s", path, error.text);
+		error_set(
+			&why, EIO, "its memory could not be read from %s: %s " START_ANEW, path, error.text);
 		lose(domain, why.text);
 	}
 	domain->followed = false;
@@ -175,8 +245,7 @@ void filling_follow(struct domain *domain, struct carrier *carrier, int file, co
 }
 
 static const char abandoned[] = "its memory was still coming from its checkpoint, and the carrier that "
-				"brought it is no more. The checkpoint "
-				"is as it was: restore it again.";
+				"brought it is no more. " START_ANEW;
 
 /* An earlier xend's carrier says nothing to us: its end, and the guest, tell. */
 static void await_carrier(void *argument)

@@ -30,10 +30,12 @@ int filling_begin(struct domain *domain, struct carrier *carrier, struct error *
 
 /*
  * Stays until the memory is there or the guest has ended, or xend stops; starts another carrier, with the
- * same file, where one dies. `path` is for sentences. In the worker of the restore, after its answer. Lets go
- * of the lock.
+ * same file, where one dies, and for as long as storage-timeout says where the file cannot be read. `file` is
+ * consumed; `path` and `identity` say which it is. In the worker of the restore, after its answer. Lets go of
+ * the lock.
  */
-void filling_follow(struct domain *domain, struct carrier *carrier, int file, const char *path);
+void filling_follow(
+	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity);
 
 /* After a restart of xend: has a worker wait for the carrier that an earlier xend has left to this guest. */
 void filling_adopt(struct domain *domain);

@@ -12,9 +12,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define ACCEPT_KERNEL "kernel"
-
-static const char *const acceptable[] = {ACCEPT_KERNEL};
+static const char *const acceptable[] = {ACCEPT_KERNEL, ACCEPT_DISKS};
 
 static json_t *portray_disks(const struct guest_config *config)
 {
@@ -28,7 +26,7 @@ static json_t *portray_disks(const struct guest_config *config)
 	return portraits;
 }
 
-static bool accepts(const json_t *accept, const char *what)
+bool objections_accepted(const json_t *accept, const char *what)
 {
 	for (size_t i = 0; i < json_array_size(accept); i++) {
 		const char *word = json_string_value(json_array_get(accept, i));
@@ -50,8 +48,9 @@ int objections_check_accepted(const json_t *accept, struct error *error)
 		for (size_t j = 0; word && j < ARRAY_SIZE(acceptable); j++)
 			known |= strcmp(word, acceptable[j]) == 0;
 		if (!known)
-			return error_set(error, EINVAL, "There is no difference '%s' to accept: expected %s.",
-				word ? word : "", ACCEPT_KERNEL);
+			return error_set(error, EINVAL,
+				"There is no difference '%s' to accept: expected %s or %s.", word ? word : "",
+				ACCEPT_KERNEL, ACCEPT_DISKS);
 	}
 	return 0;
 }
@@ -101,6 +100,12 @@ static int judge_disk(
 			"Disk %s (%s) has %" PRIu64 " bytes here and %" PRIu64
 			" on the host that the guest comes from: it is not the same disk.",
 			disk->target, disk->device, likeness->size, likeness->other_size);
+	if (likeness->other_block_size && likeness->block_size > likeness->other_block_size)
+		return error_set(error, EXDEV,
+			"Disk %s (%s) is written in blocks of %u bytes here, and of %u on the host that the "
+			"guest comes "
+			"from, as the guest goes on doing: put it on storage that takes those.",
+			disk->target, disk->device, likeness->block_size, likeness->other_block_size);
 	/* One block alone, the guest may just have written. */
 	if (likeness->unequal > 1 && likeness->unequal > likeness->equal)
 		return error_set(error, EXDEV,
@@ -162,7 +167,7 @@ json_t *objections_to(struct xend *xend, struct guest_config *config, const json
 	}
 	domain_await_leavers(xend);
 	domain_objections(xend, config, objections);
-	if (!accepts(json_object_get(offer, "accept"), ACCEPT_KERNEL))
+	if (!objections_accepted(json_object_get(offer, "accept"), ACCEPT_KERNEL))
 		boot_files_compare(xend, config, json_object_get(offer, "boot_files"),
 			"on the host that the guest comes from", objections);
 	xend_unlock(xend);
@@ -178,7 +183,7 @@ int objections_to_restore(struct xend *xend, const struct guest_config *config, 
 	struct error one;
 	int r;
 
-	if (!accepts(accept, ACCEPT_KERNEL))
+	if (!objections_accepted(accept, ACCEPT_KERNEL))
 		boot_files_compare(xend, config, json_object_get(offer, "boot_files"),
 			"when the guest was saved", objections);
 	xend_unlock(xend);

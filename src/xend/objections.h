@@ -17,11 +17,15 @@ void objections_prepare(struct domain *domain, const json_t *accept, json_t *off
 /* Of that, what a checkpoint tells too: all but the disks. Lets go of the lock. */
 void objections_portray_machine(struct domain *domain, json_t *offer);
 
+#define ACCEPT_KERNEL "kernel"
+#define ACCEPT_DISKS "disks" /* of a checkpoint: that they were written since */
+
 /*
  * Differences that a user may take as they are (--accept): an array of their names, where a difference that
  * it names is no objection. 0, or a sentence that says which there are.
  */
 int objections_check_accepted(const json_t *accept, struct error *error);
+bool objections_accepted(const json_t *accept, const char *what);
 
 /*
  * A new array of sentences, empty where nothing speaks against it; nothing is

@@ -3,11 +3,12 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/checkpoint_file.h"
-#include "xend/errand.h"
+#include "xend/checkpoint_open.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 #include "xend/objections.h"
+#include "xend/saved_disks.h"
 #include "xend/shared_memory.h"
 #include "xend/store.h"
 
@@ -15,6 +16,35 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+
+/* Until the file is complete. What is on the disks, xend finds out while the guest stands still. */
+static int hear_save(
+	struct carrier *carrier, struct domain *domain, struct message *saved, struct error *error)
+{
+	_cleanup_json_ json_t *disks = NULL;
+
+	for (;;) {
+		_cleanup_message_ struct message event = {0};
+		int r = carrier_hear(carrier, &event, error);
+
+		if (r >= 0 && carrier_heard(&event, "paused")) {
+			json_decref(disks);
+			disks = saved_disks_portray(carrier->xend, &domain->config, carrier->cancel);
+		} else if (r >= 0 && carrier_heard(&event, "describe")) {
+			r = carrier_say(carrier, json_pack("{s:s, s:O*}", "do", "disks", "disks", disks),
+				NULL, 0, error);
+		} else if (r >= 0 && carrier_heard(&event, "saved")) {
+			*saved = event;
+			event = (struct message){0};
+			return 0;
+		} else if (r >= 0) {
+			r = error_set(
+				error, EPROTO, "The carrier said something else where 'saved' was due.");
+		}
+		if (r < 0)
+			return r;
+	}
+}
 
 static int run_save(struct domain *domain, const struct save_options *options, int file, struct reply *reply,
 	struct message *saved, struct error *error)
@@ -36,11 +66,11 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 		objections_portray_machine(domain, description);
 	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:{s:i}, s:O, s:b, s:b}", "do", "save", "guest", "fd", 0,
-				"file", "fd", 1, "domain", description, "live", options->live, "compress",
-				options->compress),
+			json_pack("{s:s, s:{s:i}, s:{s:i}, s:O, s:b, s:b, s:b}", "do", "save", "guest", "fd",
+				0, "file", "fd", 1, "domain", description, "live", options->live, "compress",
+				options->compress, "describe_disks", 1),
 			fds, ARRAY_SIZE(fds), error);
-	return r < 0 ? r : carrier_expect(&carrier, "saved", saved, error);
+	return r < 0 ? r : hear_save(&carrier, domain, saved, error);
 }
 
 static void carry_on(struct domain *domain)
@@ -132,52 +162,6 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		lifecycle_finish(domain);
 }
 
-struct opening {
-	int fd;
-	char path[];
-};
-
-static int open_file(void *context, struct error *error)
-{
-	struct opening *opening = context;
-	struct stat info;
-
-	opening->fd = open(opening->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	if (opening->fd < 0 || fstat(opening->fd, &info) < 0)
-		return error_set(error, errno, "Unable to read file %s: %s.", opening->path, strerror(errno));
-	if (!S_ISREG(info.st_mode))
-		return error_set(error, EINVAL, "Unable to read file %s: it is not a file.", opening->path);
-	return 0;
-}
-
-static void close_file(void *context)
-{
-	struct opening *opening = context;
-
-	cleanup_close(&opening->fd);
-	free(opening);
-}
-
-/* Lets go of the lock. */
-static int open_checkpoint(struct xend *xend, const char *path, int cancel, struct error *error)
-{
-	static const struct errand errand = {.run = open_file, .late = close_file};
-	struct opening *opening = malloc(sizeof(*opening) + strlen(path) + 1);
-	int r, fd = -1;
-
-	if (!opening)
-		return error_set(error, ENOMEM, "Out of memory.");
-	opening->fd = -1;
-	strcpy(opening->path, path);
-	r = errand_run(xend, &errand, &opening, cancel, error);
-	if (!opening)
-		return r == -ETIMEDOUT ? error_prefix(error, "Unable to read file %s: ", path) : r;
-	if (r >= 0)
-		fd = take_fd(&opening->fd);
-	close_file(opening);
-	return r < 0 ? r : fd;
-}
-
 struct restoring {
 	struct xend *xend;
 	const struct restore_options *options;
@@ -186,6 +170,7 @@ struct restoring {
 	struct domain *domain;
 	struct shared_memory *shared; /* of a clone */
 	struct carrier carrier;
+	json_t *offer; /* owned: what the file holds */
 	struct error error;
 };
 
@@ -243,6 +228,8 @@ static int run_restore(
 	if (r >= 0)
 		r = carrier_expect(carrier, "offer", &offer, error);
 	if (r >= 0)
+		restoring->offer = json_incref(offer.body);
+	if (r >= 0)
 		r = domain_unpack(json_object_get(offer.body, "domain"), &config, &was_paused, error);
 	if (r >= 0)
 		r = objections_to_restore(restoring->xend, &config, json_object_get(offer.body, "domain"),
@@ -264,6 +251,11 @@ static int run_restore(
 		return r;
 	domain_want_restart(restoring->domain, domain_packed_restart(json_object_get(offer.body, "domain")));
 	r = accept_offer(restoring, error);
+	/* The disks are the new guest's and locked by now; its memory comes meanwhile. */
+	if (r >= 0)
+		r = saved_disks_compare(restoring->xend, &restoring->domain->config,
+			json_object_get(offer.body, "disks"),
+			objections_accepted(options->accept, ACCEPT_DISKS), reply_cancel_fd(reply), error);
 	return r < 0 ? r : about_file(restoring, carrier_expect(carrier, "loaded", loaded, error), error);
 }
 
@@ -296,7 +288,7 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 	struct restoring restoring = {.xend = xend, .options = options, .paused = options->paused};
 	_cleanup_message_ struct message loaded = {0};
 	_cleanup_close_ int file =
-		open_checkpoint(xend, options->file, reply_cancel_fd(reply), &restoring.error);
+		checkpoint_open_file(xend, options->file, reply_cancel_fd(reply), &restoring.error);
 	_cleanup_domain_ struct domain *domain = NULL;
 	bool filling;
 	int r = file;
@@ -326,8 +318,10 @@ void job_restore(struct xend *xend, const struct restore_options *options, struc
 	} else {
 		restored(&restoring, &loaded, reply);
 		if (filling)
-			filling_follow(domain, &restoring.carrier, file, options->file);
+			filling_follow(domain, &restoring.carrier, take_fd(&file), options->file,
+				json_string_value(json_object_get(restoring.offer, "identity")));
 	}
 	carrier_end(&restoring.carrier);
 	shared_memory_unref(xend, restoring.shared);
+	json_decref(restoring.offer);
 }

@@ -3,7 +3,9 @@
 #include "base/bitmap.h"
 #include "base/cleanup.h"
 #include "state/checkpoint.h"
+#include "config/guest_config.h"
 #include "state/fields.h"
+#include "state/saved_disk.h"
 #include "xm/command.h"
 
 #include <errno.h>
@@ -132,9 +134,51 @@ static int verify(struct checkpoint *checkpoint, struct error *error)
 		return 0;
 	}
 	return error_set(error, EBADMSG,
-		"The checkpoint is damaged: %llu of the %llu parts of its memory cannot be used; restore an "
-		"older one.",
+		"The checkpoint is damaged: %llu of the %llu parts of its memory cannot be used; start the "
+		"domain anew with xm create, or restore another checkpoint with the disks as they were then.",
 		wrong, looked_at);
+}
+
+static const json_t *portrait_of(const json_t *portraits, const char *device)
+{
+	for (size_t i = 0; i < json_array_size(portraits); i++) {
+		const json_t *portrait = json_array_get(portraits, i);
+		const char *of = json_string_value(json_object_get(portrait, "device"));
+
+		if (of && strcmp(of, device) == 0)
+			return portrait;
+	}
+	return NULL;
+}
+
+/* Whether the disks are as they were, as a restore would see it; with a line for each. */
+static void verify_disks(const struct checkpoint *checkpoint)
+{
+	const json_t *domain = json_object_get(checkpoint->description, "domain");
+	const json_t *portraits = json_object_get(checkpoint->description, "disks");
+	_cleanup_guest_config_ struct guest_config config = {0};
+	struct error error = {0};
+
+	if (guest_config_from_json(&config, json_object_get(domain, "config"), &error) < 0)
+		return;
+	for (size_t i = 0; i < config.disk_count; i++) {
+		const struct guest_disk *disk = &config.disks[i];
+		enum saved_disk_verdict verdict;
+
+		printf("%-14s: ", i ? "" : "disks");
+		if (saved_disk_compare(disk->target, disk->device, portrait_of(portraits, disk->device),
+			    &verdict, &error) < 0 ||
+			verdict == SAVED_DISK_CHANGED || verdict == SAVED_DISK_ODD) {
+			print_text(error.text);
+		} else {
+			print_text(disk->target);
+			printf(" (%s) %s", disk->device,
+				verdict == SAVED_DISK_SAME
+					? "is as it was"
+					: "may have been written since: the checkpoint does not say");
+		}
+		putchar('\n');
+	}
 }
 
 static int show(struct xm *xm, const struct arguments *arguments, struct error *error)
@@ -153,8 +197,10 @@ static int show(struct xm *xm, const struct arguments *arguments, struct error *
 	r = checkpoint_open(&checkpoint, file, error);
 	if (r == 0)
 		r = print_facts(&checkpoint, error);
-	if (r == 0 && option_given(arguments, "verify"))
+	if (r == 0 && option_given(arguments, "verify")) {
+		verify_disks(&checkpoint);
 		return verify(&checkpoint, error);
+	}
 	if (r == 0)
 		printf("%-14s: header and device state are whole; --verify looks at the memory too\n",
 			"digests");
@@ -163,6 +209,8 @@ static int show(struct xm *xm, const struct arguments *arguments, struct error *
 
 const struct command checkpoint_commands[] = {
 	{"checkpoint", NULL, "<File>", "Show what a file that xm save wrote holds.",
-		{{"verify", 'v', NULL, "read all of it and say whether it is whole"}}, 1, 1, show, true},
+		{{"verify", 'v', NULL,
+			"read all of it, and say whether it is whole and its disks as they were"}},
+		1, 1, show, true},
 	{0},
 };

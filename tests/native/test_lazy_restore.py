@@ -255,7 +255,7 @@ def test_xend_and_carrier_die(host, heartbeat, checkpoint):
     os.kill(held, signal.SIGKILL)
     host.start()
     nothing_left(host)
-    assert "restore it again" in log(host)
+    assert "restore it again" not in log(host) and "start it anew with xm create" in log(host)
     host.xm("restore", checkpoint)
     filled(host)
     arrived(host, heartbeat)

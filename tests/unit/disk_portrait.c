@@ -70,6 +70,7 @@ static void a_disk_is_like_itself_and_its_copy_and_like_no_other(void **state)
 	likeness = compare(&one, portrait);
 	assert_int_equal(likeness.identity, IDENTITY_SAME);
 	assert_true(likeness.size == SIZE && likeness.other_size == SIZE);
+	assert_true(likeness.block_size == 512 && likeness.other_block_size == 512);
 	assert_int_equal(compare(&copy, portrait).identity, IDENTITY_DIFFERENT);
 	/* As of a kind of storage that has no identity. */
 	json_object_set_new(portrait, "kind", json_string(""));

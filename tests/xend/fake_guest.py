@@ -126,7 +126,7 @@ class Guest:
     def do_status(self, *_):
         return {"state": self.state, "reason": self.reason, "detail": self.detail, "cpu_time_ns": 1500000000,
                 "vcpus": [{"id": 0, "cpu_time_ns": 1500000000, "halted": self.state == "running"}],
-                "machine": self.machine}, []
+                "machine": self.machine, "waits": " ".join(words_beside("waits", []))}, []
 
     def do_resume(self, *_):
         if self.state not in ("paused", "running"):

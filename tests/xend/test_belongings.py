@@ -57,7 +57,7 @@ class Moving(unittest.TestCase):
             self.assertIn("--accept=kernel", sentence)
         with self.assertRaises(Refused) as refused:
             self.migrate(accept=["disk"])
-        self.assertIn("no difference 'disk' to accept: expected kernel", refused.exception.sentence)
+        self.assertIn("no difference 'disk' to accept: expected kernel or disks", refused.exception.sentence)
         self.migrate(dryrun=True, accept=["kernel"])
         self.migrate(accept=["kernel"])
         self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))

@@ -1,0 +1,155 @@
+#!/usr/bin/python3
+"""A guest's disks and its checkpoint: a disk that was written since is told before the guest can do it harm."""
+import os
+import random
+import shutil
+import subprocess
+import time
+import unittest
+
+import rig
+from rig import Refused, Xend
+
+MIB = 1 << 20
+
+
+class Disks(unittest.TestCase):
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+        self.file = str(self.xend.files / "checkpoint")
+        self.disk = self.xend.files / "disk"
+        with open(self.disk, "wb") as disk:
+            disk.truncate(64 * MIB)
+            disk.seek(7 * MIB)
+            disk.write(random.randbytes(3 * MIB))
+
+    def save(self, **more):
+        self.xend.create(**more)
+        self.xend.job("/domains/TestGuest/save", {"file": self.file})
+
+    def restore(self, **more):
+        self.xend.job("/restore", {"file": self.file, **more})
+        names = self.xend.names()
+        self.xend.destroy_all()
+        rig.wait_until(lambda: self.xend.names() == [], "its end")
+        return names
+
+    def refused(self, *parts, **more):
+        with self.assertRaises(Refused) as refused:
+            self.xend.job("/restore", {"file": self.file, **more})
+        for part in parts:
+            self.assertIn(part, refused.exception.sentence)
+        self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
+
+    def scribble(self, path, at, size):
+        with open(path, "r+b") as disk:
+            disk.seek(at)
+            disk.write(random.randbytes(size))
+
+    def test_a_disk_that_nobody_wrote(self):
+        self.save()
+        self.assertEqual(self.restore(), ["TestGuest"])
+        os.utime(self.disk)
+        self.assertEqual(self.restore(eager=True), ["TestGuest"])
+        # It was moved to another file, and has other times.
+        shutil.copy(self.disk, self.xend.files / "copy")
+        os.rename(self.xend.files / "copy", self.disk)
+        self.assertEqual(self.restore(), ["TestGuest"])
+
+    def test_a_disk_that_was_written(self):
+        self.save()
+        for at in (0, 40 * MIB):
+            self.scribble(self.disk, at, 12 * MIB)
+            for options in ({}, {"eager": True}, {"paused": True}):
+                self.refused(f"Disk {self.disk} (xvda) was written after the checkpoint was taken",
+                             "start the guest anew with xm create", "--accept=disks", **options)
+        self.refused("was written after", accept=["kernel"])
+        self.assertEqual(self.restore(accept=["disks"]), ["TestGuest"])
+        self.assertIn("is restored all the same", self.xend.log.read_text())
+
+    def test_a_guest_that_ran_on(self):
+        self.xend.create()
+        self.xend.job("/domains/TestGuest/save", {"file": self.file, "keep": True, "live": True})
+        self.scribble(self.disk, 30 * MIB, 4096)
+        self.xend.destroy_all()
+        rig.wait_until(lambda: self.xend.names() == [], "its end")
+        self.refused("was written after")
+
+    def test_a_disk_of_another_size(self):
+        self.save()
+        os.truncate(self.disk, 65 * MIB)
+        self.refused(f"Disk {self.disk} (xvda) has {65 * MIB} bytes, and had {64 * MIB}")
+
+    def test_several_disks_that_are_told_together(self):
+        more = {"disk": [f"file:{self.disk},xvda,w", f"file:{self.xend.files}/other-disk,xvdb,r",
+                         f"file:{self.xend.files}/shared,xvdc,w!"]}
+        (self.xend.files / "shared").write_bytes(bytes(MIB))
+        self.save(**more)
+        self.scribble(self.xend.files / "shared", 0, MIB)
+        self.assertEqual(self.restore(), ["TestGuest"])
+        self.scribble(self.xend.files / "other-disk", 0, 512)
+        self.assertEqual(self.restore(), ["TestGuest"])
+        self.assertIn("(xvdb), which the guest only reads, was written", self.xend.log.read_text())
+        self.scribble(self.disk, 0, 512)
+        os.truncate(self.xend.files / "shared", 2 * MIB)
+        self.refused("for 2 reasons", "(xvda) was written", "(xvdc) has")
+
+    def test_clones(self):
+        self.save()
+        copy = self.xend.files / "copy"
+        shutil.copy(self.disk, copy)
+        clone = {"name": "Two", "eager": True, "disk": [f"file:{copy},xvda,w"]}
+        self.assertEqual(self.restore(**clone), ["Two"])
+        self.scribble(copy, 63 * MIB, 1)
+        self.refused(f"Disk {copy} (xvda) was written", **clone)
+
+    def test_a_disk_that_another_guest_has(self):
+        """Is in use: that it was written is not what counts."""
+        self.save()
+        self.xend.create("Other")
+        self.scribble(self.disk, 0, 512)
+        with self.assertRaises(Refused) as refused:
+            self.xend.job("/restore", {"file": self.file})
+        self.assertIn("is in use by domain 'Other'", refused.exception.sentence)
+
+    def test_a_block_device(self):
+        done = subprocess.run(["losetup", "--find", "--show", self.disk], capture_output=True, text=True, check=False)
+        if done.returncode:
+            self.skipTest("no loop device here: block devices were not tried")
+        device = done.stdout.strip()
+        self.addCleanup(subprocess.run, ["losetup", "-d", device])
+        self.save(disk=[f"phy:{device},xvda,w"])
+        self.assertEqual(self.restore(), ["TestGuest"])
+        self.scribble(device, 20 * MIB, 12 * MIB)
+        self.refused(f"Disk {device} (xvda) was written after the checkpoint was taken")
+
+    def test_storage_that_cannot_be_read_is_told_in_the_log_and_saves_all_the_same(self):
+        self.xend.create()
+        os.rename(self.disk, self.xend.files / "elsewhere")
+        self.xend.job("/domains/TestGuest/save", {"file": self.file})
+        self.assertIn(f"Unable to open disk {self.disk} (xvda)", self.xend.log.read_text())
+        os.rename(self.xend.files / "elsewhere", self.disk)
+        self.scribble(self.disk, 0, 512)
+        self.assertEqual(self.restore(), ["TestGuest"])
+
+
+class Waiting(unittest.TestCase):
+    def test_a_guest_that_waits_for_its_host_is_shown(self):
+        xend = Xend()
+        self.addCleanup(xend.close)
+        domain = xend.create()["id"]
+        self.assertNotIn("waits", xend.get(f"/domains/{domain}"))
+        (xend.root / "libexec/waits").write_text("the storage of its disk xvda is full (No space left on device)")
+        shown = xend.get(f"/domains/{domain}")
+        self.assertEqual(shown["waits"], "Domain 'TestGuest' waits: the storage of its disk xvda is full (No space left on device). "
+                                         "It goes on by itself when that is over.")
+        (xend.root / "libexec/waits").write_text("")
+        self.assertNotIn("waits", xend.get(f"/domains/{domain}"))
+        self.assertIn("Domain 'TestGuest' goes on.", xend.log.read_text())
+
+
+if __name__ == "__main__":
+    random.seed(time.time())
+    rig.own_network()
+    unittest.main()
