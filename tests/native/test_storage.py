@@ -13,7 +13,7 @@ import pytest
 from kills import WRITING, next_carrier_stops, processes
 from test_checkpoints import runs_on
 from test_errors import refusal
-from test_lazy_restore import needs_strace, wait_until
+from test_lazy_restore import filled, log, needs_strace, restore_and_hold, wait_until
 from test_native import arrived, start
 
 LINE = "tsc_khz=2000000 touch=96 dirty=2 rate=2000"
@@ -167,3 +167,23 @@ def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options
     wait_until(lambda: os.listdir(place) == ["lost+found"] and not processes(host, "ferry-carrier"), "the end of all that waited")
     runs_on(host, heartbeat)
     host.xm("save", "Native", f"{place}/c")
+
+
+@needs_strace
+def test_storage_that_fails_for_a_while_under_a_guest_that_waits_for_its_memory(host, heartbeat, mounted, tmp_path):
+    """The guest has run and written its disks: it is not given up for one read that failed."""
+    place = mounted("300m")
+    path, image, whole = f"{place}/c", f"{place.parent}/below/image", f"{tmp_path}/whole"
+    host.xm("save", "Native", path)
+    mounted_again(place)
+    assert run("cp", "--sparse=always", image, whole)
+    restorer, held = restore_and_hold(host, path)
+    restorer.finish()
+    os.truncate(image, 1 << 20)  # what is behind that is an I/O error now
+    os.kill(held, signal.SIGCONT)
+    wait_until(lambda: "This is tried again until storage-timeout" in log(host), "a read that failed")
+    assert "Native" in host.xm("list")
+    assert run("cp", "--sparse=always", whole, image)
+    arrived(host, heartbeat)
+    filled(host)
+    host.xm("destroy", "Native")
