@@ -419,8 +419,7 @@ static void section_to_sxp(const struct guest_config *config, enum option_sectio
 
 static void disk_to_sxp(const struct guest_disk *disk, struct buffer *out)
 {
-	_cleanup_free_ char *text = guest_disk_text(disk);
-	_cleanup_free_ char *uname = text ? strndup(text, strcspn(text, ",")) : NULL;
+	_cleanup_free_ char *uname = guest_disk_uname(disk);
 	char device[32];
 
 	snprintf(device, sizeof(device), "%s:%s", disk->device, disk->cdrom ? "cdrom" : "disk");

@@ -45,7 +45,7 @@ struct disk_place {
 
 struct guest_disk {
 	enum disk_kind kind; /* tap is a raw file (tap:aio:), like file */
-	char *target;        /* absolute path of the image or block device */
+	char *target;        /* absolute path of the image or block device; "": a cdrom drive that is empty */
 	char *device;        /* as written: xvda, sda1, hda … */
 	enum disk_mode mode;
 	bool cdrom;
@@ -154,6 +154,8 @@ void guest_config_to_sxp(const struct guest_config *config, struct buffer *out);
  * network-attach. */
 int guest_disk_parse(struct guest_disk *disk, const char *text, struct error *error);
 int guest_vif_parse(struct guest_vif *vif, const char *text, struct error *error);
+/* PREFIX:TARGET of it, as it is. */
+char *guest_disk_uname(const struct guest_disk *disk);
 char *guest_disk_text(const struct guest_disk *disk); /* owned by the caller, NULL when out of memory */
 char *guest_vif_text(const struct guest_vif *vif);
 void guest_disk_free(struct guest_disk *disk);

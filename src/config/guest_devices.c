@@ -64,10 +64,66 @@ static size_t split(char *text, char *fields[static FIELDS_MAX])
 	return text ? FIELDS_MAX + 1 : count;
 }
 
-/* PREFIX:TARGET */
-static int parse_target(struct guest_disk *disk, const char *field, const char *text, struct error *error)
+static char *trim(char *field)
 {
-	const char *target = NULL;
+	size_t size;
+
+	while (*field == ' ')
+		field++;
+	size = strlen(field);
+	while (size && field[size - 1] == ' ')
+		field[--size] = '\0';
+	return field;
+}
+
+static bool is_this_host(const char *field)
+{
+	return strcmp(field, "0") == 0 || strcmp(field, "Domain-0") == 0;
+}
+
+/*
+ * The words of a disk, in place: target, device, mode and perhaps the domain that has it. A path may have
+ * commas, so that they are counted from the end.
+ */
+static size_t split_disk(char *text, char *fields[static 4])
+{
+	char *words[4] = {NULL};
+	size_t count = 0, wanted = 3;
+
+	for (char *comma; count < wanted && (comma = strrchr(text, ',')); count++) {
+		*comma = '\0';
+		words[count] = trim(comma + 1);
+		if (count == 0 && !is_this_host(words[0]))
+			wanted = 2;
+	}
+	fields[0] = trim(text);
+	for (size_t i = 0; i < count; i++)
+		fields[i + 1] = words[count - 1 - i];
+	return count + 1;
+}
+
+/* A path in quotes, with backslashes as in Python, in place. */
+static int unquote(char *path, const char *text, struct error *error)
+{
+	char quote = *path, *to = path;
+	const char *from = path + 1;
+
+	while (*from && *from != quote) {
+		if (*from == '\\' && from[1])
+			from++;
+		*to++ = *from++;
+	}
+	if (*from != quote || from[1])
+		return error_set(error, EINVAL,
+			"disk '%s': expected %c at the end of the path and only there.", text, quote);
+	*to = '\0';
+	return 0;
+}
+
+/* PREFIX:TARGET */
+static int parse_target(struct guest_disk *disk, char *field, const char *text, struct error *error)
+{
+	char *target = NULL;
 	bool absolute = true;
 
 	for (size_t i = 0; i < ARRAY_SIZE(disk_prefixes) && !target; i++)
@@ -86,6 +142,12 @@ static int parse_target(struct guest_disk *disk, const char *field, const char *
 		return error_set(error, EINVAL,
 			"disk '%s': expected file:, phy: or tap:aio: before the path, found '%s'.", text,
 			field);
+	if (*target == '"' || *target == '\'') {
+		int r = unquote(target, text, error);
+
+		if (r < 0)
+			return r;
+	}
 	if (!*target)
 		return error_set(error, EINVAL, "disk '%s': expected a path after '%s'.", text, field);
 	if (*target != '/' && absolute)
@@ -153,11 +215,19 @@ static int parse_mode(struct guest_disk *disk, const char *field, const char *te
 		"disk '%s': expected the mode r, w or w! as the third word, found '%s'.", text, field);
 }
 
+/* A drive that is empty. */
+static int no_medium(struct guest_disk *disk, struct error *error)
+{
+	disk->kind = DISK_PHY;
+	disk->target = strdup("");
+	return disk->target ? 0 : no_memory(error);
+}
+
 int guest_disk_parse(struct guest_disk *disk, const char *text, struct error *error)
 {
 	_cleanup_free_ char *copy = strdup(text);
 	_cleanup_(guest_disk_free) struct guest_disk parsed = {0};
-	char *fields[FIELDS_MAX];
+	char *fields[4];
 	size_t count;
 	int r;
 
@@ -166,21 +236,23 @@ int guest_disk_parse(struct guest_disk *disk, const char *text, struct error *er
 	r = check_line("disk", text, error);
 	if (r < 0)
 		return r;
-	count = split(copy, fields);
-	if (count < 3 || count > 4)
+	count = split_disk(copy, fields);
+	if (count < 3)
 		return error_set(error, EINVAL,
 			"disk '%s': expected three words with commas between them, as in "
 			"phy:/dev/vg/guest,xvda,w; found %zu.",
 			text, count);
-	if (count == 4 && strcmp(fields[3], "0") != 0 && strcmp(fields[3], "Domain-0") != 0)
-		return error_set(error, EINVAL,
-			"disk '%s': expected Domain-0 as the domain with the disk, found '%s'.", text,
-			fields[3]);
-	r = parse_target(&parsed, fields[0], text, error);
+	r = *fields[0] ? parse_target(&parsed, fields[0], text, error) : no_medium(&parsed, error);
 	if (r >= 0)
 		r = parse_device(&parsed, fields[1], text, error);
 	if (r >= 0)
 		r = parse_mode(&parsed, fields[2], text, error);
+	if (r >= 0 && !*parsed.target && (!parsed.cdrom || parsed.mode != DISK_READ_ONLY))
+		r = error_set(error, EINVAL,
+			"disk '%s': expected file:, phy: or tap:aio: and a path before the device; only a "
+			"drive that is "
+			"empty, as in ,xvdb:cdrom,r, has none.",
+			text);
 	if (r < 0)
 		return r;
 	*disk = parsed;
@@ -188,16 +260,40 @@ int guest_disk_parse(struct guest_disk *disk, const char *text, struct error *er
 	return 0;
 }
 
+static const char *const prefixes[] = {[DISK_FILE] = "file:", [DISK_PHY] = "phy:", [DISK_TAP] = "tap:aio:"};
+
 char *guest_disk_text(const struct guest_disk *disk)
 {
-	static const char *const prefixes[] = {
-		[DISK_FILE] = "file:", [DISK_PHY] = "phy:", [DISK_TAP] = "tap:aio:"};
-	char *text;
+	bool plain = !strpbrk(disk->target, ",\"'\\") &&
+		     (!*disk->target || disk->target[strlen(disk->target) - 1] != ' ');
+	_cleanup_buffer_ struct buffer out = {0};
 
-	if (asprintf(&text, "%s%s,%s%s,%s", prefixes[disk->kind], disk->target, disk->device,
-		    disk->cdrom ? ":cdrom" : "", disk_modes[disk->mode]) < 0)
-		return NULL;
-	return text;
+	if (*disk->target)
+		buffer_append(&out, prefixes[disk->kind], strlen(prefixes[disk->kind]));
+	if (!plain)
+		buffer_u8(&out, '"');
+	for (const char *c = disk->target; *c; c++) {
+		if (!plain && (*c == '"' || *c == '\\'))
+			buffer_u8(&out, '\\');
+		buffer_u8(&out, (uint8_t)*c);
+	}
+	if (!plain)
+		buffer_u8(&out, '"');
+	buffer_u8(&out, ',');
+	buffer_append(&out, disk->device, strlen(disk->device));
+	if (disk->cdrom)
+		buffer_append(&out, ":cdrom", 6);
+	buffer_u8(&out, ',');
+	buffer_append(&out, disk_modes[disk->mode], strlen(disk_modes[disk->mode]) + 1);
+	return out.failed ? NULL : (char *)take_pointer(out.data);
+}
+
+char *guest_disk_uname(const struct guest_disk *disk)
+{
+	char *uname;
+
+	return asprintf(&uname, "%s%s", *disk->target ? prefixes[disk->kind] : "", disk->target) < 0 ? NULL
+												     : uname;
 }
 
 void guest_disk_free(struct guest_disk *disk)

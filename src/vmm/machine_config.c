@@ -63,7 +63,12 @@ static int parse_disk(
 	disk.read_only = read_only;
 	disk.no_discard = !discard;
 	disk.full_is_error = full_is_error;
-	r = take(message, object, "image", &disk.image, error);
+	if (json_is_null(json_object_get(object, "image"))) {
+		disk.read_only = true; /* a drive that is empty */
+		r = 0;
+	} else {
+		r = take(message, object, "image", &disk.image, error);
+	}
 	if (r == 0)
 		config->disks[config->disk_count++] = disk;
 	return r;

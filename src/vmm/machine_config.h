@@ -15,7 +15,7 @@
 
 struct disk_config {
 	unsigned slot;
-	int image;                                 /* owned */
+	int image;                                 /* owned; -1: a drive that is empty */
 	bool read_only, no_discard, full_is_error; /* see struct virtio_blk_options */
 	char serial[21];
 };

@@ -23,7 +23,7 @@ int disk_lock(int fd, const struct guest_disk *disk)
 	if (fcntl(fd, F_OFD_SETLK, &lock) == 0)
 		return 0;
 	/* A file system without locks cannot say; xend's own table of disks still does for this host. */
-	return errno == EAGAIN || errno == EACCES ? -EBUSY : 0;
+	return errno == EAGAIN || errno == EACCES ? -EBUSY : -ENOLCK;
 }
 
 void disk_unlock(int fd)
@@ -48,6 +48,8 @@ static int open_once(const struct guest_disk *disk, enum disk_lock lock)
 	_cleanup_close_ int fd = -1;
 	struct stat info;
 
+	if (!*disk->target)
+		return -ENOMEDIUM;
 	if (stat(disk->target, &info) < 0)
 		return -errno;
 	if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
@@ -57,7 +59,7 @@ static int open_once(const struct guest_disk *disk, enum disk_lock lock)
 	fd = open_as(disk->target, flags);
 	if (fd < 0)
 		return -errno;
-	if (lock == DISK_LOCK_NOW && disk_lock(fd, disk) < 0)
+	if (lock == DISK_LOCK_NOW && disk_lock(fd, disk) == -EBUSY)
 		return -EBUSY;
 	return take_fd(&fd);
 }

@@ -20,10 +20,13 @@ enum disk_lock {
 			    away */
 };
 
-/* Opens the disk, O_DIRECT where the file system can. Returns a descriptor owned by the caller. */
+/* Opens the disk, O_DIRECT where the file system can. Returns a descriptor owned by the caller; -ENOMEDIUM:
+ * it is a drive without a medium. */
 int disk_open(const struct guest_disk *disk, const char *domain, enum disk_lock lock, struct error *error);
 
-/* Locks what was opened with DISK_LOCK_LATER. -EBUSY while somebody else has the lock. */
+/* Locks what was opened with DISK_LOCK_LATER. -EBUSY while somebody else has the lock; -ENOLCK: there are no
+ * locks where it is.
+ */
 int disk_lock(int fd, const struct guest_disk *disk);
 
 /* Gives the lock of an open file away, whoever else has the same open file. */

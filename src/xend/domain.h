@@ -61,6 +61,7 @@ struct domain {
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;
+	uint32_t lockless;    /* bit per disk: there are no locks where it lies */
 	unsigned vifs_online; /* for how many of its vifs the script has been run */
 	bool dead;            /* the process has ended by itself */
 	bool ended_before;    /* and an earlier xend has taken away what was left of it: on purpose */

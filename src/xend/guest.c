@@ -161,8 +161,14 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 	for (unsigned i = 0; i < config->disk_count; i++) {
 		files->disks[i] = disk_open(&config->disks[i], config->name,
 			beginning == GUEST_RECEIVE ? DISK_LOCK_LATER : DISK_LOCK_NOW, error);
+		if (files->disks[i] == -ENOMEDIUM && config->disks[i].cdrom) {
+			files->disks[i] = -1; /* a drive that is empty */
+			continue;
+		}
 		if (files->disks[i] < 0)
 			return files->disks[i];
+		if (beginning != GUEST_RECEIVE && disk_lock(files->disks[i], &config->disks[i]) == -ENOLCK)
+			guest_lacks_lock(domain, i);
 	}
 	for (unsigned i = 0; i < config->vif_count; i++) {
 		struct vif_place place = vif_place_of(domain, i);

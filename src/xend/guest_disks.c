@@ -4,6 +4,7 @@
 #include "xend/disks.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/stat.h>
@@ -56,6 +57,15 @@ void guest_unlock_disks(const struct domain *domain)
 	}
 }
 
+void guest_lacks_lock(struct domain *domain, size_t disk)
+{
+	domain->lockless |= 1u << disk;
+	log_warning("Disk %s (%s) of domain '%s' is not locked: where it lies there are no locks. Only this "
+		    "host's own guests are "
+		    "kept from it.",
+		domain->config.disks[disk].target, domain->config.disks[disk].device, domain->config.name);
+}
+
 void guest_release_disks(struct domain *domain)
 {
 	while (domain->unlocked_count)
@@ -74,7 +84,11 @@ static void lock_all(struct domain *domain)
 
 	while (domain->process >= 0 && !domain->dead && !domain->xend->stopping &&
 		locked < domain->unlocked_count) {
-		if (disk_lock(domain->unlocked[locked], &domain->config.disks[locked]) == 0) {
+		int r = disk_lock(domain->unlocked[locked], &domain->config.disks[locked]);
+
+		if (r == -ENOLCK)
+			guest_lacks_lock(domain, locked);
+		if (r == 0 || r == -ENOLCK) {
 			locked++;
 			continue;
 		}

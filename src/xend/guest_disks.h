@@ -9,6 +9,9 @@
 
 #include "xend/domain.h"
 
+/* Where a disk of the guest lies there are no locks: said in the log, and with the domain. */
+void guest_lacks_lock(struct domain *domain, size_t disk);
+
 /* After GUEST_RECEIVE, once the guest is ours: takes the locks, in a worker. */
 void guest_lock_disks(struct domain *domain);
 

@@ -24,9 +24,9 @@ static int check_disks(const struct guest_config *config, enum disk_lock lock, s
 	for (size_t i = 0; i < config->disk_count; i++) {
 		int fd = disk_open(&config->disks[i], config->name, lock, error);
 
-		if (fd < 0)
+		if (fd < 0 && !(fd == -ENOMEDIUM && config->disks[i].cdrom))
 			return fd;
-		close(fd);
+		cleanup_close(&fd);
 	}
 	return 0;
 }

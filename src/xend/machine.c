@@ -188,7 +188,8 @@ static json_t *describe_disks(
 	for (unsigned i = 0; i < config->disk_count; i++) {
 		const struct guest_disk *disk = &config->disks[i];
 		json_t *one = json_pack("{s:i, s:o, s:b, s:s, s:b, s:b}", "slot",
-			MACHINE_FIRST_DISK_SLOT + (int)i, "image", message_fds_add(list, files->disks[i]),
+			MACHINE_FIRST_DISK_SLOT + (int)i, "image",
+			files->disks[i] < 0 ? json_null() : message_fds_add(list, files->disks[i]),
 			"read_only", disk->mode == DISK_READ_ONLY, "serial", disk->device, "discard", discard,
 			"full_is_error", full_is_error);
 

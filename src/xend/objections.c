@@ -125,6 +125,14 @@ static int check_disk(
 	/* The peer has the lock, until it has given the guest away. */
 	int r, fd = disk_open(disk, config->name, DISK_LOCK_LATER, error);
 
+	if (fd == -ENOMEDIUM && disk->cdrom)
+		return json_integer_value(json_object_get(portrait, "size"))
+			       ? error_set(error, ENOMEDIUM,
+					 "Drive %s (%s) is empty here, and not on the host that the guest "
+					 "comes from: put its "
+					 "medium into it.",
+					 disk->target, disk->device)
+			       : 0;
 	if (fd < 0)
 		return fd;
 	close(fd);

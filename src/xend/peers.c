@@ -122,7 +122,7 @@ static json_t *who_has(const struct xend *xend, const struct guest_config *confi
 	for (size_t i = 0; i < config->disk_count; i++) {
 		const struct guest_disk *disk = &config->disks[i];
 
-		if (disk->mode != DISK_WRITE_SHARED)
+		if (disk->mode != DISK_WRITE_SHARED && *disk->target)
 			json_array_append_new(
 				disks, json_pack("{s:s, s:s, s:o*}", "target", disk->target, "mode",
 					       mode_word(disk->mode), "portrait", disk_portrait(disk)));

@@ -69,9 +69,11 @@ static int portray(void *context, struct error *error)
 	(void)error;
 	for (size_t i = 0; i < looking->count; i++) {
 		const struct guest_disk *disk = &looking->disks[i];
-		json_t *portrait = saved_disk_portray(disk->target, disk->device, mode_of(disk), &why);
+		json_t *portrait =
+			*disk->target ? saved_disk_portray(disk->target, disk->device, mode_of(disk), &why)
+				      : NULL;
 
-		if (!portrait)
+		if (!portrait && *disk->target)
 			json_array_append_new(looking->warnings, json_string(why.text));
 		json_array_append_new(looking->portraits, portrait ? portrait : json_null());
 	}
@@ -101,6 +103,8 @@ static int compare(void *context, struct error *error)
 		enum saved_disk_verdict verdict = SAVED_DISK_UNKNOWN;
 		struct error why;
 
+		if (!*disk->target) /* a drive that is empty */
+			continue;
 		if (saved_disk_compare(disk->target, disk->device, portrait, &verdict, &why) < 0 ||
 			verdict == SAVED_DISK_CHANGED)
 			json_array_append_new(looking->objections, json_string(why.text));

@@ -165,6 +165,8 @@ static void verify_disks(const struct checkpoint *checkpoint)
 		const struct guest_disk *disk = &config.disks[i];
 		enum saved_disk_verdict verdict;
 
+		if (!*disk->target)
+			continue;
 		printf("%-14s: ", i ? "" : "disks");
 		if (saved_disk_compare(disk->target, disk->device, portrait_of(portraits, disk->device),
 			    &verdict, &error) < 0 ||

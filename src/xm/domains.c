@@ -65,7 +65,7 @@ static int gather(struct xm *xm, const struct arguments *arguments, json_t **dom
 /* Beside the table, so that whatever reads it finds domains only. */
 static void warn_of_doubts(const json_t *domains)
 {
-	static const char *const keys[] = {"doubt", "trouble", "waits"};
+	static const char *const keys[] = {"doubt", "trouble", "waits", "lockless"};
 
 	fflush(stdout);
 	for (size_t i = 0; i < json_array_size(domains); i++)

@@ -370,6 +370,46 @@ static void the_driver_is_told_of_a_disk_that_grew_and_a_smaller_one_is_refused(
 	tear_down(&f);
 }
 
+/* The driver of a guest that comes with a medium which is not here is told that there is none. */
+static void a_drive_without_a_medium_is_empty(void **state)
+{
+	const struct virtio_blk_options options = {.serial = "xvdb", .read_only = true};
+	_cleanup_buffer_ struct buffer saved = {0};
+	struct error error = {0};
+	struct fixture f;
+	struct rig *other;
+	uint8_t generation;
+
+	(void)state;
+	set_up(&f, "/var/tmp", false, false);
+	rig_pause(f.rig);
+	saved = rig_save(f.rig);
+	rig_free(f.rig);
+	unlink(f.path);
+	other = rig_new();
+	f.disk = virtio_blk_new(&other->platform, SLOT, -1, &options, &error);
+	assert_non_null(f.disk);
+	virtio_of(f.disk)->offered |= 1ull << VIRTIO_BLK_F_DISCARD | 1ull << VIRTIO_BLK_F_WRITE_ZEROES;
+	assert_int_equal(rig_load(other, &saved, &error), 0);
+	generation = virtio_of(f.disk)->generation;
+	rig_resume(other);
+	assert_int_equal(virtio_of(f.disk)->generation, (uint8_t)(generation + 1));
+	assert_int_equal(flush(&f, &error), 0);
+	rig_free(other);
+
+	f.rig = rig_new();
+	f.disk = virtio_blk_new(&f.rig->platform, SLOT, -1, &options, &error);
+	driver_probe(&f.driver, f.rig, SLOT);
+	assert_int_equal(mmio_read(f.rig, f.driver.config, 8), 0);
+	driver_start(&f.driver, ALL, 256);
+	f.headers = rig_allocate(f.rig, 4096);
+	f.statuses = rig_allocate(f.rig, 4096);
+	f.data = rig_allocate(f.rig, 4 << 20);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_IN, 0, 512), VIRTIO_BLK_S_IOERR);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
+	rig_free(f.rig);
+}
+
 static void nothing_is_discarded_where_that_is_not_wanted(void **state)
 {
 	struct virtio_blk_discard_write_zeroes *range;
@@ -421,6 +461,7 @@ int main(void)
 		cmocka_unit_test(a_reset_forgets_what_waits),
 		cmocka_unit_test(full_storage_is_an_error_where_that_is_wanted),
 		cmocka_unit_test(the_driver_is_told_of_a_disk_that_grew_and_a_smaller_one_is_refused),
+		cmocka_unit_test(a_drive_without_a_medium_is_empty),
 		cmocka_unit_test(nothing_is_discarded_where_that_is_not_wanted),
 		cmocka_unit_test(what_is_discarded_is_given_back_to_the_host),
 	};

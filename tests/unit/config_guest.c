@@ -187,6 +187,11 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 		{"disk = ['phy:/dev/a,xvda']",
 			"line 1, column 9: disk 'phy:/dev/a,xvda': expected three words with commas "
 			"between them, as in phy:/dev/vg/guest,xvda,w; found 2."},
+		{"disk = ['file:\"/a,xvda,w']", "line 1, column 9: disk 'file:\"/a,xvda,w': expected \" at "
+						"the end of the path and only there."},
+		{"disk = [',xvda,w']", "line 1, column 9: disk ',xvda,w': expected file:, phy: or tap:aio: "
+				       "and a path before the device; only a "
+				       "drive that is empty, as in ,xvdb:cdrom,r, has none."},
 		{"disk = ['phy:/dev/a,floppy,w']",
 			"line 1, column 9: disk 'phy:/dev/a,floppy,w': expected a device such as "
 			"xvda, sda1 or hdc as the second word, found 'floppy'."},
@@ -364,8 +369,10 @@ static void options_must_agree(void **state)
 
 static void devices_read_back_as_written(void **state)
 {
-	static const char *const disks[] = {"file:/srv/a.img,xvda,w", "phy:/dev/vg/a,sda1,r",
-		"tap:aio:/srv/c,hdc:cdrom,r", "phy:/dev/nbd0,vda,w!"};
+	static const char *const disks[] = {",xvdz:cdrom,r", "file:/srv/with blank.img,xvda,w",
+		"file:\"/srv/a, b,c\",xvda,w", "phy:\"/dev/it's \\\"it\\\"\\\\\",xvda,w!",
+		"file:/srv/a.img,xvda,w", "phy:/dev/vg/a,sda1,r", "tap:aio:/srv/c,hdc:cdrom,r",
+		"phy:/dev/nbd0,vda,w!"};
 	static const char *const vifs[] = {"", "mac=00:16:3e:55:9d:b0, bridge=xenbr0",
 		"mac=00:16:3e:55:9d:b0, bridge=br0, ip=10.0.0.5 fe80::1/64, script=vif-route, "
 		"vifname=guest0, model=e1000, "

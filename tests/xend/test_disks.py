@@ -134,6 +134,52 @@ class Disks(unittest.TestCase):
         self.assertEqual(self.restore(), ["TestGuest"])
 
 
+class Entries(unittest.TestCase):
+    """What disk=[…] may say."""
+
+    def setUp(self):
+        self.one = Xend(port=18002)
+        self.addCleanup(self.one.close)
+        self.two = Xend(port=18003)
+        self.addCleanup(self.two.close)
+        rig.acquaint(self.one, self.two)
+
+    def migrate(self, **more):
+        self.one.job("/domains/TestGuest/migrate", {"host": "10.0.0.1", "port": 18003, **more})
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+
+    def test_a_drive_that_is_empty_moves_and_comes_out_of_a_file(self):
+        disks = [f"file:{self.one.files}/disk,xvda,w", ",xvdb:cdrom,r", ",hdc:cdrom,r"]
+        self.one.create(disk=disks)
+        self.one.create("Other", disk=[",xvdb:cdrom,r"])
+        file = str(self.one.files / "checkpoint")
+        self.one.job("/domains/TestGuest/save", {"file": file})
+        self.one.job("/restore", {"file": file})
+        self.one.post("/domains/Other/destroy")
+        self.migrate(live=True)
+        self.assertEqual(self.two.get("/domains/TestGuest")["config"]["disk"], disks)
+
+    def test_a_path_with_commas_quotes_and_blanks_moves(self):
+        odd = self.one.files / "a, \"b\" 'c'\\d, w"
+        shutil.copy(self.one.files / "disk", odd)
+        plain = self.one.files / "x,y z"
+        shutil.copy(self.one.files / "disk", plain)
+        quoted = str(odd).replace("\\", "\\\\").replace('"', '\\"')
+        self.one.create(disk=[f'file:"{quoted}",xvda,w', f"file:{plain},xvdb,w"])
+        self.migrate()
+        self.assertEqual(self.two.get("/domains/TestGuest")["config"]["disk"],
+                         [f'file:"{quoted}",xvda,w', f'file:"{plain}",xvdb,w'])
+
+    def test_one_disk_twice_is_the_guest_s_own_mistake(self):
+        disk, link = self.one.files / "disk", self.one.files / "link"
+        link.symlink_to(disk)
+        for first, second in ((f"file:{disk},xvda,w", f"file:{disk},xvdb,w"), (f"file:{disk},xvda,r", f"file:{link},xvdb,w")):
+            with self.assertRaises(Refused) as refused:
+                self.one.create(disk=[first, second])
+            self.assertIn("(xvdb) of domain 'TestGuest' is its disk xvda as well", refused.exception.sentence)
+        self.one.create(disk=[f"file:{disk},xvda,r", f"file:{disk},xvdb,r"])
+
+
 class Waiting(unittest.TestCase):
     def test_a_guest_that_waits_for_its_host_is_shown(self):
         xend = Xend()

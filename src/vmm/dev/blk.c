@@ -96,6 +96,8 @@ static int get_id(struct virtio_blk *blk, struct request *request)
  */
 static int begin_flush(struct virtio_blk *blk, struct request *request)
 {
+	if (blk->image.fd < 0)
+		return VIRTIO_BLK_S_OK;
 	if (blk->lost_writes) {
 		blk->lost_writes = false;
 		return VIRTIO_BLK_S_IOERR;
@@ -191,14 +193,15 @@ static int blk_after_load(struct device *device, struct error *error)
 			"of %u: "
 			"put it on storage that has those.",
 			blk->serial, blk->image.block_size, blk->block_size);
-	if (blk->capacity > sectors)
+	/* A drive may have been emptied, which the driver is told. */
+	if (blk->capacity > sectors && blk->image.fd >= 0)
 		return error_set(error, EXDEV,
 			"Disk %s has %llu bytes here, and the guest knows it with %llu: it is not the same "
 			"disk.",
 			blk->serial, (unsigned long long)(sectors * SECTOR),
 			(unsigned long long)(blk->capacity * SECTOR));
 	blk->image.block_size = config->blk_size = blk->block_size;
-	blk->resized = blk->capacity < sectors;
+	blk->resized = blk->capacity != sectors;
 	blk->capacity = sectors;
 	return 0;
 }
@@ -219,7 +222,8 @@ static void blk_free(struct device *device)
 
 	virtio_end(&blk->virtio);
 	blk_close_ring(blk, blk->virtio.pci.platform->loop);
-	close(blk->image.fd);
+	if (blk->image.fd >= 0)
+		close(blk->image.fd);
 	free(blk);
 }
 

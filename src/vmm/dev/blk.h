@@ -18,9 +18,9 @@ struct virtio_blk_options {
 };
 
 /*
- * Makes the device in a PCI slot and adds it to the platform. image_fd is taken over in case of success; its
- * size now is the disk's for good, in whole sectors of 512 bytes. It takes
- * one of platform->disk_rings.
+ * Makes the device in a PCI slot and adds it to the platform. image_fd (-1: a drive that is empty, which has
+ * to be read-only) is taken over in case of success; its size now is the disk's for good, in whole sectors of
+ * 512 bytes. It takes one of platform->disk_rings.
  */
 struct device *virtio_blk_new(struct platform *platform, unsigned slot, int image_fd,
 	const struct virtio_blk_options *options, struct error *error);

@@ -39,10 +39,14 @@ static void direct_alignment(const struct image *image, unsigned *memory, unsign
 
 int image_examine(struct image *image, int fd, bool read_only, struct error *error)
 {
-	int flags = fcntl(fd, F_GETFL);
+	int flags = fd < 0 ? 0 : fcntl(fd, F_GETFL);
 	struct stat status;
 	unsigned memory, position;
 
+	if (fd < 0 && read_only) {
+		*image = (struct image){.fd = -1, .block_size = SECTOR, .memory_alignment = 1};
+		return 0;
+	}
 	if (flags < 0 || status_of(fd, &status) < 0)
 		return error_set(error, errno, "Unable to examine a disk image: %s.", strerror(errno));
 	*image = (struct image){

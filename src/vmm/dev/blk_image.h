@@ -11,7 +11,7 @@
 #include <sys/uio.h>
 
 struct image {
-	int fd;
+	int fd;                    /* -1: a drive without a medium, of size 0 */
 	uint64_t size;             /* bytes, whole sectors of 512 */
 	uint32_t block_size;       /* the smallest unit that can be read and written: 512 or more */
 	unsigned memory_alignment; /* of buffers and their lengths; 1 without O_DIRECT */
