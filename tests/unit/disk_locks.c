@@ -41,6 +41,7 @@ static void a_server_without_locks_is_told(void **state)
 	_cleanup_close_ int made = mkstemp(path);
 
 	(void)state;
+	assert_true(made >= 0);
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++) {
 		_cleanup_close_ int fd = -1;
 
