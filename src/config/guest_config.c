@@ -214,6 +214,8 @@ int guest_config_from_file(struct guest_config *config, const char *path, const 
 	size_t size;
 	int r = text_load(path, &text, &size, error);
 
+	if (r >= 0 && text_keep_bytes(&text, &size) < 0)
+		r = error_set(error, ENOMEM, "Out of memory.");
 	return r < 0 ? r : guest_config_from_text(config, path, text, size, overrides, override_count, error);
 }
 

@@ -1,6 +1,7 @@
 #include "config/scanner.h"
 
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -74,6 +75,38 @@ void utf8_append(struct buffer *buffer, unsigned code_point)
 		buffer_u8(buffer, (uint8_t)(0x80 | (code_point >> 6 & 0x3f)));
 		buffer_u8(buffer, (uint8_t)(0x80 | (code_point & 0x3f)));
 	}
+}
+
+int text_keep_bytes(char **text, size_t *size)
+{
+	_cleanup_buffer_ struct buffer out = {0};
+	bool plain = true;
+
+	for (size_t at = 0; at < *size;) {
+		size_t length = utf8_length(*text + at, *size - at);
+		const uint8_t *c = (const uint8_t *)*text + at;
+		/* A character that stands for a byte stands for its own three, so that it comes out as it
+		 * was. */
+		bool stands = length == 3 && c[0] == 0xee && (c[1] & 0xfe) == 0xbe;
+
+		plain = plain && length && !stands;
+		if (length && !stands) {
+			buffer_append(&out, c, length);
+			at += length;
+			continue;
+		}
+		for (size_t end = at + (stands ? 3 : 1); at < end; at++)
+			utf8_append(&out, RAW_BYTE_FIRST | (uint8_t)(*text)[at]);
+	}
+	if (plain)
+		return 0;
+	*size = out.size;
+	buffer_u8(&out, 0);
+	if (out.failed)
+		return -ENOMEM;
+	free(*text);
+	*text = (char *)take_pointer(out.data);
+	return 0;
 }
 
 int scanner_open(

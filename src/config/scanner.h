@@ -40,6 +40,9 @@ bool scanner_starts(const struct scanner *scanner, const char *prefix);
 /* Length of the valid UTF-8 character at the start of text, 0 where it is none (overlong forms, surrogates
  * …). */
 size_t utf8_length(const char *text, size_t size);
+/* The text with every byte that is not UTF-8 as a character (base/raw_bytes.h): `text` may be replaced.
+ * Negative: out of memory. */
+int text_keep_bytes(char **text, size_t *size);
 void utf8_append(struct buffer *buffer, unsigned code_point);
 
 /* Reads a whole file of at most CONFIG_TEXT_MAX bytes into *text (owned by the caller, NUL-terminated). */

@@ -1,5 +1,6 @@
 #include "state/saved_disk.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "state/disk_content.h"
 
 #include <errno.h>
@@ -34,11 +35,12 @@ static void close_disk(struct disk *disk)
 
 static int open_disk(struct disk *disk, const char *path, const char *device, struct error *error)
 {
+	char place[HOST_PATH_MAX];
 	int block_size = 512;
 
-	disk->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+	disk->fd = open(host_path(path, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
 	if (disk->fd < 0 && errno == EINVAL) /* no direct I/O in this file system (open(2)) */
-		disk->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+		disk->fd = open(place, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (disk->fd < 0 || fstat(disk->fd, &disk->info) < 0)
 		return error_set(
 			error, errno, "Unable to open disk %s (%s): %s.", path, device, strerror(errno));

@@ -1,5 +1,6 @@
 #include "vmm/machine_config.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "vmm/kvm.h"
 #include "vmm/pci.h"
 
@@ -162,6 +163,7 @@ static int parse_boot(
 	config->command_line = strdup(line && !config->incoming ? line : "");
 	if (!config->command_line)
 		return error_set(error, ENOMEM, "Out of memory while reading the machine's description.");
+	raw_bytes_of(config->command_line, strlen(config->command_line) + 1);
 	if (config->incoming) {
 		r = message_take_fd(message, machine, "faults", error);
 		config->faults = r < 0 ? -1 : r;

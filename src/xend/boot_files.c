@@ -1,5 +1,6 @@
 #include "xend/boot_files.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "state/digest.h"
 #include "xend/errand.h"
 
@@ -42,7 +43,8 @@ static int digest_file(int fd, struct look *look, struct error *error)
 static int look_at(void *context, struct error *error)
 {
 	struct look *look = context;
-	_cleanup_close_ int fd = open(look->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	char place[HOST_PATH_MAX];
+	_cleanup_close_ int fd = open(host_path(look->path, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	struct stat info;
 
 	if (fd < 0 || fstat(fd, &info) < 0)

@@ -1,5 +1,6 @@
 #include "xend/disk_portrait.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "state/digest.h"
 
 #include <errno.h>
@@ -139,19 +140,21 @@ static int open_disk(const struct guest_disk *disk, uint64_t *size, unsigned *bl
 {
 	int sector = 512;
 
-	_cleanup_close_ int fd = open(disk->target, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+	char place[HOST_PATH_MAX];
+	_cleanup_close_ int fd =
+		open(host_path(disk->target, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
 	struct stat info;
 
 	*identity = (struct identity){.kind = ""};
 	*block_size = 512;
 	if (fd < 0 && errno == EINVAL) /* no direct I/O in this file system (open(2)) */
-		fd = open(disk->target, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+		fd = open(place, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0 || fstat(fd, &info) < 0)
 		return error_set(error, errno, "Unable to open disk %s (%s): %s.", disk->target, disk->device,
 			strerror(errno));
 	if (S_ISREG(info.st_mode)) {
 		*size = (uint64_t)info.st_size;
-		identify_file(disk->target, identity);
+		identify_file(place, identity);
 	} else if (S_ISBLK(info.st_mode) && ioctl(fd, BLKGETSIZE64, size) == 0 &&
 		   ioctl(fd, BLKSSZGET, &sector) == 0) {
 		*block_size = sector > 512 ? (unsigned)sector : 512;

@@ -1,5 +1,6 @@
 #include "xend/disks.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "xend/errand.h"
 
 #include <errno.h>
@@ -35,10 +36,11 @@ void disk_unlock(int fd)
 
 static int open_as(const char *path, int flags)
 {
-	int fd = open(path, flags | O_DIRECT);
+	char place[HOST_PATH_MAX];
+	int fd = open(host_path(path, place), flags | O_DIRECT);
 
 	/* EINVAL: this file system has no direct I/O (tmpfs, open(2)). */
-	return fd < 0 && errno == EINVAL ? open(path, flags) : fd;
+	return fd < 0 && errno == EINVAL ? open(place, flags) : fd;
 }
 
 static int open_once(const struct guest_disk *disk, enum disk_lock lock)
@@ -46,11 +48,12 @@ static int open_once(const struct guest_disk *disk, enum disk_lock lock)
 	bool writes = disk->mode != DISK_READ_ONLY;
 	int flags = (writes ? O_RDWR : O_RDONLY) | O_CLOEXEC;
 	_cleanup_close_ int fd = -1;
+	char place[HOST_PATH_MAX];
 	struct stat info;
 
 	if (!*disk->target)
 		return -ENOMEDIUM;
-	if (stat(disk->target, &info) < 0)
+	if (stat(host_path(disk->target, place), &info) < 0)
 		return -errno;
 	if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
 		return -ENOTBLK;
@@ -127,9 +130,10 @@ static int look(void *context, struct error *error)
 	(void)error;
 	for (size_t i = 0; i < looking->count; i++) {
 		struct guest_disk *disk = &looking->disks[i];
+		char place[HOST_PATH_MAX];
 		struct stat info;
 
-		if (stat(disk->target, &info) == 0)
+		if (stat(host_path(disk->target, place), &info) == 0)
 			disk->place = (struct disk_place){.known = true,
 				.block = S_ISBLK(info.st_mode),
 				.device = S_ISBLK(info.st_mode) ? info.st_rdev : info.st_dev,

@@ -1,6 +1,7 @@
 #include "xend/guest.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/raw_bytes.h"
 #include "xend/disks.h"
 #include "xend/filling.h"
 #include "xend/guest_disks.h"
@@ -110,7 +111,8 @@ static int open_faults(void)
 
 static int open_image(const char *what, const char *path, const char *domain, struct error *error)
 {
-	_cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	char place[HOST_PATH_MAX];
+	_cleanup_close_ int fd = open(host_path(path, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	struct stat info;
 
 	if (fd < 0 || fstat(fd, &info) < 0)

@@ -1,5 +1,6 @@
 #include "xend/guest_disks.h"
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "base/log.h"
 #include "xend/disks.h"
 
@@ -24,12 +25,12 @@ static int find_open_file(const struct domain *domain, const char *path)
 {
 	struct stat wanted, info;
 	struct dirent *entry;
-	char table[64];
+	char table[64], place[HOST_PATH_MAX];
 	DIR *directory;
 	int found = -1;
 
 	snprintf(table, sizeof(table), "/proc/%d/fd", (int)domain->pid);
-	directory = stat(path, &wanted) < 0 ? NULL : opendir(table);
+	directory = stat(host_path(path, place), &wanted) < 0 ? NULL : opendir(table);
 	while (found < 0 && directory && (entry = readdir(directory))) {
 		int number = atoi(entry->d_name);
 

@@ -1,6 +1,7 @@
 #include "xm/domain.h"
 
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "config/guest_config.h"
 #include "config/sxp.h"
 
@@ -92,7 +93,7 @@ int domain_print_long(FILE *out, const struct domain *domain, struct error *erro
 	if (text.failed)
 		return error_set(error, ENOMEM, "Out of memory.");
 	fprintf(out, "(domain\n    (domid %lld)\n", domain->id);
-	fwrite(text.data, 1, text.size, out);
+	fwrite(text.data, 1, raw_bytes_of((char *)text.data, text.size), out);
 	fprintf(out, "    (state %s)\n    (cpu_time %.3f)\n", domain->state, domain->cpu_time_s);
 	if (domain->started_at)
 		fprintf(out, "    (start_time %lld)\n", domain->started_at);

@@ -1,5 +1,6 @@
 /* Guest configurations: Python syntax, options, disks and vifs, JSON and S-expressions. */
 #include "base/cleanup.h"
+#include "base/raw_bytes.h"
 #include "config/guest_config.h"
 #include "config/python.h"
 
@@ -398,6 +399,36 @@ static void devices_read_back_as_written(void **state)
 	}
 }
 
+/* Whatever the bytes are, JSON can carry them, and they come out as they were: those of UTF-8 too, and those
+ * that a character has which stands for a byte. */
+static void a_latin_1_file_keeps_its_bytes(void **state)
+{
+	static const char text[] =
+		"# gr\xf6\xdf"
+		"er\nname = 'a'\nkernel = '/k\xfcrzer'\nextra = 'a\xe4 \xc3\xa4 \xee\xbe\x80 \xff'\n"
+		"disk = ['file:/b\xe4r,xvda,w']\n";
+	_cleanup_guest_config_ struct guest_config config = {0}, again = {0};
+	char path[] = "/tmp/ferry-latin-XXXXXX", place[HOST_PATH_MAX];
+	_cleanup_close_ int fd = mkstemp(path);
+	_cleanup_json_ json_t *json = NULL, *read = NULL;
+	_cleanup_free_ char *carried = NULL;
+	struct error error = {0};
+
+	(void)state;
+	assert_int_equal(write(fd, text, sizeof(text) - 1), sizeof(text) - 1);
+	if (guest_config_from_file(&config, path, NULL, 0, &error) < 0)
+		fail_msg("%s", error.text);
+	unlink(path);
+	json = guest_config_to_json(&config);
+	carried = json_dumps(json, 0);
+	assert_non_null(carried);
+	read = json_loads(carried, 0, NULL);
+	assert_int_equal(guest_config_from_json(&again, read, &error), 0);
+	assert_string_equal(host_path(again.kernel, place), "/k\xfcrzer");
+	assert_string_equal(host_path(again.disks[0].target, place), "/b\xe4r");
+	assert_string_equal(host_path(again.extra, place), "a\xe4 \xc3\xa4 \xee\xbe\x80 \xff");
+}
+
 static void values_cannot_grow_without_bounds(void **state)
 {
 	char doubling[2048] = "x = 'aaaaaaaaaaaaaaaa'\n", nested[600] = "x = ";
@@ -494,6 +525,7 @@ int main(void)
 		cmocka_unit_test(what_is_not_given_is_drawn),
 		cmocka_unit_test(options_must_agree),
 		cmocka_unit_test(devices_read_back_as_written),
+		cmocka_unit_test(a_latin_1_file_keeps_its_bytes),
 		cmocka_unit_test(values_cannot_grow_without_bounds),
 		cmocka_unit_test(the_long_list_shows_every_part),
 		cmocka_unit_test(options_without_effect_are_named),

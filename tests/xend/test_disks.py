@@ -170,6 +170,17 @@ class Entries(unittest.TestCase):
         self.assertEqual(self.two.get("/domains/TestGuest")["config"]["disk"],
                          [f'file:"{quoted}",xvda,w', f'file:"{plain}",xvdb,w'])
 
+    def test_a_path_in_latin_1_moves_and_comes_out_of_a_file(self):
+        os.rename(self.one.files / "disk", os.fsencode(self.one.files) + b"/b\xe4r")
+        disk = [f"file:{self.one.files}/b\uefe4r,xvda,w"]
+        self.one.create(disk=disk)
+        file = str(self.one.files / "checkpoint")
+        self.one.job("/domains/TestGuest/save", {"file": file})
+        self.assertNotIn("cannot", self.one.log.read_text())
+        self.one.job("/restore", {"file": file})
+        self.migrate()
+        self.assertEqual(self.two.get("/domains/TestGuest")["config"]["disk"], disk)
+
     def test_one_disk_twice_is_the_guest_s_own_mistake(self):
         disk, link = self.one.files / "disk", self.one.files / "link"
         link.symlink_to(disk)
