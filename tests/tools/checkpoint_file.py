@@ -33,13 +33,14 @@ def sealed(block):
     return block + struct.pack("<Q", digest(block))
 
 
-def write(path, memory_mib=4, pages=None, domain=None, records=(), version=1, features=0, sections=(), taken_ns=10**18):
+def write(path, memory_mib=4, pages=None, domain=None, disks=None, records=(), version=1, features=0, sections=(), taken_ns=10**18):
     """`pages`: {number: contents}; `sections`: more of them, (kind, flags, contents)."""
     pages = pages or {0: b"first".ljust(PAGE, b"!"), 700: b"second".ljust(PAGE, b"?")}
     ram = memory_mib << 20
     described = {"domain": {"name": "TestGuest", "uuid": "cc0029f5-10a1-e6d0-3c92-19b0ea021f21",
                             "memory_mib": memory_mib, "vcpus": 1, **(domain or {})},
-                 "regions": [{"gpa": 0, "size": ram, "offset": 0}], "taken_on": "host1", "program": "ferry 0.1.0"}
+                 "regions": [{"gpa": 0, "size": ram, "offset": 0}], "taken_on": "host1", "program": "ferry 0.1.0",
+                 **({} if disks is None else {"disks": disks})}
     table = b""
     for extent in range(-(-ram // EXTENT)):
         inside = sorted(number for number in pages if number // 512 == extent)
@@ -63,6 +64,17 @@ def write(path, memory_mib=4, pages=None, domain=None, records=(), version=1, fe
         file.seek(RAM_AT + ram)
         file.write(tail + sealed(b"FERRYEND" + struct.pack("<Q", size) + identity))
     return path
+
+
+def portrait(path, device, mode="w"):
+    """What a checkpoint says of a disk, without what would save a look at what is on it."""
+    with open(path, "rb") as file:
+        content = file.read()
+    size, grain = len(content), 64 << 10
+    content += bytes(-size % grain)
+    whole = b"".join(struct.pack("<Q", at) + content[at:at + grain] for at in range(0, size, grain) if any(content[at:at + grain]))
+    return {"device": device, "mode": mode, "size": size, "block_size": 512, "taken_ns": 0,
+            "content": {"whole": f"{digest(whole):016x}"}}
 
 
 def flip(path, at):

@@ -38,6 +38,27 @@ def test_verify_says_that_it_is_whole(xend, file):
     assert (status, err) == (0, "") and "digests       : whole" in out
 
 
+def test_verify_looks_at_the_disks(xend, tmp_path):
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes(200000) + bytes([number]) * 70000 + bytes(12345))
+    config = {"disk": [f"file:{paths[0]},xvda,w", f"file:{paths[1]},xvdb,r", f"file:{paths[2]},xvdc,w", ",xvdd:cdrom,r"]}
+    disks = [checkpoint_file.portrait(paths[0], "xvda"), checkpoint_file.portrait(paths[1], "xvdb", "r"), None, None]
+    file = checkpoint_file.write(tmp_path / "t.checkpt", domain={"config": config}, disks=disks)
+    said = [line[16:] for line in look(xend, "-v", file)[1].splitlines() if str(tmp_path) in line]
+    assert said == [f"{paths[0]} (xvda) is as it was", f"{paths[1]} (xvdb) is as it was",
+                    f"{paths[2]} (xvdc) may have been written since: the checkpoint does not say"]
+    checkpoint_file.flip(paths[0], 0)
+    checkpoint_file.flip(paths[1], 282344)
+    os.unlink(paths[2])
+    status, out, err = look(xend, "-v", file)
+    said = [line[16:] for line in out.splitlines() if str(tmp_path) in line]
+    assert (status, err) == (0, "")  # of the file there is nothing wrong
+    assert said[0].startswith(f"Disk {paths[0]} (xvda) was written after the checkpoint was taken")
+    assert said[1].startswith(f"Disk {paths[1]} (xvdb), which the guest only reads, was written")
+    assert "digests       : whole" in out
+
+
 def test_verify_names_the_damaged_places(xend, file):
     checkpoint_file.flip(file, RAM_AT + 700 * PAGE + 99)
     assert look(xend, file)[0] == 0  # it did not look there
