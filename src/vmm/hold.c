@@ -38,7 +38,6 @@ static void look_again(void *context, uint32_t events)
 	if (read(hold->timer.fd, &times, sizeof(times)) < 0 || machine->quieting)
 		return;
 	if (machine->state == MACHINE_RUNNING) {
-		log_info("The guest goes on: it has not had to wait for its host any more.");
 		hold->why[0] = '\0';
 		hold->tries = 0;
 		say(machine);
@@ -72,8 +71,6 @@ void hold_begin(struct machine *machine, const char *why)
 	struct hold *hold = &machine->hold;
 	struct error error = {0};
 
-	if (!hold->why[0])
-		log_warning("The guest waits: %s. It goes on by itself when that is over.", why);
 	snprintf(hold->why, sizeof(hold->why), "%s", why);
 	if (make_timer(machine, &error) < 0)
 		log_error("%s", error.text);

@@ -31,6 +31,45 @@ static struct loop *new_loop(void)
 
 /* ---- loop ---- */
 
+struct stubborn {
+	struct loop *loop;
+	struct watch event;
+	unsigned deferred;
+};
+
+static void again(void *context)
+{
+	struct stubborn *stubborn = context;
+
+	assert_true(stubborn->deferred++ < 1000);
+	loop_defer(stubborn->loop, again, stubborn);
+}
+
+static void came(void *context, uint32_t events)
+{
+	struct stubborn *stubborn = context;
+
+	(void)events;
+	loop_stop(stubborn->loop);
+}
+
+/* What defers itself for ever keeps no event from being handled. */
+static void deferred_work_does_not_starve_events(void **state)
+{
+	struct stubborn stubborn = {.loop = new_loop()};
+	struct error error = {0};
+
+	(void)state;
+	stubborn.event = (struct watch){.fd = eventfd(1, EFD_CLOEXEC), .handler = came, .context = &stubborn};
+	assert_int_equal(loop_add(stubborn.loop, &stubborn.event, EPOLLIN, &error), 0);
+	loop_defer(stubborn.loop, again, &stubborn);
+	assert_int_equal(loop_run(stubborn.loop, &error), 0);
+	assert_true(stubborn.deferred >= 1);
+	loop_remove(stubborn.loop, &stubborn.event);
+	close(stubborn.event.fd);
+	loop_free(stubborn.loop);
+}
+
 struct listener {
 	struct loop *loop;
 	struct watch watch;
@@ -583,6 +622,7 @@ static void the_history_moves_with_the_guest(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(deferred_work_does_not_starve_events),
 		cmocka_unit_test(a_removed_watch_is_not_called_again),
 		cmocka_unit_test(a_watch_removed_by_another_thread_is_not_called),
 		cmocka_unit_test(deferred_work_runs_in_order),
