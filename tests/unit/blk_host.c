@@ -2,13 +2,16 @@
 #include "rig.h"
 #include "base/cleanup.h"
 #include "vmm/dev/blk.h"
+#include "vmm/dev/blk_device.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <linux/virtio_blk.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -21,7 +24,9 @@
 #define ALL UINT64_MAX
 #define SMALL "/tmp" /* in a name space of this test's own: a file system of 1 MiB */
 
-static bool has_small_storage;
+#define RAMFS "/srv"
+
+static bool has_small_storage, has_ramfs;
 
 struct fixture {
 	struct rig *rig;
@@ -451,6 +456,78 @@ static void what_is_discarded_is_given_back_to_the_host(void **state)
 	tear_down(&f);
 }
 
+/* A device that can discard but not make holes, as thin volumes are: ramfs has no fallocate, and the call is
+ * watched. */
+
+static uint64_t discarded[4][2];
+static atomic_uint discards;
+
+int __real_ioctl(int fd, unsigned long request, ...);
+int __wrap_ioctl(int fd, unsigned long request, ...);
+
+int __wrap_ioctl(int fd, unsigned long request, ...)
+{
+	va_list arguments;
+	void *argument;
+
+	va_start(arguments, request);
+	argument = va_arg(arguments, void *);
+	va_end(arguments);
+	if (request != BLKDISCARD)
+		return __real_ioctl(fd, request, argument);
+	usleep(20000);
+	memcpy(discarded[discards], argument, sizeof(discarded[0]));
+	discards++;
+	return 0;
+}
+
+static bool is_busy(void *context)
+{
+	struct fixture *f = context;
+
+	return ((struct virtio_blk *)f->disk)->in_flight == 3 &&
+	       ((struct virtio_blk *)f->disk)->discarder.started;
+}
+
+static void a_device_discards_by_its_own_call(void **state)
+{
+	struct virtio_blk_discard_write_zeroes *range;
+	struct fixture f;
+
+	(void)state;
+	if (!has_ramfs)
+		skip();
+	set_up(&f, RAMFS, false, false);
+	((struct virtio_blk *)f.disk)->image.is_device = true;
+	discards = 0;
+	for (unsigned i = 0; i < 3; i++) {
+		range = rig_at(f.rig, f.data + i * 65536);
+		*range = (struct virtio_blk_discard_write_zeroes){.sector = 8 + i * 128, .num_sectors = 64};
+		ask(&f, i, VIRTIO_BLK_T_DISCARD, 0, sizeof(*range));
+	}
+	rig_run_until(f.rig, is_busy, &f);
+	/* A pause waits for them. */
+	rig_pause(f.rig);
+	assert_int_equal(discards, 3);
+	for (unsigned i = 0; i < 3; i++) {
+		driver_wait(&f.driver, 0);
+		assert_int_equal(*status_of(&f, i), VIRTIO_BLK_S_OK);
+		assert_int_equal(discarded[i][0] % 65536, 4096);
+		assert_int_equal(discarded[i][1], 32768);
+	}
+	rig_resume(f.rig);
+	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_OUT, 0, 512), VIRTIO_BLK_S_OK);
+	/* The disk may go while there is more to be done than one call. */
+	for (unsigned i = 0; i < 2; i++) {
+		range = rig_at(f.rig, f.data + i * 65536);
+		*range = (struct virtio_blk_discard_write_zeroes){.sector = 8, .num_sectors = 64};
+		ask(&f, i, VIRTIO_BLK_T_DISCARD, 0, sizeof(*range));
+	}
+	discards = 0;
+	rig_run(f.rig, 5);
+	tear_down(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -464,10 +541,12 @@ int main(void)
 		cmocka_unit_test(a_drive_without_a_medium_is_empty),
 		cmocka_unit_test(nothing_is_discarded_where_that_is_not_wanted),
 		cmocka_unit_test(what_is_discarded_is_given_back_to_the_host),
+		cmocka_unit_test(a_device_discards_by_its_own_call),
 	};
 
 	has_small_storage = (unshare(CLONE_NEWNS) == 0 || unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0) &&
 			    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
 			    mount("none", SMALL, "tmpfs", 0, "size=1m") == 0;
+	has_ramfs = has_small_storage && mount("none", RAMFS, "ramfs", 0, NULL) == 0;
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -32,7 +32,7 @@ struct fake_guest {
 	atomic_bool running, ended, loaded;
 	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
 	unsigned pauses;
-	unsigned pause_s, load_s; /* how long it takes for that */
+	unsigned pause_s, load_s;          /* how long it takes for that */
 	unsigned flush_takes, flush_looks; /* how often a flush is looked at before it is done; still */
 	unsigned flushes;
 	bool flushed_paused;             /* the last of them began while it stood still */

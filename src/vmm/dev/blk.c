@@ -221,6 +221,7 @@ static void blk_free(struct device *device)
 	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
 
 	virtio_end(&blk->virtio);
+	discarder_end(blk);
 	blk_close_ring(blk, blk->virtio.pci.platform->loop);
 	if (blk->image.fd >= 0)
 		close(blk->image.fd);

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "vmm/dev/blk_discard.h"
 #include "vmm/dev/blk_image.h"
 #include "vmm/dev/blk_request.h"
 #include "vmm/dev/disk_ring.h"
@@ -13,7 +14,8 @@
 #include <linux/virtio_blk.h>
 
 #define BLK_QUEUE_SIZE VIRTQUEUE_SIZE_MAX
-_Static_assert(BLK_QUEUE_SIZE < DISK_RING_SIZE, "a ring takes what a queue can hold, and the host's own flush");
+_Static_assert(
+	BLK_QUEUE_SIZE < DISK_RING_SIZE, "a ring takes what a queue can hold, and the host's own flush");
 
 /* Of what the guest wrote to the image: is it stable? */
 enum blk_flush { FLUSH_NONE, FLUSH_RUNNING, FLUSH_RUNNING_STALE /* another has to follow */ };
@@ -26,6 +28,7 @@ struct virtio_blk {
 	char serial[VIRTIO_BLK_ID_BYTES + 1];
 	struct disk_ring ring;
 	struct watch completed;
+	struct discarder discarder;
 	struct watch again;      /* a timer: the kernel had no memory for what is in the submission queue */
 	unsigned in_flight;      /* requests */
 	enum blk_flush flushing; /* the host's wish, not the guest's */

@@ -56,7 +56,8 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 	if (!read_only && (flags & O_ACCMODE) != O_RDWR)
 		return error_set(
 			error, EACCES, "A disk that the guest may write was opened for reading only.");
-	if (S_ISBLK(status.st_mode)) {
+	image->is_device = S_ISBLK(status.st_mode);
+	if (image->is_device) {
 		int r = examine_device(image, error);
 
 		if (r < 0)

@@ -14,6 +14,7 @@ struct image {
 	int fd;                    /* -1: a drive without a medium, of size 0 */
 	uint64_t size;             /* bytes, whole sectors of 512 */
 	uint32_t block_size;       /* the smallest unit that can be read and written: 512 or more */
+	bool is_device;            /* a block device */
 	unsigned memory_alignment; /* of buffers and their lengths; 1 without O_DIRECT */
 };
 

@@ -233,13 +233,13 @@ static void complain(struct virtio_blk *blk, const struct request *request, int 
 }
 
 /*
- * What a file system or device cannot do by fallocate: a discard is a hint and need not happen;
- * zeroes are then written.
+ * What a file system or device cannot do by fallocate: a device may discard all the same, else nothing
+ * happens, for a discard is a hint; zeroes are then written.
  */
 static int fall_back(struct virtio_blk *blk, struct request *request)
 {
 	if (request->type == VIRTIO_BLK_T_DISCARD)
-		return VIRTIO_BLK_S_OK;
+		return blk->image.is_device && discarder_take(blk, request) == 0 ? -1 : VIRTIO_BLK_S_OK;
 	if (request->allocate & FALLOC_FL_PUNCH_HOLE)
 		request->allocate = FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE;
 	else if (request_add_bounce(request))
