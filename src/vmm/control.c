@@ -312,7 +312,6 @@ static int write_all(int fd, const void *data, size_t size)
 	return 0;
 }
 
-/* Asked again and again until it is done: however long the storage takes, each answer comes at once. */
 static int do_flush(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {

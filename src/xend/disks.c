@@ -174,3 +174,27 @@ bool disk_same(const struct guest_disk *one, const struct guest_disk *other)
 	       (a->known && b->known && a->block == b->block && a->device == b->device &&
 		       a->inode == b->inode);
 }
+
+static bool contend(const struct guest_disk *mine, const struct guest_disk *other)
+{
+	bool reads = mine->mode == DISK_READ_ONLY, other_reads = other->mode == DISK_READ_ONLY;
+
+	if (other->mode == DISK_WRITE_SHARED || (reads && other_reads) || !disk_same(mine, other))
+		return false;
+	/* A block device that is written may be read beside that. */
+	return !(mine->place.known && mine->place.block && (reads || other_reads));
+}
+
+int disks_check_twin(const struct guest_config *config, size_t index, struct error *error)
+{
+	const struct guest_disk *disk = &config->disks[index];
+
+	for (size_t i = 0; i < index; i++)
+		if (contend(disk, &config->disks[i]))
+			return error_set(error, EINVAL,
+				"Disk %s (%s) of domain '%s' is its disk %s as well: a disk cannot be two "
+				"that are "
+				"written. Take one out of disk=, or give it a disk of its own.",
+				disk->target, disk->device, config->name, config->disks[i].device);
+	return 0;
+}

@@ -42,3 +42,6 @@ int disks_look(struct xend *xend, struct guest_config *config, unsigned patience
 
 /* Whether two are the same file or the same block device, as far as is known. */
 bool disk_same(const struct guest_disk *one, const struct guest_disk *other);
+
+/* An error where disk `index` is one of those before it as well, and the two cannot both be opened. */
+int disks_check_twin(const struct guest_config *config, size_t index, struct error *error);

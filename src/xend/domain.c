@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/disks.h"
+#include "xend/guest_disks.h"
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
@@ -181,17 +182,6 @@ static int admit_memory(struct xend *xend, const struct newcomer *newcomer, size
 		config->name, needed, memory, GUEST_OVERHEAD_MIB, free_mib);
 }
 
-/* Two disks of one guest that the host cannot open both: the first that is opened keeps the other from it. */
-static bool contend(const struct guest_disk *mine, const struct guest_disk *other)
-{
-	bool reads = mine->mode == DISK_READ_ONLY, other_reads = other->mode == DISK_READ_ONLY;
-
-	if (other->mode == DISK_WRITE_SHARED || (reads && other_reads) || !disk_same(mine, other))
-		return false;
-	/* A block device that is written may be read beside that. */
-	return !(mine->place.known && mine->place.block && (reads || other_reads));
-}
-
 /* No guest here has this disk of the configuration, unless both only read it. */
 static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
 {
@@ -200,13 +190,8 @@ static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t
 
 	if (mine->mode == DISK_WRITE_SHARED || !*mine->target)
 		return 0;
-	for (size_t j = 0; j < index; j++)
-		if (contend(mine, &config->disks[j]))
-			return error_set(error, EINVAL,
-				"Disk %s (%s) of domain '%s' is its disk %s as well: a disk cannot be two "
-				"that are written. "
-				"Take one out of disk=, or give it a disk of its own.",
-				mine->target, mine->device, config->name, config->disks[j].device);
+	if (disks_check_twin(config, index, error) < 0)
+		return -error->code;
 	for (struct domain *domain = xend->domains; domain; domain = domain->next)
 		for (size_t j = 0; domain != newcomer->self && j < domain->config.disk_count; j++) {
 			const struct guest_disk *theirs = &domain->config.disks[j];
@@ -537,18 +522,7 @@ json_t *domain_describe(const struct domain *domain)
 				trouble));
 	if (domain->busy)
 		json_object_set_new(described, "busy", json_string(domain->busy));
-	for (unsigned i = 0; i < domain->config.disk_count; i++)
-		if (domain->lockless >> i & 1)
-			json_object_set_new(described, "lockless",
-				json_sprintf("Disk %s (%s) of domain '%s' is not locked: where it lies there "
-					     "are no "
-					     "locks. See to it that no other host uses it.",
-					domain->config.disks[i].target, domain->config.disks[i].device,
-					domain->config.name));
-	if (domain->waits[0])
-		json_object_set_new(described, "waits",
-			json_sprintf("Domain '%s' waits: %s. It goes on by itself when that is over.",
-				domain->config.name, domain->waits));
+	guest_describe_disks(domain, described);
 	return described;
 }
 

@@ -67,6 +67,23 @@ void guest_lacks_lock(struct domain *domain, size_t disk)
 		domain->config.disks[disk].target, domain->config.disks[disk].device, domain->config.name);
 }
 
+void guest_describe_disks(const struct domain *domain, json_t *described)
+{
+	const struct guest_config *config = &domain->config;
+
+	for (unsigned i = 0; i < config->disk_count; i++)
+		if (domain->lockless >> i & 1)
+			json_object_set_new(described, "lockless",
+				json_sprintf("Disk %s (%s) of domain '%s' is not locked: where it lies there "
+					     "are no "
+					     "locks. See to it that no other host uses it.",
+					config->disks[i].target, config->disks[i].device, config->name));
+	if (domain->waits[0])
+		json_object_set_new(described, "waits",
+			json_sprintf("Domain '%s' waits: %s. It goes on by itself when that is over.",
+				config->name, domain->waits));
+}
+
 void guest_release_disks(struct domain *domain)
 {
 	while (domain->unlocked_count)

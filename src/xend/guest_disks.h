@@ -12,6 +12,9 @@
 /* Where a disk of the guest lies there are no locks: said in the log, and with the domain. */
 void guest_lacks_lock(struct domain *domain, size_t disk);
 
+/* Adds what is to be said of its disks to the domain as the API shows it. */
+void guest_describe_disks(const struct domain *domain, json_t *described);
+
 /* After GUEST_RECEIVE, once the guest is ours: takes the locks, in a worker. */
 void guest_lock_disks(struct domain *domain);
 
