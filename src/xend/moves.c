@@ -50,7 +50,8 @@ struct move *move_begin(struct domain *domain, const struct migrate_options *opt
 		error_set(error, ENOMEM, "Out of memory.");
 		return NULL;
 	}
-	*move = (struct move){.id = domain->id,
+	*move = (struct move){.xend = xend,
+		.id = domain->id,
 		.name = strdup(domain->config.name),
 		.host = strdup(options->host),
 		.began_at = time(NULL),
@@ -108,10 +109,14 @@ void move_end(struct move *move, enum move_state state, const json_t *result, co
 	move->why = why ? strdup(why) : NULL;
 	json_decref(move->result);
 	move->result = result ? json_deep_copy(result) : NULL;
+	/* Committed, or back: the domain does not know them any more. */
 	cleanup_close(&move->ends);
-	move->ends = -1;
-	if (state != MOVE_UNCERTAIN)
-		move->ended_at = time(NULL);
+	cleanup_close(&move->cancel);
+	move->ends = move->cancel = -1;
+	if (state == MOVE_UNCERTAIN)
+		return;
+	move->ended_at = time(NULL);
+	forget_old(move->xend);
 }
 
 void moves_departed(const struct domain *domain, const char *host)
@@ -120,7 +125,6 @@ void moves_departed(const struct domain *domain, const char *host)
 
 	if (store_put_destination(domain->xend->store, domain->config.name, host, &error) < 0)
 		log_error("%s", error.text);
-	forget_old(domain->xend);
 }
 
 void moves_add_destination(struct xend *xend, const char *name_or_id, char *sentence, size_t size)

@@ -13,6 +13,7 @@
 enum move_state { MOVE_RUNNING, MOVE_UNCERTAIN, MOVE_DONE, MOVE_FAILED };
 
 struct move {
+	struct xend *xend;
 	struct move *next; /* the one that began before */
 	char *name, *host; /* owned, as is all below */
 	unsigned id;
@@ -24,7 +25,7 @@ struct move {
 	char *why;                  /* of UNCERTAIN and FAILED */
 
 	/* While it runs. */
-	int cancel; /* eventfd: written to, it ends */
+	int cancel; /* eventfd: written to, it ends; the domain's `cancel` until it has come to its end */
 	int ends;   /* readable when that was done or its client has left; -1 where nothing can end it */
 	struct reply *reply; /* borrowed */
 	bool detach;         /* leave the client behind once there is progress */
