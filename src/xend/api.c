@@ -1,6 +1,7 @@
 #include "xend/api.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/endings.h"
 #include "xend/guest.h"
 #include "xend/handover.h"
 #include "xend/jobs.h"
@@ -413,6 +414,18 @@ static void cancel(struct call *call)
 	answer(call, r, &error);
 }
 
+/* Of a name, whatever bears it by now. */
+static void show_ending(struct call *call)
+{
+	struct error error;
+	json_t *ending = endings_describe(call->xend, call->domain, &error);
+
+	if (ending)
+		reply_json(call->reply, 200, ending);
+	else
+		reply_error(call->reply, &error);
+}
+
 static void gone(struct call *call)
 {
 	_cleanup_domain_ struct domain *domain = call_domain(call, "waited for");
@@ -445,6 +458,7 @@ struct route api_routes[] = {
 	{"GET", "/domains/*/console", console_stream},
 	{"POST", "/domains/*/console", console_input},
 	{"GET", "/domains/*/gone", gone},
+	{"GET", "/domains/*/ending", show_ending},
 	{"POST", "/restore", restore},
 	{"GET", "/info", info_show, .brief = true},
 	{"GET", "/log", log_show},

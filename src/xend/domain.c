@@ -2,11 +2,13 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/disks.h"
+#include "xend/endings.h"
 #include "xend/guest_disks.h"
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/moves.h"
+#include "xend/process.h"
 #include "xend/restart.h"
 #include "xend/shared_memory.h"
 #include "xend/store.h"
@@ -63,7 +65,12 @@ int domain_find(struct xend *xend, const char *name_or_id, struct domain **resul
 	if (!domain || domain_has_left(domain)) {
 		int r = error_set(error, ENOENT, "Domain '%s' does not exist.", name_or_id);
 
-		moves_add_destination(xend, name_or_id, error->text, sizeof(error->text));
+		size_t size = strlen(error->text);
+
+		moves_add_destination(
+			xend, name_or_id, endings_at(xend, name_or_id), error->text, sizeof(error->text));
+		if (strlen(error->text) == size)
+			endings_add(xend, name_or_id, error->text, sizeof(error->text));
 		return r;
 	}
 	*result = domain_ref(domain);
@@ -209,6 +216,28 @@ static int admit_disk(struct xend *xend, const struct newcomer *newcomer, size_t
 	return 0;
 }
 
+/* Two devices of one address on one bridge take each other's packets. */
+static int admit_vif(struct xend *xend, const struct newcomer *newcomer, size_t index, struct error *error)
+{
+	const struct guest_vif *mine = &newcomer->config->vifs[index];
+
+	for (struct domain *domain = xend->domains; domain && mine->has_mac; domain = domain->next)
+		for (size_t j = 0; !domain->preserved && j < domain->config.vif_count; j++) {
+			const struct guest_vif *theirs = &domain->config.vifs[j];
+
+			if (!theirs->has_mac || memcmp(mine->mac, theirs->mac, sizeof(mine->mac)) != 0 ||
+				(mine->bridge && theirs->bridge && strcmp(mine->bridge, theirs->bridge) != 0))
+				continue;
+			return error_set(error, EEXIST,
+				"Domain '%s' has the MAC address %02x:%02x:%02x:%02x:%02x:%02x on the same "
+				"bridge as domain '%s' would have it; give one of them another (mac= of "
+				"vif).",
+				domain->config.name, mine->mac[0], mine->mac[1], mine->mac[2], mine->mac[3],
+				mine->mac[4], mine->mac[5], newcomer->config->name);
+		}
+	return 0;
+}
+
 /* Calls `refused` for each objection until it returns something negative. */
 static int each_objection(struct xend *xend, const struct newcomer *newcomer,
 	int (*refused)(void *context, const struct error *error), void *context, struct error *error)
@@ -218,7 +247,7 @@ static int each_objection(struct xend *xend, const struct newcomer *newcomer,
 			struct error *error);
 		size_t times;
 	} checks[] = {{admit_name, 1}, {admit_uuid, 1}, {admit_memory, 1},
-		{admit_disk, newcomer->config->disk_count}};
+		{admit_disk, newcomer->config->disk_count}, {admit_vif, newcomer->config->vif_count}};
 
 	for (size_t i = 0; i < ARRAY_SIZE(checks); i++)
 		for (size_t j = 0; j < checks[i].times; j++)
@@ -440,6 +469,14 @@ int domain_check_lives(const struct domain *domain, struct error *error)
 		return error_set(error, EBUSY, "Domain '%s' has ended; it can only be renamed or destroyed.",
 			domain->config.name);
 	return 0;
+}
+
+void domain_explain_end(const struct domain *domain, const char *what, struct error *error)
+{
+	if (domain->state == GUEST_SHUTDOWN || domain->dead ||
+		(domain->process >= 0 && process_wait_if_dying(domain->process, domain->pid, 0, NULL) >= 0))
+		error_set(error, EIO, "Domain '%s' was not %s: it has ended by itself meanwhile.",
+			domain->config.name, what);
 }
 
 /* A save or a migration. */

@@ -148,6 +148,8 @@ int domain_rename(struct domain *domain, const char *name, struct error *error);
 
 /* Whether it is there to be asked: neither being started or ended, nor ended. */
 int domain_check_lives(const struct domain *domain, struct error *error);
+/* After a job that has failed: where that is because the guest has ended by itself, *error says so. */
+void domain_explain_end(const struct domain *domain, const char *what, struct error *error);
 /* Whether no job has it. */
 int domain_check_free(const struct domain *domain, struct error *error);
 

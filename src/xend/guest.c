@@ -234,11 +234,7 @@ int guest_explain(const struct domain *domain, int r, struct error *error)
 	if ((r != -EPIPE && r != -ECONNRESET && r != -ECONNREFUSED) || domain->process < 0 ||
 		process_wait_if_dying(domain->process, domain->pid, LAST_BREATH_MS, &status) < 0)
 		return r;
-	if (status > 128)
-		snprintf(how, sizeof(how), "was killed by signal %d (%s)", status - 128,
-			strsignal(status - 128));
-	else
-		snprintf(how, sizeof(how), "ended with status %d", status);
+	process_describe_end(status, how, sizeof(how));
 	return error_set(error, EIO, "The process of domain '%s' %s; what it said of that is in %s.",
 		domain->config.name, how, domain->xend->config.logfile);
 }

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/boot_files.h"
 #include "xend/disks.h"
+#include "xend/endings.h"
 #include "xend/guest_disks.h"
 #include "xend/machine.h"
 #include "xend/network.h"
@@ -16,8 +17,12 @@
 #include <sys/eventfd.h>
 #include <sys/pidfd.h>
 
-/* A KVM that cannot run the guest says so right after the start: xm create waits that long for it. */
-#define FIRST_STEPS_MS 150
+/* A KVM that cannot run the guest says so right after the start, and a guest that cannot boot crashes soon:
+ * xm create waits that long for it, less long for a guest that has nothing to do by then. */
+#define FIRST_STEPS_MS 1000
+#define LEAST_STEPS_MS 150
+#define LOOK_MS 50
+#define IDLE_NS 10000000
 
 static int check_disks(const struct guest_config *config, enum disk_lock lock, struct error *error)
 {
@@ -105,22 +110,60 @@ static int go_live(struct domain *domain, bool paused, struct error *error)
 	return domain_record(domain, error);
 }
 
+static bool has_ended(const struct domain *domain)
+{
+	return domain->state == GUEST_SHUTDOWN || domain->dead;
+}
+
+static void wait_unless_ended(struct domain *domain, long long deadline)
+{
+	long long left;
+
+	while (!has_ended(domain) && (left = deadline - monotonic_ms()) > 0)
+		xend_wait(domain->xend, (int)left);
+	/* What the guest has said of it may not have been heard yet. */
+	if (!has_ended(domain))
+		guest_refresh_one(domain, NULL);
+}
+
 /* Lets the guest run and watches its first steps. */
 static int first_run(struct domain *domain, struct error *error)
 {
-	long long deadline = monotonic_ms() + FIRST_STEPS_MS, left;
+	long long begin = monotonic_ms();
+	bool was_idle = false, is_idle = false;
 	int r = guest_resume(domain, &(struct guest_resume){0}, error);
+	uint64_t used_ns;
 
-	while (r >= 0 && domain->state != GUEST_SHUTDOWN && !domain->dead &&
-		(left = deadline - monotonic_ms()) > 0)
-		xend_wait(domain->xend, (int)left);
-	/* What the guest has said of it may not have been heard yet. */
-	if (r >= 0 && domain->state != GUEST_SHUTDOWN && !domain->dead)
-		guest_refresh_one(domain, NULL);
+	if (r < 0)
+		return r;
+	wait_unless_ended(domain, begin + LEAST_STEPS_MS);
+	while (!has_ended(domain) && !(was_idle && is_idle) && monotonic_ms() < begin + FIRST_STEPS_MS) {
+		was_idle = domain->halted;
+		used_ns = domain->cpu_time_ns;
+		wait_unless_ended(domain, monotonic_ms() + LOOK_MS);
+		is_idle = domain->halted && domain->cpu_time_ns - used_ns < IDLE_NS;
+	}
 	if (r >= 0 && domain->state == GUEST_SHUTDOWN && domain->reason == REASON_ERROR)
 		return error_set(error, EIO, "Domain '%s' cannot run on this host: %s", domain->config.name,
 			*domain->detail ? domain->detail : "its process gave no reason.");
 	return r;
+}
+
+/* It is ended like one that crashes later on. */
+static int tell_early_end(struct domain *domain, struct error *error)
+{
+	const char *name = domain->config.name;
+
+	if (domain->state == GUEST_SHUTDOWN && domain->reason == REASON_CRASH)
+		return error_set(error, EIO,
+			"Domain '%s' has started, and crashed at once: %s xm log %s shows the last of its "
+			"console.",
+			name, *domain->detail ? domain->detail : "it gave no reason.", name);
+	if (domain->dead && domain->state != GUEST_SHUTDOWN)
+		return error_set(error, EIO,
+			"Domain '%s' has started, and its process ended at once; xm log %s tells more.", name,
+			name);
+	return 0;
 }
 
 int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **result,
@@ -151,7 +194,10 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 		return r;
 	}
 	log_info("Domain '%s' has started with ID %u.", domain->config.name, domain->id);
+	r = tell_early_end(domain, error);
 	domain_end_job(domain);
+	if (r < 0)
+		return r;
 	*result = take_pointer(domain);
 	return 0;
 }
@@ -305,6 +351,7 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 		return error_prefix(error, "Domain '%s' is not destroyed: ", domain->config.name);
 	log_info("Domain '%s' (ID %u) is being destroyed.", domain->config.name, domain->id);
 	domain->busy = "being destroyed";
+	ending_by_order(domain, "destroyed", NULL, NULL);
 	lifecycle_finish(domain);
 	return 0;
 }

@@ -224,6 +224,7 @@ void job_migrate(struct domain *domain, const struct migrate_options *options, s
 	} else if (sending.committed) {
 		settle(&sending, &error, reply);
 	} else {
+		domain_explain_end(domain, "migrated", &error);
 		log_warning("Domain '%s' was not migrated to %s: %s", domain->config.name, options->host,
 			error.text);
 		/* What was not recorded needs no dropping: back without a ticket. */

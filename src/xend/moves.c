@@ -127,7 +127,8 @@ void moves_departed(const struct domain *domain, const char *host)
 		log_error("%s", error.text);
 }
 
-void moves_add_destination(struct xend *xend, const char *name_or_id, char *sentence, size_t size)
+void moves_add_destination(
+	struct xend *xend, const char *name_or_id, int64_t since, char *sentence, size_t size)
 {
 	char host[256] = "", when[64] = "", id[16];
 	struct tm broken;
@@ -143,7 +144,7 @@ void moves_add_destination(struct xend *xend, const char *name_or_id, char *sent
 	}
 	if (!at && store_destination(xend->store, name_or_id, host, sizeof(host), &at, &error) < 0)
 		log_error("%s", error.text);
-	if (!at || !localtime_r(&at, &broken))
+	if (!at || at <= since || !localtime_r(&at, &broken))
 		return;
 	strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &broken);
 	snprintf(sentence + strlen(sentence), size - strlen(sentence), " It was migrated to %s at %s.", host,

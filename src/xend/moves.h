@@ -41,8 +41,10 @@ void move_end(struct move *move, enum move_state state, const json_t *result, co
 
 /* A guest is the other host's from now on: who asks for it here hears where it went. */
 void moves_departed(const struct domain *domain, const char *host);
-/* Adds to `sentence`, which says that no such domain is here, where it went, if that is known. */
-void moves_add_destination(struct xend *xend, const char *name_or_id, char *sentence, size_t size);
+/* Adds to `sentence`, which says that no such domain is here, where it went, if that is known, and it has not
+ * been back since: `since` is when it ended here, in seconds since 1970, 0: never. */
+void moves_add_destination(
+	struct xend *xend, const char *name_or_id, int64_t since, char *sentence, size_t size);
 
 /* For the API (docs/internal/api.md): all, the latest last. */
 json_t *moves_describe(const struct xend *xend);

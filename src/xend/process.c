@@ -214,3 +214,11 @@ void process_kill(int pidfd)
 {
 	process_kill_within(pidfd, -1);
 }
+
+void process_describe_end(int status, char *text, size_t size)
+{
+	if (status > 128)
+		snprintf(text, size, "was killed by signal %d (%s)", status - 128, strsignal(status - 128));
+	else
+		snprintf(text, size, "ended with status %d", status);
+}

@@ -44,3 +44,7 @@ void process_kill(int pidfd);
 /* The same for a process that the kernel may not let go of. -ETIMEDOUT: it has yet to end, and does nothing
  * more. */
 int process_kill_within(int pidfd, int timeout_ms);
+
+/* In words, of a status as process_wait gives it: "was killed by signal 9 (Killed)", "ended with status 1".
+ */
+void process_describe_end(int status, char *text, size_t size);

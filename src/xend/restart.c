@@ -1,6 +1,7 @@
 #include "xend/restart.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/endings.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 #include "xend/store.h"
@@ -182,6 +183,8 @@ void restart_guest(struct domain *ended, bool keep, unsigned early_reboots)
 		if (r != -ECANCELED)
 			log_error("Domain '%s' is not started again: %s It was tried for %d min.",
 				domain->config.name, error.text, RESTART_PATIENCE_S / 60);
+		ending_by_order(domain, r == -ECANCELED ? "destroyed" : "lost", NULL,
+			r == -ECANCELED ? NULL : error.text);
 		lifecycle_finish(domain);
 	}
 	domain_unref(domain);

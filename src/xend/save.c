@@ -4,6 +4,7 @@
 #include "xend/carrier.h"
 #include "xend/checkpoint_file.h"
 #include "xend/checkpoint_open.h"
+#include "xend/endings.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
@@ -139,6 +140,7 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		log_warning("Domain '%s' was not saved to %s: %s", domain->config.name, options->file,
 			error.text);
 		carry_on(domain);
+		domain_explain_end(domain, "saved", &error);
 		domain_end_job(domain);
 		/* Before it is said: who hears of a full disk finds it as it was. */
 		checkpoint_file_discard(&file);
@@ -151,6 +153,7 @@ void job_save(struct domain *domain, const struct save_options *options, struct 
 		domain_end_job(domain);
 	} else {
 		domain->cancel = -1;
+		ending_by_order(domain, "saved", options->file, NULL);
 		lifecycle_leave(domain);
 	}
 	/* Closed before it is said: who hears of it may take the file system away. */

@@ -551,6 +551,53 @@ int store_each_peer(struct store *store, int (*visit)(void *context, const char 
 	return r == SQLITE_DONE ? 0 : failed(store, error);
 }
 
+int store_put_ending(
+	struct store *store, const struct stored_ending *ending, unsigned most, struct error *error)
+{
+	int r = run_hastily(store, error,
+		"REPLACE INTO endings(name, uuid, id, ended_at, reason, exit, detail, next, file, console)"
+		" VALUES (?, ?, ?, strftime('%s'), ?, ?, ?, ?, ?, ?)",
+		"ssissssss", ending->name, ending->uuid, (int64_t)ending->id, ending->reason, ending->exit,
+		ending->detail, ending->then, ending->file, ending->console);
+
+	return r < 0 ? r
+		     : run_hastily(store, error,
+			       "DELETE FROM endings WHERE name IN (SELECT name FROM endings ORDER BY "
+			       "ended_at DESC LIMIT -1 OFFSET ?)",
+			       "i", (int64_t)most);
+}
+
+int store_find_ending(struct store *store, const char *name_or_id,
+	int (*found)(void *context, const struct stored_ending *ending), void *context, struct error *error)
+{
+	_cleanup_statement_ sqlite3_stmt *statement = NULL;
+	int r = sqlite3_prepare_v2(store->db,
+		"SELECT name, uuid, id, ended_at, reason, exit, detail, next, file, console FROM endings"
+		" WHERE name = ?1 OR CAST(id AS TEXT) = ?1 ORDER BY name = ?1 DESC, ended_at DESC LIMIT 1",
+		-1, &statement, NULL);
+
+	if (r == SQLITE_OK)
+		r = sqlite3_bind_text(statement, 1, name_or_id, -1, SQLITE_TRANSIENT);
+	if (r == SQLITE_OK)
+		r = sqlite3_step(statement);
+	if (r == SQLITE_DONE)
+		return 0;
+	if (r != SQLITE_ROW)
+		return failed(store, error);
+	return found(context, &(struct stored_ending){
+				      .name = text(statement, 0),
+				      .uuid = text(statement, 1),
+				      .id = (unsigned)sqlite3_column_int64(statement, 2),
+				      .ended_at = sqlite3_column_int64(statement, 3),
+				      .reason = text(statement, 4),
+				      .exit = text(statement, 5),
+				      .detail = text(statement, 6),
+				      .then = text(statement, 7),
+				      .file = text(statement, 8),
+				      .console = text(statement, 9),
+			      });
+}
+
 int store_put_destination(struct store *store, const char *name, const char *host, struct error *error)
 {
 	return run_hastily(store, error,

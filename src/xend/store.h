@@ -146,6 +146,26 @@ int store_put_peer(
 int store_each_peer(struct store *store, int (*visit)(void *context, const char *host, unsigned port),
 	void *context, struct error *error);
 
+/* How a guest ended here (endings.h). Strings are borrowed. */
+struct stored_ending {
+	const char *name, *uuid;
+	unsigned id;
+	int64_t ended_at;   /* seconds since 1970; store_put_ending sets it itself */
+	const char *reason; /* "poweroff", "crash" … */
+	const char *exit;   /* of its process, where that ended */
+	const char *detail; /* why */
+	const char *then;   /* what was done about it: "destroy" … */
+	const char *file;   /* that it was saved to */
+	const char *console;
+};
+
+/* The latest `most` are kept, of each name one. */
+int store_put_ending(
+	struct store *store, const struct stored_ending *ending, unsigned most, struct error *error);
+/* By name, or ID where no name is that. `found` is not called where there is none. */
+int store_find_ending(struct store *store, const char *name_or_id,
+	int (*found)(void *context, const struct stored_ending *ending), void *context, struct error *error);
+
 /* Where the guest of this name went, and when (seconds since 1970; 0: no such guest left this host). */
 int store_put_destination(struct store *store, const char *name, const char *host, struct error *error);
 int store_destination(struct store *store, const char *name, char *host, size_t size, int64_t *went_at,

@@ -35,6 +35,10 @@ static const char *const steps[] = {
 	/* Who had been told to reboot by then is taken at its word for as long as from the host's boot. */
 	"ALTER TABLE domains ADD COLUMN booted_ns INTEGER NOT NULL DEFAULT 0;"
 	"ALTER TABLE domains ADD COLUMN early_reboots INTEGER NOT NULL DEFAULT 0;",
+	"CREATE TABLE endings(name TEXT PRIMARY KEY, uuid TEXT NOT NULL, id INTEGER NOT NULL, ended_at "
+	"INTEGER "
+	"NOT NULL, reason TEXT NOT NULL, exit TEXT NOT NULL, detail TEXT NOT NULL, next TEXT NOT NULL,"
+	" file TEXT NOT NULL, console TEXT NOT NULL) WITHOUT ROWID;",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

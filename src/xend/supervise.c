@@ -1,6 +1,7 @@
 #include "xend/supervise.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/endings.h"
 #include "xend/guest.h"
 #include "xend/lifecycle.h"
 #include "xend/restart.h"
@@ -106,6 +107,9 @@ static void end_of_guest(void *argument)
 			domain->config.name, RESTART_MINIMUM_S);
 		action = ACTION_DESTROY;
 	}
+	/* A reboot is no end of the guest. */
+	if (!restarts(action) || reason == REASON_CRASH || reason == REASON_ERROR)
+		ending_by_itself(domain, guest_action_name(action));
 	if (action == ACTION_PRESERVE && !domain->dead) {
 		keep(domain);
 		domain->busy = NULL;

@@ -34,13 +34,15 @@ static int absolute_path(char **path, const char *file, struct error *error)
 static int save(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	const char *domain = arguments->words[0];
-	_cleanup_free_ char *file = NULL, *doing = NULL, *cancelled = NULL;
+	_cleanup_free_ char *file = NULL, *doing = NULL, *cancelled = NULL, *left = NULL;
 	_cleanup_json_ json_t *body = NULL, *done = NULL;
-	char path[256];
+	char path[256], cancel[256];
 	int r = domain_is_guest(domain, "saved", error);
 
 	if (r >= 0)
 		r = domain_path(path, domain, "/save", error);
+	if (r >= 0)
+		r = domain_path(cancel, domain, "/cancel", error);
 	if (r >= 0)
 		r = absolute_path(&file, arguments->words[1], error);
 	if (r < 0)
@@ -51,13 +53,14 @@ static int save(struct xm *xm, const struct arguments *arguments, struct error *
 	if (!body)
 		return error_set(error, EINVAL, "The file name %s is not UTF-8.", file);
 	if (asprintf(&doing, "Saving %s", domain) < 0 ||
-		asprintf(&cancelled,
+		asprintf(&cancelled, "Interrupted: the save is cancelled and %s is as before.", domain) < 0 ||
+		asprintf(&left,
 			"Interrupted: the save is cancelled and %s runs on, unless it had just been "
 			"completed (xm list "
 			"shows).",
 			domain) < 0)
 		return error_set(error, ENOMEM, "Out of memory.");
-	return job_run(&xm->client, path, body, &(struct job){doing, cancelled}, &done, error);
+	return job_run(&xm->client, path, body, &(struct job){doing, cancelled, left, cancel}, &done, error);
 }
 
 /* --accept WHAT,WHAT: xend knows the words. */
@@ -231,20 +234,24 @@ static void print_forecast(const char *domain, const char *host, const json_t *d
 static int migrate_to(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	const char *domain = arguments->words[0], *host = arguments->words[1];
-	_cleanup_free_ char *doing = NULL, *cancelled = NULL;
+	_cleanup_free_ char *doing = NULL, *cancelled = NULL, *left = NULL;
 	_cleanup_json_ json_t *body = NULL, *done = NULL;
 	bool dryrun = option_given(arguments, "dryrun");
-	char path[256];
+	char path[256], cancel[256];
 	int r = domain_is_guest(domain, "migrated", error);
 
 	if (r >= 0)
 		r = migration_body(arguments, &body, error);
 	if (r >= 0)
 		r = domain_path(path, domain, "/migrate", error);
+	if (r >= 0)
+		r = domain_path(cancel, domain, "/cancel", error);
 	if (r < 0)
 		return r;
 	if (asprintf(&doing, "Migrating %s to %s", domain, host) < 0 ||
-		asprintf(&cancelled,
+		asprintf(&cancelled, "Interrupted: the migration is cancelled and %s stays here.", domain) <
+			0 ||
+		asprintf(&left,
 			"Interrupted: the migration is cancelled and %s runs on here, unless it had just "
 			"been completed "
 			"(xm list shows).",
@@ -253,7 +260,7 @@ static int migrate_to(struct xm *xm, const struct arguments *arguments, struct e
 	if (dryrun)
 		json_object_set_new(body, "dryrun", json_true());
 	r = job_run(&xm->client, path, body,
-		&(struct job){doing, cancelled, .lines = true,
+		&(struct job){doing, cancelled, left, cancel, .lines = true,
 			.detach = option_given(arguments, "detach") && !dryrun},
 		&done, error);
 	if (r >= 0 && done)

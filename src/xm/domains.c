@@ -31,7 +31,8 @@ static int wanted_state(const struct arguments *arguments, char *letter, struct 
 				 name);
 }
 
-/* The domains that were named, or all: a new array of API domains. */
+/* The domains that were named, or all: a new array of API domains. Of those named that are not there the
+ * others are there all the same: -ENOENT, and all is said but the last sentence. */
 static int gather(struct xm *xm, const struct arguments *arguments, json_t **domains, struct error *error)
 {
 	_cleanup_json_ json_t *list = NULL, *reply = NULL;
@@ -49,17 +50,23 @@ static int gather(struct xm *xm, const struct arguments *arguments, json_t **dom
 		return 0;
 	}
 	list = json_array();
+	r = 0;
 	for (size_t i = 0; i < arguments->word_count; i++) {
 		_cleanup_json_ json_t *json = NULL;
 		struct domain domain;
+		struct error missing;
 
-		r = domain_get(&xm->client, arguments->words[i], &domain, &json, error);
+		if (domain_get(&xm->client, arguments->words[i], &domain, &json, &missing) >= 0) {
+			json_array_append(list, json);
+			continue;
+		}
 		if (r < 0)
-			return r;
-		json_array_append(list, json);
+			fprintf(stderr, "Error: %s\n", error->text);
+		*error = missing;
+		r = -missing.code;
 	}
 	*domains = take_pointer(list);
-	return 0;
+	return r;
 }
 
 /* Beside the table, so that whatever reads it finds domains only. */
@@ -87,20 +94,22 @@ static int list(struct xm *xm, const struct arguments *arguments, struct error *
 
 	if (r >= 0)
 		r = gather(xm, arguments, &domains, error);
-	if (r >= 0 && !in_full)
+	if (json_array_size(domains) && !in_full)
 		domain_print_header(stdout);
-	for (size_t i = 0; r >= 0 && i < json_array_size(domains); i++) {
+	for (size_t i = 0; i < json_array_size(domains); i++) {
 		struct domain domain;
+		int shown = domain_read(&domain, json_array_get(domains, i), error);
 
-		r = domain_read(&domain, json_array_get(domains, i), error);
-		if (r < 0 || (letter && !strchr(domain.state, letter)))
+		if (shown >= 0 && letter && !strchr(domain.state, letter))
 			continue;
-		if (in_full)
-			r = domain_print_long(stdout, &domain, error);
-		else
+		if (shown >= 0 && in_full)
+			shown = domain_print_long(stdout, &domain, error);
+		else if (shown >= 0)
 			domain_print_row(stdout, &domain);
+		if (shown < 0)
+			return shown;
 	}
-	if (r >= 0)
+	if (json_array_size(domains))
 		warn_of_doubts(domains);
 	return r;
 }

@@ -1,10 +1,12 @@
 /* xm info and log. */
 #include "base/cleanup.h"
 #include "xm/command.h"
+#include "xm/domain.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /* One line of xm info. */
 static void print_pair(const char *key, const json_t *value)
@@ -41,12 +43,58 @@ static int print_log(void *context, const char *bytes, size_t size, struct error
 	return 0;
 }
 
+static const char *member(const json_t *object, const char *key)
+{
+	const char *text = json_string_value(json_object_get(object, key));
+
+	return text ? text : "";
+}
+
+static void print_member(const char *what, const char *text)
+{
+	if (*text)
+		printf("%-8s: %s\n", what, text);
+}
+
+/* How a domain has ended that is not here any more, or the last time that it did. */
+static int show_ending(struct xm *xm, const char *name, struct error *error)
+{
+	_cleanup_json_ json_t *ending = NULL;
+	char path[256], when[64] = "";
+	struct tm broken;
+	time_t at;
+	int r = domain_path(path, name, "/ending", error);
+
+	if (r >= 0)
+		r = client_call(&xm->client, "GET", path, NULL, &ending, error);
+	if (r < 0)
+		return r;
+	at = json_integer_value(json_object_get(ending, "ended_at"));
+	if (localtime_r(&at, &broken))
+		strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S %z", &broken);
+	printf("%-8s: %s (ID %lld)\n", "domain", member(ending, "name"),
+		(long long)json_integer_value(json_object_get(ending, "id")));
+	print_member("ended", when);
+	print_member("state", member(ending, "state"));
+	print_member("reason", member(ending, "reason"));
+	print_member("exit", member(ending, "exit"));
+	print_member("detail", member(ending, "detail"));
+	print_member("then", member(ending, "then"));
+	print_member("file", member(ending, "file"));
+	if (*member(ending, "console"))
+		printf("The last of its console:\n%s\n", member(ending, "console"));
+	return 0;
+}
+
 static int show_log(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	_cleanup_transfer_ struct transfer transfer = {0};
-	int r = transfer_start(&transfer, &xm->client, "GET", "/log", NULL, 0, NULL, print_log, NULL, error);
+	int r;
 
-	(void)arguments;
+	if (arguments->word_count)
+		return show_ending(xm, arguments->words[0], error);
+	r = transfer_start(&transfer, &xm->client, "GET", "/log", NULL, 0, NULL, print_log, NULL, error);
+
 	while (r >= 0 && !transfer.ended)
 		r = client_wait(&xm->client, NULL, 0, -1, error);
 	return r < 0 ? r : transfer_result(&transfer, error);
@@ -55,6 +103,6 @@ static int show_log(struct xm *xm, const struct arguments *arguments, struct err
 const struct command host_commands[] = {
 	{"info", NULL, "", "Print what is known of the host.",
 		{{"config", 'c', NULL, "only the format of xend's configuration"}}, 0, 0, info},
-	{"log", NULL, "", "Print xend's log.", {{0}}, 0, 0, show_log},
+	{"log", NULL, "[Domain]", "Print xend's log, or how a domain has ended.", {{0}}, 0, 1, show_log},
 	{0},
 };

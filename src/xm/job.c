@@ -173,6 +173,11 @@ static int receive_events(void *context, const char *bytes, size_t size, struct 
 	return 0;
 }
 
+static bool has_failed(const struct events *events)
+{
+	return strcmp(json_string_value(json_object_get(events->last, "event")), "failed") == 0;
+}
+
 static int result_of(struct transfer *transfer, struct events *events, json_t **done, struct error *error)
 {
 	const char *sentence;
@@ -186,7 +191,7 @@ static int result_of(struct transfer *transfer, struct events *events, json_t **
 			"xend ended the connection without saying how the job went: see xm list and "
 			"/var/log/xen/xend.log.");
 	}
-	if (!strcmp(json_string_value(json_object_get(events->last, "event")), "failed")) {
+	if (has_failed(events)) {
 		sentence = json_string_value(json_object_get(events->last, "error"));
 		return error_set(error, EREMOTEIO, "%s",
 			sentence && *sentence ? sentence
@@ -196,6 +201,12 @@ static int result_of(struct transfer *transfer, struct events *events, json_t **
 	return 0;
 }
 
+/* Whether the job's end is worth waiting for. */
+static bool cancel_it(struct client *client, const struct job *job)
+{
+	return job->cancel && client_call(client, "POST", job->cancel, NULL, NULL, NULL) >= 0;
+}
+
 int job_run(struct client *client, const char *path, const json_t *body, const struct job *job, json_t **done,
 	struct error *error)
 {
@@ -203,6 +214,7 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 	_cleanup_transfer_ struct transfer transfer = {0};
 	_cleanup_free_ char *text = json_dumps(body, JSON_COMPACT);
 	_cleanup_close_ int signals = -1;
+	bool interrupted = false;
 	sigset_t interrupts;
 	int r;
 
@@ -222,11 +234,19 @@ int job_run(struct client *client, const char *path, const json_t *body, const s
 
 		r = client_wait(client, &descriptor, 1, -1, error);
 		if (r >= 0 && descriptor.revents && !events.last) {
+			struct signalfd_siginfo signal_info;
+
 			clear_progress(&events);
-			return error_set(error, EINTR, "%s", job->cancelled);
+			if (read(signals, &signal_info, sizeof(signal_info)) < 0 || interrupted ||
+				!cancel_it(client, job))
+				return error_set(error, EINTR, "%s", job->left ? job->left : job->cancelled);
+			interrupted = true;
 		}
 	}
 	clear_progress(&events);
+	/* Whether it was that or something else: nothing has come of the job. */
+	if (r >= 0 && interrupted && events.last && has_failed(&events))
+		return error_set(error, EINTR, "%s", job->cancelled);
 	if (r >= 0 && events.left && !events.last)
 		return 0;
 	return r < 0 ? r : result_of(&transfer, &events, done, error);

@@ -1,17 +1,20 @@
 /*
  * Jobs: requests whose answer is a stream of events (docs/internal/api.md, "A
  * job stream"). On a terminal the progress is shown in one line on standard
- * error; ^C closes the stream, at which xend cancels the job.
+ * error; ^C has xend cancel the job, and its end is waited for; a second one closes the stream.
  */
 #pragma once
 
 #include "xm/client.h"
 
 struct job {
-	const char *doing;     /* "Saving TestGuest", for the progress line */
-	const char *cancelled; /* what ^C comes to, a sentence for the user */
-	bool lines;            /* where there is no terminal: a line now and then on standard error */
-	bool detach;           /* leave as soon as there is progress; *done is then NULL */
+	const char *doing; /* "Saving TestGuest", for the progress line */
+	const char *
+		cancelled; /* what ^C comes to, a sentence for the user, and so where the end is not waited */
+	const char *left;  /* for */
+	const char *cancel; /* path of the request that cancels it, NULL: only its client's leaving does */
+	bool lines;         /* where there is no terminal: a line now and then on standard error */
+	bool detach;        /* leave as soon as there is progress; *done is then NULL */
 };
 
 /* Runs a job to its end. *done is its last event, owned by the caller. */

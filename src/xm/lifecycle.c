@@ -9,7 +9,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define REBOOT_WAIT_S 60 /* for the domain to be there again */
+/* A guest that boots loses the press of its button. */
+#define PRESS_AGAIN_S 10
+#define PATIENCE_S 30
 
 static int post(struct xm *xm, const char *domain, const char *verb, const char *done, struct error *error)
 {
@@ -36,31 +38,87 @@ static int unpause(struct xm *xm, const struct arguments *arguments, struct erro
 	return post(xm, arguments->words[0], "/unpause", "unpaused", error);
 }
 
-/* Waits until the domain with this ID is no longer there. */
-static int wait_gone(struct xm *xm, long long id, struct error *error)
+static int press(struct xm *xm, long long id, bool reboots, struct error *error)
 {
-	_cleanup_buffer_ struct buffer answer = {0};
-	char path[64];
+	char word[24];
 
-	snprintf(path, sizeof(path), "/domains/%lld/gone", id);
-	return client_fetch(&xm->client, "GET", path, NULL, &answer, 0, error);
+	snprintf(word, sizeof(word), "%lld", id);
+	return post(xm, word, reboots ? "/reboot" : "/shutdown", reboots ? "rebooted" : "shut down", error);
 }
 
-/* Waits until a domain of this name is there again under another ID. */
-static int wait_back(struct xm *xm, const char *name, long long id, struct error *error)
+static time_t seconds(void)
 {
-	time_t end = time(NULL) + REBOOT_WAIT_S;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec;
+}
+
+/* Waits until the domain with this ID is no longer there. */
+static int wait_gone(struct xm *xm, const struct domain *domain, bool reboots, struct error *error)
+{
+	_cleanup_transfer_ struct transfer transfer = {0};
+	time_t begin = seconds(), pressed = begin;
+	bool said = false;
+	char path[64];
+	int r;
+
+	snprintf(path, sizeof(path), "/domains/%lld/gone", domain->id);
+	r = transfer_start(&transfer, &xm->client, "GET", path, NULL, 0, NULL, NULL, NULL, error);
+	while (r >= 0 && !transfer.ended) {
+		r = client_wait(&xm->client, NULL, 0, 1000, error);
+		if (r >= 0 && !transfer.ended && seconds() - pressed >= PRESS_AGAIN_S) {
+			press(xm, domain->id, reboots, NULL); /* it may just be ending */
+			pressed = seconds();
+		}
+		if (!said && !transfer.ended && seconds() - begin >= PATIENCE_S) {
+			said = true;
+			fflush(stdout);
+			fprintf(stderr,
+				"Domain %s has not shut down for %d s: it may be booting, or ignore its "
+				"power "
+				"button, which is pressed again every %d s. xm console %s shows what it "
+				"does, "
+				"xm destroy %s ends it.\n",
+				domain->name, PATIENCE_S, PRESS_AGAIN_S, domain->name, domain->name);
+		}
+	}
+	return r < 0 ? r : transfer_result(&transfer, error);
+}
+
+static const char *on_reboot(const struct domain *domain)
+{
+	const char *word = json_string_value(json_object_get(domain->config, "on_reboot"));
+
+	return word ? word : "restart";
+}
+
+/* Waits until a domain of this name is there again under another ID, and has been started. */
+static int wait_back(struct xm *xm, const struct domain *gone, struct error *error)
+{
+	bool said = false;
 
 	for (;;) {
 		_cleanup_json_ json_t *json = NULL;
+		const char *busy, *trouble;
 		struct domain domain;
 
-		if (domain_get(&xm->client, name, &domain, &json, NULL) >= 0 && domain.id != id)
+		if (domain_get(&xm->client, gone->name, &domain, &json, error) < 0)
+			return error_prefix(error, "Domain '%s' did not come back (its on_reboot is '%s'). ",
+				gone->name, on_reboot(gone));
+		busy = json_string_value(json_object_get(json, "busy"));
+		trouble = json_string_value(json_object_get(json, "trouble"));
+		if (domain.id != gone->id && (!busy || strncmp(busy, "being started", 13) != 0))
 			return 0;
-		if (time(NULL) > end)
-			return error_set(error, ETIMEDOUT,
-				"Domain '%s' did not come back within %d s (see xm log).", name,
-				REBOOT_WAIT_S);
+		if (domain.id == gone->id && !busy)
+			return error_set(error, ECANCELED,
+				"Domain '%s' has ended and is kept (its on_reboot is '%s'); xm destroy %s "
+				"takes it away.",
+				gone->name, on_reboot(gone), gone->name);
+		if (trouble && !said) {
+			said = true;
+			fprintf(stderr, "Warning: %s\n", trouble);
+		}
 		usleep(200 * 1000);
 	}
 }
@@ -94,19 +152,17 @@ static int end_domains(struct xm *xm, const struct arguments *arguments, bool re
 	for (int waits = 0; waits <= option_given(arguments, "wait"); waits++)
 		for (size_t i = 0; r >= 0 && i < json_array_size(domains); i++) {
 			struct domain domain;
-			char id[24];
 
 			r = domain_read(&domain, json_array_get(domains, i), error);
 			if (r < 0 || !domain.id)
 				continue;
-			snprintf(id, sizeof(id), "%lld", domain.id);
 			if (!waits) {
-				r = post(xm, id, reboots ? "/reboot" : "/shutdown", done, error);
+				r = press(xm, domain.id, reboots, error);
 				continue;
 			}
-			r = wait_gone(xm, domain.id, error);
+			r = wait_gone(xm, &domain, reboots, error);
 			if (r >= 0 && reboots)
-				r = wait_back(xm, domain.name, domain.id, error);
+				r = wait_back(xm, &domain, error);
 			if (r >= 0)
 				printf("Domain %s %s\n", domain.name, reboots ? "rebooted" : "terminated");
 			fflush(stdout);

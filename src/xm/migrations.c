@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static int get_migrations(struct client *client, json_t **reply, struct error *error)
 {
@@ -90,12 +91,34 @@ int migrations_status(struct xm *xm, const struct arguments *arguments, struct e
 	return 0;
 }
 
+/* What was cancelled ends soon, unless it was past that point. */
+static int wait_until_free(struct xm *xm, const char *name, struct error *error)
+{
+	for (;;) {
+		_cleanup_json_ json_t *json = NULL;
+		const char *busy, *doubt;
+		struct domain domain;
+
+		if (domain_get(&xm->client, name, &domain, &json, error) < 0)
+			return error_prefix(error, "It was too late to cancel that. ");
+		busy = json_string_value(json_object_get(json, "busy"));
+		doubt = json_string_value(json_object_get(json, "doubt"));
+		if (!busy)
+			return 0;
+		if (doubt)
+			return error_set(error, EBUSY, "It was too late to cancel that. %s", doubt);
+		usleep(100 * 1000);
+	}
+}
+
 int migrations_cancel(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	char path[256];
 	int r = domain_path(path, arguments->words[0], "/cancel", error);
 
-	return r < 0 ? r : client_call(&xm->client, "POST", path, NULL, NULL, error);
+	if (r >= 0)
+		r = client_call(&xm->client, "POST", path, NULL, NULL, error);
+	return r < 0 ? r : wait_until_free(xm, arguments->words[0], error);
 }
 
 void migrations_tell_destination(struct client *client, long long id)

@@ -2,7 +2,7 @@
 """A ferry-guest for xend's tests: speaks docs/internal/guest-control.md, has RAM, runs nothing.
 
 What it does is said by words in its kernel's command line: crash, reboot (a moment after it is
-resumed), error (KVM cannot run it), deaf (ignores the power button); and by files beside the program:
+resumed), error (KVM cannot run it), busy (never idle), deaf (ignores the power button); and by files beside the program:
 features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that), lingers (a
 verb: that takes it seconds),
 hold (a verb: it does not answer to that as long as the file is there).
@@ -125,7 +125,7 @@ class Guest:
 
     def do_status(self, *_):
         return {"state": self.state, "reason": self.reason, "detail": self.detail, "cpu_time_ns": 1500000000,
-                "vcpus": [{"id": 0, "cpu_time_ns": 1500000000, "halted": self.state == "running"}],
+                "vcpus": [{"id": 0, "cpu_time_ns": 1500000000, "halted": self.state == "running" and "busy" not in self.words()}],
                 "machine": self.machine, "waits": " ".join(words_beside("waits", []))}, []
 
     def do_resume(self, *_):

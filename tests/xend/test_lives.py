@@ -55,6 +55,16 @@ class Lives(unittest.TestCase):
     def runs(self):
         return self.xend.get("/domains/TestGuest")["state"] == "-b----"
 
+    def ids(self):
+        return {domain["name"]: domain["id"] for domain in self.xend.domains()[1:]}
+
+    def ends(self, uuid, reason, **more):
+        """The guest does it by itself."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.connect(str(self.xend.root / "run/guests" / uuid / "control"))
+            control.send(json.dumps({"do": "end", "reason": reason, **more}).encode())
+            control.recv(65536)
+
     def full_store(self):
         """xend's database is on a file system that is full, from now on."""
         state = self.xend.root / "state"
@@ -171,17 +181,61 @@ class Records(Lives):
         self.assertEqual(self.xend.names(), [])
 
 
+class Endings(Lives):
+    """How a guest ended can be asked for afterwards."""
+
+    def ending(self):
+        wait_until(lambda: self.xend.names() == [], "its end")
+        return self.xend.get("/domains/TestGuest/ending")
+
+    def test_a_crash_right_after_the_start(self):
+        sentence = self.refused("Domain 'TestGuest' has started, and crashed at once: It panicked.", self.xend.create,
+                                extra="crash busy")
+        self.assertIn("xm log TestGuest shows the last of its console", sentence)
+        ending = self.ending()
+        self.assertEqual({key: ending[key] for key in ("name", "id", "state", "reason", "detail", "then", "console")},
+                         {"name": "TestGuest", "id": 1, "state": "----c-", "reason": "crash", "detail": "It panicked.",
+                          "then": "destroy", "console": "console history\n"})
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(self.ending(), ending)
+        for name in ("TestGuest", "1"):
+            self.refused(f"Domain '{name}' does not exist. It crashed at ", self.xend.get, f"/domains/{name}")
+        self.refused("nothing is known", self.xend.get, "/domains/Nobody/ending")
+        self.refused("has started, and crashed at once", self.xend.create, "Kept", extra="crash busy", on_crash="preserve")
+        self.assertEqual(self.xend.get("/domains/Kept")["state"], "----c-")
+
+    def test_other_ends(self):
+        domain = self.xend.create()
+        self.ends(domain["uuid"], "poweroff")
+        self.assertEqual((self.ending()["reason"], self.ending()["state"]), ("poweroff", "---s--"))
+        self.refused("It powered off at ", self.xend.get, "/domains/TestGuest")
+        domain = self.xend.create(on_crash="destroy")
+        os.kill(self.xend.guest_pid(domain), signal.SIGKILL)
+        self.assertEqual((self.ending()["reason"], self.ending()["exit"]), ("process", "was killed by signal 9 (Killed)"))
+        self.refused("Its process ended unexpectedly at ", self.xend.get, "/domains/TestGuest")
+        self.xend.create()
+        self.xend.post("/domains/TestGuest/destroy")
+        self.refused("It was destroyed at ", self.xend.get, "/domains/TestGuest")
+        self.xend.create()
+        self.save()
+        self.refused(f"It was saved to {self.checkpoint} at ", self.xend.get, "/domains/TestGuest")
+        self.assertEqual(self.ending()["file"], str(self.checkpoint))
+
+    def test_a_guest_ends_while_it_is_saved(self):
+        self.xend.create(on_crash="destroy")
+        (self.xend.root / "libexec/dies").write_text("pause")
+        self.refused("was not saved: it has ended by itself meanwhile", self.save)
+        self.assertEqual(os.listdir(self.place), [])
+
+    def test_one_address_of_a_network_is_one_guests(self):
+        vif = ["mac=00:16:3e:00:00:01, bridge=xenbr0"]
+        self.xend.create(vif=vif)
+        self.refused("Domain 'TestGuest' has the MAC address 00:16:3e:00:00:01 on the same bridge", self.xend.create,
+                     "Other", disk=[], vif=vif)
+
+
 class Restarts(Lives):
-    def ids(self):
-        return {domain["name"]: domain["id"] for domain in self.xend.domains()[1:]}
-
-    def ends(self, uuid, reason, **more):
-        """The guest does it by itself."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            control.connect(str(self.xend.root / "run/guests" / uuid / "control"))
-            control.send(json.dumps({"do": "end", "reason": reason, **more}).encode())
-            control.recv(65536)
-
     def again(self, sentence="the new guest"):
         wait_until(lambda: self.ids().get("TestGuest", 0) > 1 and self.runs(), sentence)
 

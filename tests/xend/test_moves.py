@@ -142,7 +142,9 @@ class Moves(unittest.TestCase):
             self.assertEqual(done["remote_id"], arrived["id"])
             self.migrate(self.two, port=18002, live=live)
             self.assertEqual((self.one.names(), self.two.names()), (["TestGuest"], []))
+            self.refused("does not exist. It was migrated to 10.0.0.1 at ", self.two.get, "/domains/TestGuest")
             self.one.post("/domains/TestGuest/destroy")
+            self.refused("does not exist. It was destroyed at ", self.one.get, "/domains/TestGuest")
         wait_until(lambda: not self.one.guests() and not self.two.guests(), "their end")
 
     def test_what_cannot_be_migrated(self):

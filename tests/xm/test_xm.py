@@ -2,6 +2,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,96 @@ def test_reboot_waits_for_the_new_id(xend):
         (0, "Domain TestGuest rebooted\nAll domains rebooted\n", "")
 
 
+def test_reboot_waits_until_the_new_one_is_started(xend):
+    xend.routes["POST", "/domains/1/reboot"] = (200, {})
+    looked = []
+
+    def starting(handler):
+        looked.append(1)
+        busy = {"busy": "being started again", "trouble": "No memory."} if len(looked) < 4 else {}
+        handler.json(200, dict(GUEST, id=2, **busy))
+
+    def gone(handler):
+        xend.routes["GET", "/domains/TestGuest"] = starting
+        handler.json(200, {})
+    xend.routes["GET", "/domains/1/gone"] = gone
+    assert xend.xm("reboot", "-w", "TestGuest") == \
+        (0, "Domain TestGuest rebooted\nAll domains rebooted\n", "Warning: No memory.\n")
+    assert len(looked) == 4
+
+
+def test_reboot_does_not_wait_for_one_that_comes_no_more(xend):
+    config = dict(GUEST["config"], on_reboot="destroy")
+    xend.routes["GET", "/domains/TestGuest"] = (200, dict(GUEST, config=config))
+    xend.routes["POST", "/domains/1/reboot"] = (200, {})
+
+    def gone(handler):
+        xend.routes["GET", "/domains/TestGuest"] = (404, {"error": "Domain 'TestGuest' does not exist. It powered off."})
+        handler.json(200, {})
+    xend.routes["GET", "/domains/1/gone"] = gone
+    assert xend.xm("reboot", "-w", "TestGuest") == \
+        (1, "", "Error: Domain 'TestGuest' did not come back (its on_reboot is 'destroy'). Domain 'TestGuest' does not exist. "
+                "It powered off.\n")
+
+    def kept(handler):
+        xend.routes["GET", "/domains/TestGuest"] = (200, GUEST)
+        handler.json(200, {})
+    xend.routes["GET", "/domains/TestGuest"] = (200, GUEST)
+    xend.routes["GET", "/domains/1/gone"] = kept
+    code, out, err = xend.xm("reboot", "-w", "TestGuest")
+    assert (code, out) == (1, "") and "Domain 'TestGuest' has ended and is kept" in err
+
+
+def test_a_lost_press_of_the_button_is_made_again(xend):
+    pressed, gone = [], threading.Event()
+
+    def press(handler):
+        pressed.append(1)
+        if len(pressed) == 2:
+            gone.set()
+        handler.json(200, {})
+
+    def wait(handler):
+        gone.wait(120)
+        handler.json(200, {})
+    xend.routes["POST", "/domains/1/shutdown"] = press
+    xend.routes["GET", "/domains/1/gone"] = wait
+    assert xend.xm("shutdown", "-w", "TestGuest") == (0, "Domain TestGuest terminated\nAll domains terminated\n", "")
+    assert len(pressed) == 2
+
+
+def test_how_a_domain_ended(xend):
+    xend.routes["GET", "/domains/TestGuest/ending"] = (200, {
+        "name": "TestGuest", "id": 3, "ended_at": 0, "state": "----c-", "reason": "crash", "exit": "", "detail": "Panic.",
+        "then": "destroy", "file": "", "console": "one\ntwo"})
+    code, out, err = xend.xm("log", "TestGuest")
+    assert (code, err) == (0, "")
+    assert re.sub("ended   : .*", "ended   : then", out) == \
+        "domain  : TestGuest (ID 3)\nended   : then\nstate   : ----c-\nreason  : crash\ndetail  : Panic.\n" \
+        "then    : destroy\nThe last of its console:\none\ntwo\n"
+
+
+def test_those_that_are_there_are_listed_beside_those_that_are_not(xend):
+    code, out, err = xend.xm("list", "TestGuest", "x", "0", "y")
+    assert (code, [line.split()[0] for line in out.splitlines()]) == (1, ["Name", "TestGuest", "Domain-0"])
+    assert err == "Error: Domain 'x' does not exist.\nError: Domain 'y' does not exist.\n"
+
+
+def test_cancel_returns_when_the_domain_is_free(xend):
+    looked = []
+
+    def show(handler):
+        looked.append(1)
+        handler.json(200, dict(GUEST, **({"busy": "being migrated"} if len(looked) < 3 else {})))
+    xend.routes["POST", "/domains/TestGuest/cancel"] = (200, {})
+    xend.routes["GET", "/domains/TestGuest"] = show
+    assert xend.xm("migrate", "--cancel", "TestGuest") == (0, "", "")
+    assert len(looked) == 3
+    del xend.routes["GET", "/domains/TestGuest"]
+    assert xend.xm("migrate", "--cancel", "TestGuest") == \
+        (1, "", "Error: It was too late to cancel that. Domain 'TestGuest' does not exist.\n")
+
+
 # save, restore, migrate
 
 PROGRESS = {"event": "progress", "phase": "memory", "round": 1, "sent_bytes": 32000000, "total_bytes": 64000000,
@@ -382,6 +473,37 @@ def test_interrupt_closes_the_stream(xend, words, path, sentence):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err.decode()) == (1, b"", f"Error: {sentence}\n")
     assert xend.client_left.wait(120)
+
+
+@pytest.mark.parametrize("words,path,sentence", [
+    (["save", "1", "f"], "/domains/1/save", "Interrupted: the save is cancelled and 1 is as before."),
+    (["migrate", "1", "h"], "/domains/1/migrate", "Interrupted: the migration is cancelled and 1 stays here.")])
+@pytest.mark.parametrize("in_time", [True, False])
+def test_interrupt_waits_for_the_end_of_the_job(xend, words, path, sentence, in_time):
+    started, cancelled, may_end = threading.Event(), threading.Event(), threading.Event()
+
+    def route(handler):
+        handler.begin()
+        handler.chunk(PROGRESS)
+        started.set()
+        assert may_end.wait(120)
+        handler.chunk({"event": "failed", "error": "Cancelled."} if in_time else {"event": "done"})
+        handler.end()
+
+    def cancel(handler):
+        cancelled.set()
+        handler.json(200, {})
+    xend.routes["POST", path] = route
+    xend.routes["POST", "/domains/1/cancel"] = cancel
+    process = xend.spawn(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert started.wait(120)
+    process.send_signal(signal.SIGINT)
+    assert cancelled.wait(120)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    may_end.set()
+    _, err = process.communicate(timeout=120)
+    assert (process.returncode, err.decode()) == ((1, f"Error: {sentence}\n") if in_time else (0, ""))
 
 
 def test_progress_is_for_terminals(xend):
