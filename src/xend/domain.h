@@ -89,12 +89,14 @@ static inline void cleanup_domain(struct domain **domain)
  * where it went. */
 int domain_find(struct xend *xend, const char *name_or_id, struct domain **domain, struct error *error);
 struct domain *domain_by_uuid(struct xend *xend, const char *uuid); /* borrowed, NULL: none */
+struct domain *domain_by_name(struct xend *xend, const char *name); /* the same */
 
 /*
- * Checks that the host can take this guest now: name and uuid are free, memory
- * suffices, no other guest here has its disks.
+ * Checks that the host can take this guest now (admission.c): name and uuid are free, memory
+ * suffices, no other guest here has its disks. `is_clone`: its memory is what clones share, which is counted
+ * already.
  */
-int domain_admit(struct xend *xend, const struct guest_config *config, struct error *error);
+int domain_admit(struct xend *xend, const struct guest_config *config, bool is_clone, struct error *error);
 /* The same for one that is in the list already, and has its name and uuid: memory and disks. */
 int domain_admit_again(struct domain *domain, struct error *error);
 /* The same, with a sentence added to the array for everything that stands against it. */

@@ -59,7 +59,7 @@ int lifecycle_check(struct xend *xend, struct guest_config *config, struct error
 	if (r >= 0)
 		r = disks_look(xend, config, 0, -1, error);
 	if (r >= 0)
-		r = domain_admit(xend, config, error);
+		r = domain_admit(xend, config, false, error);
 	if (r >= 0)
 		r = check_vifs(xend, config, error);
 	if (r >= 0)
