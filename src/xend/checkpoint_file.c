@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "xend/domain.h"
+#include "xend/endings.h"
 #include "xend/errand.h"
 #include "xend/lifecycle.h"
 #include "xend/store.h"
@@ -531,8 +532,10 @@ static void recover(struct xend *xend, struct unfinished *unfinished)
 			"The save to %s was not completed, and its file may be there: %s", path, error.text);
 	else if (unfinished->in_file && !unfinished->keep)
 		log_info("%s is complete: the guest that was saved to it has ended.", path);
-	if (unfinished && unfinished->in_file && !unfinished->keep && domain)
+	if (unfinished && unfinished->in_file && !unfinished->keep && domain) {
+		ending_by_order(domain, "saved", path, NULL);
 		lifecycle_finish(domain);
+	}
 	free(unfinished);
 }
 

@@ -161,6 +161,8 @@ static int enlist(struct xend *xend, struct guest_config *config, struct domain 
 	if (r >= 0)
 		r = store_drop_departures(xend->store, config->uuid, error);
 	if (r >= 0)
+		r = store_drop_namesake(xend->store, config->name, config->uuid, error);
+	if (r >= 0)
 		r = store_next_id(xend->store, &id, error);
 	if (r < 0)
 		return r;

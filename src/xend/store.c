@@ -114,6 +114,12 @@ static int ask(struct store *store, int64_t *value, int64_t none, struct error *
 	return 0;
 }
 
+int store_drop_namesake(struct store *store, const char *name, const char *uuid, struct error *error)
+{
+	return run_hastily(
+		store, error, "DELETE FROM domains WHERE name = ? AND uuid <> ?", "ss", name, uuid);
+}
+
 static const char *text(sqlite3_stmt *statement, int column)
 {
 	return (const char *)sqlite3_column_text(statement, column);

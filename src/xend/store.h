@@ -80,6 +80,9 @@ int store_next_id(struct store *store, unsigned *id, struct error *error);
 /* Adds the guest, or replaces what is known about the one of this uuid. */
 int store_put_domain(struct store *store, const struct stored_domain *domain, struct error *error);
 int store_drop_domain(struct store *store, const char *uuid, struct error *error);
+/* Drops a guest of that name which has another uuid: one that is no more, and whose row could not be dropped.
+ */
+int store_drop_namesake(struct store *store, const char *name, const char *uuid, struct error *error);
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
 	void *context, struct error *error);
 
@@ -133,7 +136,7 @@ struct stored_save {
 	bool keep;              /* the guest goes on either way */
 };
 
-/* Of a guest there is one; it is on the disk before this returns. */
+/* Adds it, or replaces what is known of the same; it is on the disk before this returns. */
 int store_put_save(struct store *store, const struct stored_save *save, struct error *error);
 int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struct error *error);
 int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),

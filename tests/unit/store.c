@@ -191,6 +191,7 @@ static void a_damaged_database_is_refused(void **state)
 	/* The first half of one. */
 	unlink(path);
 	in_database(unnumbered);
+	assert_int_equal(stat(path, &size), 0);
 	assert_int_equal(truncate(path, size.st_size / 2 / 4096 * 4096), 0);
 	assert_refused("", "move it away");
 }

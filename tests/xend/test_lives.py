@@ -74,14 +74,17 @@ class Lives(unittest.TestCase):
         rig.run(f"mount -t tmpfs -o size=1m tmpfs {state} && cp -a {kept}/. {state}/")
         self.addCleanup(rig.run, f"umount -l {state}")
         self.xend.start()
-        filler = state / "filler"
-        with open(filler, "wb", buffering=0) as file:
+        self.fill(state / "filler")
+        return state / "filler"
+
+    @staticmethod
+    def fill(path):
+        with open(path, "ab", buffering=0) as file:
             try:
                 while file.write(bytes(4096)):
                     pass
             except OSError:
                 pass
-        return filler
 
 
 @unittest.skipUnless(shutil.which("strace"), "strace is not installed")
@@ -152,6 +155,7 @@ class Saves(Lives):
         rig.kill(self.xend.guest_pid(domain))
         self.xend.start()
         self.assertEqual((self.xend.names(), os.listdir(self.place)), ([], ["c"]))
+        self.refused(f"It was saved to {self.checkpoint} at", self.xend.get, "/domains/TestGuest")
         self.restore()
 
 
@@ -382,6 +386,13 @@ class Restarts(Lives):
         """The disk was full as the guest powered off: its row says that it lives."""
         domain = self.xend.create()
         filler = self.full_store()
+        self.ends(domain["uuid"], "poweroff")
+        wait_until(lambda: self.ids() == {}, "its end")
+        self.refused("Unable to write xend's database", self.xend.create)
+        filler.unlink()
+        self.xend.create()  # of that name there is a row, which could not be dropped
+        domain = self.xend.get("/domains/TestGuest")
+        self.fill(filler)
         self.ends(domain["uuid"], "poweroff")
         wait_until(lambda: self.ids() == {}, "its end")
         self.xend.kill()
