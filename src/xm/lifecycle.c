@@ -54,21 +54,34 @@ static time_t seconds(void)
 	return now.tv_sec;
 }
 
-/* Waits until the domain with this ID is no longer there. */
-static int wait_gone(struct xm *xm, const struct domain *domain, bool reboots, struct error *error)
+/* Those from the `first` on: they may just be ending. */
+static void press_again(struct xm *xm, const json_t *domains, size_t first, bool reboots)
+{
+	struct domain domain;
+
+	for (size_t i = first; i < json_array_size(domains); i++)
+		if (domain_read(&domain, json_array_get(domains, i), NULL) >= 0 && domain.id)
+			press(xm, domain.id, reboots, NULL);
+}
+
+/* Waits until this one of the domains is no longer there. */
+static int wait_gone(struct xm *xm, const json_t *domains, size_t at, bool reboots, struct error *error)
 {
 	_cleanup_transfer_ struct transfer transfer = {0};
 	time_t begin = seconds(), pressed = begin;
+	struct domain domain;
 	bool said = false;
 	char path[64];
-	int r;
+	int r = domain_read(&domain, json_array_get(domains, at), error);
 
-	snprintf(path, sizeof(path), "/domains/%lld/gone", domain->id);
+	if (r < 0)
+		return r;
+	snprintf(path, sizeof(path), "/domains/%lld/gone", domain.id);
 	r = transfer_start(&transfer, &xm->client, "GET", path, NULL, 0, NULL, NULL, NULL, error);
 	while (r >= 0 && !transfer.ended) {
 		r = client_wait(&xm->client, NULL, 0, 1000, error);
 		if (r >= 0 && !transfer.ended && seconds() - pressed >= PRESS_AGAIN_S) {
-			press(xm, domain->id, reboots, NULL); /* it may just be ending */
+			press_again(xm, domains, at, reboots);
 			pressed = seconds();
 		}
 		if (!said && !transfer.ended && seconds() - begin >= PATIENCE_S) {
@@ -80,7 +93,7 @@ static int wait_gone(struct xm *xm, const struct domain *domain, bool reboots, s
 				"button, which is pressed again every %d s. xm console %s shows what it "
 				"does, "
 				"xm destroy %s ends it.\n",
-				domain->name, PATIENCE_S, PRESS_AGAIN_S, domain->name, domain->name);
+				domain.name, PATIENCE_S, PRESS_AGAIN_S, domain.name, domain.name);
 		}
 	}
 	return r < 0 ? r : transfer_result(&transfer, error);
@@ -123,11 +136,50 @@ static int wait_back(struct xm *xm, const struct domain *gone, struct error *err
 	}
 }
 
+/* The domain joins those that have been asked. */
+static int press_first(struct xm *xm, const json_t *json, bool reboots, json_t *asked, struct error *error)
+{
+	_cleanup_json_ json_t *copy = json_copy((json_t *)json);
+	struct domain domain;
+	int r = domain_read(&domain, json, error);
+
+	if (r < 0 || !domain.id)
+		return r;
+	r = press(xm, domain.id, reboots, error);
+	if (r >= 0)
+		json_array_append(asked, copy);
+	return r;
+}
+
+static int wait_for_end(struct xm *xm, const json_t *asked, size_t at, bool reboots, struct error *error)
+{
+	struct domain domain;
+	int r = domain_read(&domain, json_array_get(asked, at), error);
+
+	if (r >= 0)
+		r = wait_gone(xm, asked, at, reboots, error);
+	if (r >= 0 && reboots)
+		r = wait_back(xm, &domain, error);
+	if (r >= 0)
+		printf("Domain %s %s\n", domain.name, reboots ? "rebooted" : "terminated");
+	fflush(stdout);
+	return r;
+}
+
+/* One that cannot be asked keeps the others from nothing; the last sentence is the command's. */
+static void note_failure(int *r, struct error *error, const struct error *failed)
+{
+	if (*r < 0)
+		fprintf(stderr, "Error: %s\n", error->text);
+	*error = *failed;
+	*r = -failed->code;
+}
+
 /* Asks one domain, or with -a all, to power off or reboot, and waits with -w. */
 static int end_domains(struct xm *xm, const struct arguments *arguments, bool reboots, struct error *error)
 {
 	const char *done = reboots ? "rebooted" : "shut down";
-	_cleanup_json_ json_t *reply = NULL, *domains = NULL;
+	_cleanup_json_ json_t *reply = NULL, *domains = NULL, *asked = json_array();
 	int r = 0;
 
 	if (option_given(arguments, "all") == (arguments->word_count > 0)) {
@@ -149,24 +201,19 @@ static int end_domains(struct xm *xm, const struct arguments *arguments, bool re
 		if (r >= 0)
 			json_array_append(domains, json);
 	}
-	for (int waits = 0; waits <= option_given(arguments, "wait"); waits++)
-		for (size_t i = 0; r >= 0 && i < json_array_size(domains); i++) {
-			struct domain domain;
+	for (size_t i = 0; i < json_array_size(domains); i++) {
+		struct error failed;
+		int pressed = press_first(xm, json_array_get(domains, i), reboots, asked, &failed);
 
-			r = domain_read(&domain, json_array_get(domains, i), error);
-			if (r < 0 || !domain.id)
-				continue;
-			if (!waits) {
-				r = press(xm, domain.id, reboots, error);
-				continue;
-			}
-			r = wait_gone(xm, &domain, reboots, error);
-			if (r >= 0 && reboots)
-				r = wait_back(xm, &domain, error);
-			if (r >= 0)
-				printf("Domain %s %s\n", domain.name, reboots ? "rebooted" : "terminated");
-			fflush(stdout);
-		}
+		if (pressed < 0)
+			note_failure(&r, error, &failed);
+	}
+	for (size_t i = 0; option_given(arguments, "wait") && i < json_array_size(asked); i++) {
+		struct error failed;
+
+		if (wait_for_end(xm, asked, i, reboots, &failed) < 0)
+			note_failure(&r, error, &failed);
+	}
 	if (r >= 0 && option_given(arguments, "wait"))
 		printf("All domains %s\n", reboots ? "rebooted" : "terminated");
 	return r;

@@ -192,6 +192,17 @@ def test_shutdown_all_and_wrong_arguments(xend):
     assert code == 1 and err.startswith("Error: xm shutdown: expected <Domain> or -a, found both.\n")
 
 
+def test_one_that_cannot_be_shut_down_keeps_no_other_from_it(xend):
+    others = [dict(GUEST, id=2, name="Paused"), GUEST, dict(GUEST, id=3, name="Ended")]
+    xend.routes["GET", "/domains"] = (200, {"domains": [HOST, *others]})
+    xend.routes["POST", "/domains/2/shutdown"] = (409, {"error": "Domain 'Paused' is paused."})
+    xend.routes["POST", "/domains/1/shutdown"] = (200, {})
+    xend.routes["POST", "/domains/3/shutdown"] = (409, {"error": "Domain 'Ended' has ended."})
+    xend.routes["GET", "/domains/1/gone"] = (200, {})
+    assert xend.xm("shutdown", "-a", "-w") == \
+        (1, "Domain TestGuest terminated\n", "Error: Domain 'Paused' is paused.\nError: Domain 'Ended' has ended.\n")
+
+
 def test_reboot_waits_for_the_new_id(xend):
     xend.routes["POST", "/domains/1/reboot"] = (200, {})
 
