@@ -178,7 +178,7 @@ static int record(struct checkpoint_file *file, const char *aside, struct error 
 			.aside = aside,
 			.device = info.st_dev,
 			.inode = info.st_ino,
-			.keep = file->keep},
+			.fate = file->keep ? SAVE_KEEPS_GUEST : SAVE_ENDS_GUEST},
 		error);
 	xend_unlock(file->xend);
 	file->recorded = r >= 0;
@@ -228,6 +228,15 @@ static int replace(struct checkpoint_file *file, struct error *error)
 	if (link(file->path, aside) < 0 && rename(file->path, aside) < 0)
 		return -errno;
 	return rename(file->temporary, file->path) < 0 ? -errno : 0;
+}
+
+/* The guest goes on: from now on its end does not mean that it is in the file. Keeps the lock. */
+static void fail_record(struct xend *xend, const char *uuid, const char *path)
+{
+	struct error error;
+
+	if (store_fail_saves(xend->store, uuid, path, &error) < 0)
+		log_error("%s", error.text);
 }
 
 /* The record stays: the next xend tries it again. */
@@ -282,6 +291,11 @@ static int publish(void *context, struct error *error)
 	else if (!error->code)
 		cannot(file, -r, error);
 	undone = file->recorded ? undo(&file->publication) : 0;
+	if (undone < 0) {
+		xend_lock(file->xend);
+		fail_record(file->xend, file->uuid, file->path);
+		xend_unlock(file->xend);
+	}
 	if (undone < 0)
 		return not_taken_back(&file->publication, undone, error);
 	sync_directory(file->directory);
@@ -375,9 +389,17 @@ int checkpoint_file_publish(struct checkpoint_file **file, const char *uuid, boo
 {
 	static const struct errand publishing = {.run = publish, .late = abandon};
 
+	struct xend *xend = (*file)->xend;
+	char path[sizeof((*file)->path)];
+	int r;
+
+	memcpy(path, (*file)->path, sizeof(path));
 	snprintf((*file)->uuid, sizeof((*file)->uuid), "%s", uuid);
 	(*file)->keep = keep;
-	return run((*file)->xend, &publishing, file, -1, error);
+	r = run(xend, &publishing, file, -1, error);
+	if (!*file) /* it is undone when its storage answers */
+		fail_record(xend, uuid, path);
+	return r;
 }
 
 int checkpoint_file_record_staying(const struct checkpoint_file *file, struct error *error)
@@ -397,7 +419,10 @@ int checkpoint_file_take_back(struct checkpoint_file **file, struct error *error
 {
 	static const struct errand taking_back = {.run = take_back, .late = abandon};
 	struct error why;
-	int r = run((*file)->xend, &taking_back, file, -1, &why);
+	int r;
+
+	fail_record((*file)->xend, (*file)->uuid, (*file)->path);
+	r = run((*file)->xend, &taking_back, file, -1, &why);
 
 	/* take_back() of an errand does not know why it is called. */
 	return r < 0 ? error_set(error, why.code, "%.2000s %.2000s", error->text, why.text) : r;
@@ -475,8 +500,9 @@ struct unfinished {
 	struct unfinished *next;
 	struct publication publication;
 	char uuid[37];
-	bool keep, ended; /* the guest's process is no more */
-	bool in_file;     /* then: it is in the file, which stays */
+	enum save_fate fate;
+	bool ended;   /* the guest's process is no more */
+	bool in_file; /* then: it is in the file, which stays */
 };
 
 static int finish(void *context, struct error *error)
@@ -486,8 +512,9 @@ static int finish(void *context, struct error *error)
 	struct stat info;
 	int r = look(publication->path, &info);
 
-	unfinished->in_file =
-		r > 0 && (unfinished->ended || unfinished->keep) && is_new_file(publication, &info);
+	unfinished->in_file = r > 0 && is_new_file(publication, &info) &&
+			      (unfinished->fate == SAVE_KEEPS_GUEST ||
+				      (unfinished->fate == SAVE_ENDS_GUEST && unfinished->ended));
 	if (r >= 0)
 		r = unfinished->in_file ? clear_aside(publication) : undo(publication);
 	if (r < 0)
@@ -509,7 +536,7 @@ static int collect(void *context, const struct stored_save *save)
 	snprintf(unfinished->publication.aside, sizeof(unfinished->publication.aside), "%s", save->aside);
 	unfinished->publication.device = save->device;
 	unfinished->publication.inode = save->inode;
-	unfinished->keep = save->keep;
+	unfinished->fate = save->fate;
 	unfinished->next = *first;
 	*first = unfinished;
 	return 0;
@@ -521,18 +548,21 @@ static void recover(struct xend *xend, struct unfinished *unfinished)
 	struct domain *domain = domain_by_uuid(xend, unfinished->uuid);
 	char path[sizeof(unfinished->publication.path)];
 	struct error error = {0};
+	bool ends = unfinished->fate == SAVE_ENDS_GUEST;
 
 	memcpy(path, unfinished->publication.path, sizeof(path));
 	unfinished->xend = xend;
 	unfinished->ended = !domain || domain->dead;
+	if (ends && !unfinished->ended)
+		fail_record(xend, unfinished->uuid, path);
 	/* It is the record's, which knows whether it is to go. */
 	store_drop_leftover(xend->store, unfinished->publication.aside, NULL);
 	if (errand_run(xend, &finishing, &unfinished, -1, &error) < 0)
 		log_error(
 			"The save to %s was not completed, and its file may be there: %s", path, error.text);
-	else if (unfinished->in_file && !unfinished->keep)
+	else if (unfinished->in_file && ends)
 		log_info("%s is complete: the guest that was saved to it has ended.", path);
-	if (unfinished && unfinished->in_file && !unfinished->keep && domain) {
+	if (unfinished && unfinished->in_file && ends && domain) {
 		ending_by_order(domain, "saved", path, NULL);
 		lifecycle_finish(domain);
 	}

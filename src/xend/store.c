@@ -1,5 +1,6 @@
 #include "xend/store.h"
 #include "base/cleanup.h"
+#include "xend/store_db.h"
 #include "xend/store_schema.h"
 #include "xend/uuid.h"
 
@@ -7,11 +8,6 @@
 #include <sqlite3.h>
 #include <stdarg.h>
 #include <string.h>
-
-struct store {
-	sqlite3 *db;
-	char records[37];
-};
 
 /* A ticket nobody has asked about for this long will not be asked about. */
 #define TICKET_LIFETIME "90 * 86400"
@@ -88,6 +84,24 @@ static int run_hastily(struct store *store, struct error *error, const char *sql
 
 	va_start(values, types);
 	be_hasty(store, true);
+	r = step(store, error, sql, types, &values);
+	be_hasty(store, false);
+	va_end(values);
+	return r;
+}
+
+int store_failed(struct store *store, struct error *error)
+{
+	return failed(store, error);
+}
+
+int store_run(struct store *store, bool hastily, struct error *error, const char *sql, const char *types, ...)
+{
+	va_list values;
+	int r;
+
+	va_start(values, types);
+	be_hasty(store, hastily);
 	r = step(store, error, sql, types, &values);
 	be_hasty(store, false);
 	va_end(values);
@@ -485,46 +499,6 @@ json_t *store_leftovers(struct store *store)
 	return paths;
 }
 
-int store_put_save(struct store *store, const struct stored_save *save, struct error *error)
-{
-	return run(store, error,
-		"REPLACE INTO saves(uuid, path, aside, device, inode, keep) VALUES (?, ?, ?, ?, ?, ?)",
-		"sssiii", save->uuid, save->path, save->aside, (int64_t)save->device, (int64_t)save->inode,
-		(int64_t)save->keep);
-}
-
-int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struct error *error)
-{
-	return run_hastily(
-		store, error, "DELETE FROM saves WHERE uuid = ? AND inode = ?", "si", uuid, (int64_t)inode);
-}
-
-int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),
-	void *context, struct error *error)
-{
-	_cleanup_statement_ sqlite3_stmt *statement = NULL;
-	int r;
-
-	if (sqlite3_prepare_v2(store->db, "SELECT uuid, path, aside, device, inode, keep FROM saves", -1,
-		    &statement, NULL) != SQLITE_OK)
-		return failed(store, error);
-	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
-		struct stored_save save = {
-			.uuid = text(statement, 0),
-			.path = text(statement, 1),
-			.aside = text(statement, 2),
-			.device = (uint64_t)sqlite3_column_int64(statement, 3),
-			.inode = (uint64_t)sqlite3_column_int64(statement, 4),
-			.keep = sqlite3_column_int(statement, 5),
-		};
-
-		r = visit(context, &save);
-		if (r < 0)
-			return error_set(error, -r, "Unable to read xend's database: %s.", strerror(-r));
-	}
-	return r == SQLITE_DONE ? 0 : failed(store, error);
-}
-
 int store_put_peer(
 	struct store *store, const char *host, const char *address, unsigned port, struct error *error)
 {
@@ -555,53 +529,6 @@ int store_each_peer(struct store *store, int (*visit)(void *context, const char 
 			return r;
 	}
 	return r == SQLITE_DONE ? 0 : failed(store, error);
-}
-
-int store_put_ending(
-	struct store *store, const struct stored_ending *ending, unsigned most, struct error *error)
-{
-	int r = run_hastily(store, error,
-		"REPLACE INTO endings(name, uuid, id, ended_at, reason, exit, detail, next, file, console)"
-		" VALUES (?, ?, ?, strftime('%s'), ?, ?, ?, ?, ?, ?)",
-		"ssissssss", ending->name, ending->uuid, (int64_t)ending->id, ending->reason, ending->exit,
-		ending->detail, ending->then, ending->file, ending->console);
-
-	return r < 0 ? r
-		     : run_hastily(store, error,
-			       "DELETE FROM endings WHERE name IN (SELECT name FROM endings ORDER BY "
-			       "ended_at DESC LIMIT -1 OFFSET ?)",
-			       "i", (int64_t)most);
-}
-
-int store_find_ending(struct store *store, const char *name_or_id,
-	int (*found)(void *context, const struct stored_ending *ending), void *context, struct error *error)
-{
-	_cleanup_statement_ sqlite3_stmt *statement = NULL;
-	int r = sqlite3_prepare_v2(store->db,
-		"SELECT name, uuid, id, ended_at, reason, exit, detail, next, file, console FROM endings"
-		" WHERE name = ?1 OR CAST(id AS TEXT) = ?1 ORDER BY name = ?1 DESC, ended_at DESC LIMIT 1",
-		-1, &statement, NULL);
-
-	if (r == SQLITE_OK)
-		r = sqlite3_bind_text(statement, 1, name_or_id, -1, SQLITE_TRANSIENT);
-	if (r == SQLITE_OK)
-		r = sqlite3_step(statement);
-	if (r == SQLITE_DONE)
-		return 0;
-	if (r != SQLITE_ROW)
-		return failed(store, error);
-	return found(context, &(struct stored_ending){
-				      .name = text(statement, 0),
-				      .uuid = text(statement, 1),
-				      .id = (unsigned)sqlite3_column_int64(statement, 2),
-				      .ended_at = sqlite3_column_int64(statement, 3),
-				      .reason = text(statement, 4),
-				      .exit = text(statement, 5),
-				      .detail = text(statement, 6),
-				      .then = text(statement, 7),
-				      .file = text(statement, 8),
-				      .console = text(statement, 9),
-			      });
 }
 
 int store_put_destination(struct store *store, const char *name, const char *host, struct error *error)

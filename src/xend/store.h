@@ -127,17 +127,25 @@ int store_drop_leftover(struct store *store, const char *path, struct error *err
 /* An array of their names: what a killed xend has left. */
 json_t *store_leftovers(struct store *store);
 
+enum save_fate {
+	SAVE_ENDS_GUEST,  /* where the guest has ended it is in the file */
+	SAVE_KEEPS_GUEST, /* the guest goes on either way, and the file may stay */
+	SAVE_FAILED,      /* the guest goes on, and the file is to go, whatever becomes of the guest */
+};
+
 /* A file that has got its name while it is open whether the guest in it has ended. Strings are borrowed. */
 struct stored_save {
 	const char *uuid;       /* of the guest */
 	const char *path;       /* of the file */
 	const char *aside;      /* where that is which it replaces, "": nothing */
 	uint64_t device, inode; /* of the file */
-	bool keep;              /* the guest goes on either way */
+	enum save_fate fate;
 };
 
 /* Adds it, or replaces what is known of the same; it is on the disk before this returns. */
 int store_put_save(struct store *store, const struct stored_save *save, struct error *error);
+/* The saves of this guest to this file become SAVE_FAILED. */
+int store_fail_saves(struct store *store, const char *uuid, const char *path, struct error *error);
 int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struct error *error);
 int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),
 	void *context, struct error *error);

@@ -42,7 +42,7 @@ static const char *const steps[] = {
 	/* A save whose storage does not answer may be followed by another of the same guest. */
 	"ALTER TABLE saves RENAME TO saves_by_guest;"
 	"CREATE TABLE saves(uuid TEXT NOT NULL, path TEXT NOT NULL, aside TEXT NOT NULL, device INTEGER NOT "
-	"NULL, inode INTEGER NOT NULL, keep INTEGER NOT NULL, PRIMARY KEY(uuid, path, inode)) WITHOUT ROWID;"
+	"NULL, inode INTEGER NOT NULL, fate INTEGER NOT NULL, PRIMARY KEY(uuid, path, inode)) WITHOUT ROWID;"
 	"INSERT INTO saves SELECT uuid, path, aside, device, inode, keep FROM saves_by_guest;"
 	"DROP TABLE saves_by_guest;",
 };

@@ -596,10 +596,13 @@ static struct domain *saved_guest(struct xend *xend, bool dead)
 static void a_next_xend_decides_whether_the_guest_or_its_file_goes_on(void **state)
 {
 	static const struct {
-		bool dead, old, forgotten;
+		bool dead, old, forgotten,
+			failed; /* failed: the guest had gone on, the file could not be removed */
 		const char *then;
-	} cases[] = {{false, false, false, ""}, {false, true, false, "old"}, {true, false, false, "new"},
-		{true, true, false, "new"}, {false, true, true, "new"}};
+	} cases[] = {{false, false, false, false, ""}, {false, true, false, false, "old"},
+		{true, false, false, false, "new"}, {true, true, false, false, "new"},
+		{false, true, true, false, "new"}, {true, true, false, true, "old"},
+		{false, true, true, true, "old"}, {false, false, true, true, ""}};
 
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -614,14 +617,19 @@ static void a_next_xend_decides_whether_the_guest_or_its_file_goes_on(void **sta
 			write_whole(xend, path, false, "old");
 		file = write_checkpoint(xend, path, true, "new");
 		publish(&file); /* and no more: this xend is dead, its file open until the end */
+		if (cases[i].failed)
+			assert_int_equal(store_fail_saves(xend->store, SAVED_UUID, path, NULL), 0);
 		xend->store = reopen(xend->store, cases[i].forgotten ? "boot-9" : "boot-8");
 		domain = cases[i].forgotten ? NULL : domain_ref(saved_guest(xend, cases[i].dead));
 		checkpoint_file_recover(xend);
 		if (*cases[i].then)
 			read_back(path, cases[i].then);
+		else
+			assert_int_equal(access(path, F_OK), -1);
 		only_file_is(path);
 		if (domain) {
-			assert_int_equal(domain->phase, cases[i].dead ? DOMAIN_GONE : DOMAIN_LIVE);
+			assert_int_equal(
+				domain->phase, cases[i].dead && !cases[i].failed ? DOMAIN_GONE : DOMAIN_LIVE);
 			domain_forget(domain);
 			domain_unref(domain);
 		}
