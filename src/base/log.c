@@ -1,4 +1,5 @@
 #include "base/log.h"
+#include "base/printable.h"
 
 #include <pthread.h>
 #include <stdarg.h>
@@ -44,7 +45,7 @@ void log_open(const char *name, enum log_level least)
 static void put(enum log_level level, const char *text)
 {
 	static const char *const names[] = {"DEBUG", "INFO", "WARNING", "ERROR"};
-	char line[2400], date[32], offset[8];
+	char shown[4096], line[4352], date[32], offset[8];
 	struct timespec now;
 	struct tm fields;
 	int length;
@@ -53,8 +54,10 @@ static void put(enum log_level level, const char *text)
 	localtime_r(&now.tv_sec, &fields);
 	strftime(date, sizeof(date), "%F %T", &fields);
 	strftime(offset, sizeof(offset), "%z", &fields);
+	/* What guests and peers write begins no line, and nothing on the terminal of who reads it. */
+	printable(text, strlen(text), PRINTABLE_LINE, shown, sizeof(shown));
 	length = snprintf(line, sizeof(line), "[%s.%03ld %s %s %d] %s: %s\n", date, now.tv_nsec / 1000000,
-		offset, program, (int)getpid(), names[level], text);
+		offset, program, (int)getpid(), names[level], shown);
 	/* One write a line, so that lines of several threads and processes stay whole. */
 	if (length > 0 && write(STDERR_FILENO, line, (size_t)length) < 0)
 		return;

@@ -6,6 +6,7 @@
  * The time is local, with its distance from UTC. Lines are counted by their format: where more than a hundred
  *of one come within ten seconds the rest are counted, and the count is written when the time is over. So
  *nobody who causes lines fills a disk with them.
+ * Controls in the text are written as printable.h shows them: one line is one sentence of ours.
  *
  * The level that is shown is set once, by the main file.
  */

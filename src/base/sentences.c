@@ -1,15 +1,9 @@
 #include "base/sentences.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-
-void sentence_printable(char *text)
-{
-	for (; *text; text++)
-		if ((unsigned char)*text < 0x20 || *text == 0x7f)
-			*text = ' ';
-}
 
 int sentences_refused(struct error *error, const char *host, const json_t *objections)
 {
@@ -23,9 +17,10 @@ int sentences_refused(struct error *error, const char *host, const json_t *objec
 
 		if (!sentence)
 			continue;
-		snprintf(error->text + used, sizeof(error->text) - used, "%s%s", count > 1 ? "\n  - " : " ",
-			sentence);
-		sentence_printable(error->text + used + (count > 1 ? 1 : 0));
+		snprintf(error->text + used, sizeof(error->text) - used, "%s", count > 1 ? "\n  - " : " ");
+		used = strlen(error->text);
+		printable(sentence, strlen(sentence), PRINTABLE_LINE, error->text + used,
+			sizeof(error->text) - used);
 	}
 	return -EPERM;
 }

@@ -8,8 +8,5 @@
 
 #include <jansson.h>
 
-/* Whatever does not print becomes a space. */
-void sentence_printable(char *text);
-
-/* "HOST refuses the guest: …" from its array of objections; returns -EPERM. */
+/* "HOST refuses the guest: …" from its array of objections, each as printable.h shows it; returns -EPERM. */
 int sentences_refused(struct error *error, const char *host, const json_t *objections);

@@ -1,4 +1,5 @@
 #include "carry/peer.h"
+#include "base/printable.h"
 #include "carry/clock.h"
 #include "state/description.h"
 #include "state/checkpoint.h"
@@ -288,15 +289,12 @@ static int aborted(struct wire *wire, const struct record *record, struct error 
 {
 	_cleanup_buffer_ struct buffer text = {0};
 	int r = peer_payload(wire, record, &text, error);
+	char shown[2048];
 
 	if (r < 0)
 		return r;
-	/* What a stranger wrote is shown to a user: printable characters only. */
-	for (size_t i = 0; i < text.size; i++)
-		if (text.data[i] < 0x20 || text.data[i] == 0x7f)
-			text.data[i] = ' ';
-	return error_set(error, ECONNABORTED, "%s gave up: %.*s", wire->peer, (int)text.size,
-		text.size ? (const char *)text.data : "");
+	printable(text.size ? (const char *)text.data : "", text.size, PRINTABLE_LINE, shown, sizeof(shown));
+	return error_set(error, ECONNABORTED, "%s gave up: %s", wire->peer, shown);
 }
 
 int peer_receive(struct wire *wire, struct record *record, struct error *error)

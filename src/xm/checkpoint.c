@@ -2,6 +2,7 @@
  */
 #include "base/bitmap.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "state/checkpoint.h"
 #include "config/guest_config.h"
 #include "state/fields.h"
@@ -16,16 +17,12 @@
 
 #define KINDS_MAX 64 /* of devices; the rest is counted */
 
-/* Text out of the file may hold what a terminal obeys: control characters (C0, DEL, and C1 as UTF-8) become
- * '?'. */
+/* Text out of the file, which anybody may have written. */
 static void print_text(const char *text)
 {
-	for (const unsigned char *at = (const unsigned char *)text; *at; at++) {
-		bool high = *at == 0xc2 && at[1] >= 0x80 && at[1] < 0xa0;
+	_cleanup_free_ char *shown = printable_copy(text, PRINTABLE_LINE);
 
-		putchar(*at < 0x20 || *at == 0x7f || high ? '?' : *at);
-		at += high ? 1 : 0;
-	}
+	fputs(shown ? shown : "?", stdout);
 }
 
 static void print_member(const char *label, const json_t *value)

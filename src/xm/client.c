@@ -1,6 +1,7 @@
 #include "xm/client.h"
 
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "config/xend_config.h"
 
 #include <errno.h>
@@ -286,6 +287,7 @@ int client_call(struct client *client, const char *method, const char *path, con
 	if (!json_is_object(json))
 		return error_set(
 			error, EPROTO, "The answer on %s is not xend's (no JSON object).", client->socket);
+	printable_json(json);
 	if (reply)
 		*reply = take_pointer(json);
 	return 0;

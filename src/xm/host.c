@@ -1,5 +1,7 @@
 /* xm info and log. */
+#include "base/buffer.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "xm/command.h"
 #include "xm/domain.h"
 
@@ -35,12 +37,36 @@ static int info(struct xm *xm, const struct arguments *arguments, struct error *
 	return 0;
 }
 
-static int print_log(void *context, const char *bytes, size_t size, struct error *error)
+/* Whole lines, since a character may come in two pieces. */
+#define LINE_MAX_SIZE (64u << 10)
+
+static int print_lines(struct buffer *lines, size_t size, struct error *error)
 {
-	(void)context;
-	if (fwrite(bytes, 1, size, stdout) != size)
+	_cleanup_free_ char *shown = malloc(size * 10 + 1); /* more than any character may need */
+	size_t length;
+
+	if (!shown)
+		return error_set(error, ENOMEM, "Out of memory.");
+	length = printable((const char *)lines->data, size, PRINTABLE_LINES, shown, size * 10 + 1);
+	if (fwrite(shown, 1, length, stdout) != length)
 		return error_set(error, errno, "Unable to write the log: %s.", strerror(errno));
+	memmove(lines->data, lines->data + size, lines->size - size);
+	lines->size -= size;
 	return 0;
+}
+
+static int take_log(void *context, const char *bytes, size_t size, struct error *error)
+{
+	struct buffer *lines = context;
+	const char *end;
+
+	buffer_append(lines, bytes, size);
+	if (lines->failed)
+		return error_set(error, ENOMEM, "Out of memory.");
+	end = memrchr(lines->data, '\n', lines->size);
+	if (!end && lines->size < LINE_MAX_SIZE)
+		return 0;
+	return print_lines(lines, end ? (size_t)(end + 1 - (const char *)lines->data) : lines->size, error);
 }
 
 static const char *member(const json_t *object, const char *key)
@@ -89,14 +115,17 @@ static int show_ending(struct xm *xm, const char *name, struct error *error)
 static int show_log(struct xm *xm, const struct arguments *arguments, struct error *error)
 {
 	_cleanup_transfer_ struct transfer transfer = {0};
+	_cleanup_buffer_ struct buffer lines = {0};
 	int r;
 
 	if (arguments->word_count)
 		return show_ending(xm, arguments->words[0], error);
-	r = transfer_start(&transfer, &xm->client, "GET", "/log", NULL, 0, NULL, print_log, NULL, error);
+	r = transfer_start(&transfer, &xm->client, "GET", "/log", NULL, 0, NULL, take_log, &lines, error);
 
 	while (r >= 0 && !transfer.ended)
 		r = client_wait(&xm->client, NULL, 0, -1, error);
+	if (r >= 0 && lines.size)
+		r = print_lines(&lines, lines.size, error);
 	return r < 0 ? r : transfer_result(&transfer, error);
 }
 

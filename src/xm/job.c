@@ -1,6 +1,7 @@
 #include "xm/job.h"
 
 #include "base/cleanup.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -132,9 +133,11 @@ static int take_event(struct events *events, struct error *error)
 {
 	_cleanup_json_ json_t *event =
 		json_loadb((const char *)events->line.data, events->line.size, JSON_REJECT_DUPLICATES, NULL);
-	const char *name = json_string_value(json_object_get(event, "event"));
-	const char *trouble = json_string_value(json_object_get(event, "error"));
+	const char *name, *trouble;
 
+	printable_json(event);
+	name = json_string_value(json_object_get(event, "event"));
+	trouble = json_string_value(json_object_get(event, "error"));
 	buffer_clear(&events->line);
 	if (events->last) /* what follows the end does not count */
 		return 0;

@@ -1,5 +1,6 @@
 /* xm: the user's front end to xend. */
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "config/scanner.h"
 #include "xm/command.h"
 
@@ -88,10 +89,13 @@ static bool asks_for_help(int count, char **words)
 	return false;
 }
 
+/* What another host, a guest or a file has said may be in it. */
 static void print_error(const struct error *error)
 {
+	_cleanup_free_ char *shown = printable_copy(error->text, PRINTABLE_LINES);
+
 	fflush(stdout);
-	fprintf(stderr, "Error: %s\n", *error->text ? error->text : "The command failed without a reason.");
+	fprintf(stderr, "Error: %s\n", shown && *shown ? shown : "The command failed without a reason.");
 }
 
 static void xm_close(struct xm *xm)

@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -57,6 +58,75 @@ static void bitmap_runs_cross_words(void **state)
 	assert_int_equal(start, 192);
 	assert_int_equal(bitmap_run(map, 100, 61, &start), 39);
 	assert_int_equal(bitmap_count(map, 61), 1);
+}
+
+static void what_others_write_is_shown_not_obeyed(void **state)
+{
+	static const struct {
+		const char *text, *line, *lines; /* NULL: as the line */
+	} cases[] = {
+		{"Plain text, 100 %, \\n", "Plain text, 100 %, \\n", NULL},
+		{"\x1b[31mred\x1b]0;title\a", "\\x1b[31mred\\x1b]0;title\\x07", NULL},
+		{"one\ntwo\tthree\r", "one\\ntwo\\tthree\\r", "one\ntwo\tthree\\r"},
+		{"del \x7f", "del \\x7f", NULL},
+		{"caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", "caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80",
+			NULL},
+		{"C1 \xc2\x9b"
+		 "31m",
+			"C1 \\u{9b}31m", NULL},
+		{"bidi \xe2\x80\xae"
+		 "cba\xe2\x81\xa6",
+			"bidi \\u{202e}cba\\u{2066}", NULL},
+		{"lines \xe2\x80\xa8\xe2\x80\xa9", "lines \\u{2028}\\u{2029}", NULL},
+		{"invisible \xef\xbb\xbf\xe2\x80\x8b", "invisible \\u{feff}\\u{200b}", NULL},
+		{"tag \xf3\xa0\x81\x81", "tag \\u{e0041}", NULL},
+		{"Latin-1 caf\xe9.", "Latin-1 caf\\xe9.", NULL},
+		{"raw C1 \x9b"
+		 "31m",
+			"raw C1 \\x9b31m", NULL},
+		{"overlong \xc0\x9b\xe0\x82\x9b", "overlong \\xc0\\x9b\\xe0\\x82\\x9b", NULL},
+		{"surrogate \xed\xa0\x80", "surrogate \\xed\\xa0\\x80", NULL},
+		{"beyond \xf4\x90\x80\x80", "beyond \\xf4\\x90\\x80\\x80", NULL},
+		{"cut \xe2\x82", "cut \\xe2\\x82", NULL},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		_cleanup_free_ char *line = printable_copy(cases[i].text, PRINTABLE_LINE),
+				    *lines = printable_copy(cases[i].text, PRINTABLE_LINES);
+
+		assert_string_equal(line, cases[i].line);
+		assert_string_equal(lines, cases[i].lines ? cases[i].lines : cases[i].line);
+	}
+}
+
+static void what_is_shown_ends_between_characters(void **state)
+{
+	static const char text[] = "a\xe2\x82\xac\x1b";
+	char out[16];
+
+	(void)state;
+	for (size_t size = 1; size <= sizeof(out); size++) {
+		size_t length = printable(text, sizeof(text) - 1, PRINTABLE_LINE, out, size);
+
+		assert_int_equal(length, size < 2 ? 0 : size < 5 ? 1 : size < 9 ? 4 : 8);
+		assert_int_equal(out[length], 0);
+	}
+	/* A NUL is a control like others. */
+	assert_int_equal(printable("a\0b", 3, PRINTABLE_LINE, out, sizeof(out)), 6);
+	assert_string_equal(out, "a\\x00b");
+}
+
+static void all_of_an_answer_is_shown_not_obeyed(void **state)
+{
+	_cleanup_json_ json_t *json = json_pack("{s:s, s:[{s:s}, s], s:{s:i}}", "error", "a\n\x1b", "list",
+		"name", "b\n", "\x1b", "number", "n", 7);
+	_cleanup_json_ json_t *shown = json_pack("{s:s, s:[{s:s}, s], s:{s:i}}", "error", "a\n\\x1b", "list",
+		"name", "b\\n", "\\x1b", "number", "n", 7);
+
+	(void)state;
+	printable_json(json);
+	assert_true(json_equal(json, shown));
 }
 
 static void a_channel_carries_json_and_descriptors(void **state)
@@ -191,6 +261,23 @@ static void greet(void)
 	log_info("Hello.");
 }
 
+static void forge(void)
+{
+	log_warning("Relocation from %s: bad name '%s'.", "10.0.0.2",
+		"a\x1b[2J\n[2026-01-31 xend 1] INFO: Forged");
+}
+
+static void a_line_cannot_be_forged(void **state)
+{
+	char text[512];
+
+	(void)state;
+	log_of(forge, text, sizeof(text));
+	assert_int_equal(count_of(text, "\n"), 1);
+	assert_int_equal(count_of(text, "\x1b"), 0);
+	assert_non_null(strstr(text, "bad name 'a\\x1b[2J\\n[2026-01-31 xend 1] INFO: Forged'."));
+}
+
 static void lines_tell_the_local_time_and_its_offset(void **state)
 {
 	char text[256];
@@ -221,6 +308,10 @@ int main(void)
 		cmocka_unit_test(a_channel_refuses_what_is_not_json),
 		cmocka_unit_test(last_words_are_heard_though_ours_were_not),
 		cmocka_unit_test(who_does_not_stop_talking_does_not_answer),
+		cmocka_unit_test(what_others_write_is_shown_not_obeyed),
+		cmocka_unit_test(what_is_shown_ends_between_characters),
+		cmocka_unit_test(all_of_an_answer_is_shown_not_obeyed),
+		cmocka_unit_test(a_line_cannot_be_forged),
 		cmocka_unit_test(a_flood_of_lines_is_counted),
 		cmocka_unit_test(lines_tell_the_local_time_and_its_offset),
 	};
