@@ -256,6 +256,7 @@ int domain_rename(struct domain *domain, const char *name, struct error *error)
 		return r;
 	}
 	free(old);
+	moves_returned(domain);
 	return 0;
 }
 

@@ -368,6 +368,8 @@ static void settle(void *argument)
 		handover_gone(open->domain, open->ticket);
 	else
 		end = handover_settle(open->domain, open->ticket, &open->peer);
+	if (end != HANDOVER_OPEN)
+		moves_settled(open->domain, end == HANDOVER_GONE);
 	if (end == HANDOVER_GONE)
 		lifecycle_finish(open->domain);
 	domain_unref(open->domain);
@@ -408,7 +410,7 @@ void handover_resume(struct xend *xend)
 	struct collection collection = {.xend = xend};
 	struct error error;
 
-	if (store_drop_departed(xend->store, &error) < 0 ||
+	if (moves_load(xend, &error) < 0 || store_drop_departed(xend->store, &error) < 0 ||
 		store_each_ticket(xend->store, collect, &collection, &error) < 0)
 		log_error("%s", error.text);
 	while (collection.first) {
@@ -424,6 +426,7 @@ void handover_resume(struct xend *xend)
 			free(open);
 		}
 	}
+	moves_taken_up(xend);
 }
 
 static int put(

@@ -6,6 +6,7 @@
 #include "xend/endings.h"
 #include "xend/guest_disks.h"
 #include "xend/machine.h"
+#include "xend/moves.h"
 #include "xend/network.h"
 #include "xend/peers.h"
 #include "xend/store.h"
@@ -193,6 +194,7 @@ int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused
 		discard(domain);
 		return r;
 	}
+	moves_returned(domain);
 	log_info("Domain '%s' has started with ID %u.", domain->config.name, domain->id);
 	r = tell_early_end(domain, error);
 	domain_end_job(domain);
@@ -275,8 +277,10 @@ int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, str
 
 	if (r >= 0)
 		r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, how, error);
-	if (r >= 0)
+	if (r >= 0) {
+		moves_returned(domain);
 		domain_end_job(domain);
+	}
 	return r;
 }
 

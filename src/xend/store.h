@@ -150,7 +150,8 @@ int store_drop_save(struct store *store, const char *uuid, uint64_t inode, struc
 int store_each_save(struct store *store, int (*visit)(void *context, const struct stored_save *save),
 	void *context, struct error *error);
 
-/* Hosts that guests have gone to or come from, or may; each of them of the last 90 days, the latest first. */
+/* Hosts that guests have gone to or come from, or may; the latest first. None is forgotten by itself, since a
+ * guest may run there for years. */
 /* By its address, where that is known (else ""), in place of what stands for it by its name. */
 int store_put_peer(
 	struct store *store, const char *host, const char *address, unsigned port, struct error *error);
@@ -181,3 +182,23 @@ int store_find_ending(struct store *store, const char *name_or_id,
 int store_put_destination(struct store *store, const char *name, const char *host, struct error *error);
 int store_destination(struct store *store, const char *name, char *host, size_t size, int64_t *went_at,
 	struct error *error);
+/* That guest is on this host again. */
+int store_drop_destination(struct store *store, const char *name, struct error *error);
+
+/* A migration from here, as moves.h has it. Strings are borrowed. */
+struct stored_move {
+	int64_t number; /* in the order in which they began */
+	const char *name, *host;
+	unsigned id, state;
+	int64_t began_at, ended_at;
+	bool returned;            /* the guest has been here again since */
+	const char *result, *why; /* JSON and a sentence; "": none */
+};
+
+/* Adds it, or replaces what is known of the one of this number. */
+int store_put_move(struct store *store, const struct stored_move *move, struct error *error);
+/* Forgets those with lower numbers. */
+int store_drop_moves(struct store *store, int64_t before, struct error *error);
+/* In their order. */
+int store_each_move(struct store *store, int (*visit)(void *context, const struct stored_move *move),
+	void *context, struct error *error);

@@ -45,6 +45,9 @@ static const char *const steps[] = {
 	"NULL, inode INTEGER NOT NULL, fate INTEGER NOT NULL, PRIMARY KEY(uuid, path, inode)) WITHOUT ROWID;"
 	"INSERT INTO saves SELECT uuid, path, aside, device, inode, keep FROM saves_by_guest;"
 	"DROP TABLE saves_by_guest;",
+	"CREATE TABLE moves(number INTEGER PRIMARY KEY, name TEXT NOT NULL, id INTEGER NOT NULL,"
+	" host TEXT NOT NULL, state INTEGER NOT NULL, began_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,"
+	" returned INTEGER NOT NULL, result TEXT NOT NULL, why TEXT NOT NULL);",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

@@ -22,43 +22,64 @@ static const char *member(const json_t *migration, const char *key)
 	return text ? text : "";
 }
 
-static void clock_text(const json_t *migration, const char *key, char text[16])
+static void time_text(const json_t *migration, const char *key, char text[32])
 {
 	time_t at = json_integer_value(json_object_get(migration, key));
 	struct tm local;
 
 	*text = '\0';
 	if (localtime_r(&at, &local))
-		strftime(text, 16, "%H:%M:%S", &local);
+		strftime(text, 32, "%Y-%m-%d %H:%M:%S", &local);
 }
 
-static void print_migration(const json_t *migration)
+/* In one line, however many the sentence has. */
+static void print_reason(const char *sentence)
+{
+	while (*sentence) {
+		size_t length = strcspn(sentence, "\n");
+
+		printf("%.*s", (int)length, sentence);
+		sentence += length;
+		sentence += strspn(sentence, "\n ");
+		if (*sentence)
+			putchar(' ');
+	}
+	putchar('\n');
+}
+
+/* What has become of it, or how far it is. */
+static void print_state(const json_t *migration)
 {
 	const char *state = member(migration, "state");
 	const json_t *progress = json_object_get(migration, "progress"),
 		     *result = json_object_get(migration, "result");
-	char head[1024], line[1536], began[16], ended[16];
+	char line[512];
 
-	clock_text(migration, "began_at", began);
-	clock_text(migration, "ended_at", ended);
-	snprintf(head, sizeof(head), "%s (ID %lld) to %s", member(migration, "name"),
-		(long long)json_integer_value(json_object_get(migration, "id")), member(migration, "host"));
 	if (!strcmp(state, "running") && json_is_object(progress)) {
-		job_progress_line(line, sizeof(line), head, progress, 0);
+		job_progress_line(line, sizeof(line), "under way", progress, 0);
 		printf("%s\n", line);
 	} else if (!strcmp(state, "running")) {
-		printf("%s: begun at %s\n", head, began);
+		printf("begun\n");
 	} else if (!strcmp(state, "done") && json_is_object(result)) {
-		printf("%s: done at %s, in %.1f s, downtime %lld ms\n", head, ended,
+		printf("done in %.1f s, downtime %lld ms\n",
 			json_number_value(json_object_get(result, "milliseconds")) / 1e3,
 			(long long)json_integer_value(json_object_get(result, "downtime_ms")));
 	} else if (!strcmp(state, "done")) {
-		printf("%s: done at %s\n", head, ended);
-	} else if (!strcmp(state, "failed")) {
-		printf("%s: failed at %s: %s\n", head, ended, member(migration, "error"));
+		printf("done\n");
 	} else {
-		printf("%s: %s: %s\n", head, state, member(migration, "error"));
+		printf("%s: ", state);
+		print_reason(member(migration, "error"));
 	}
+}
+
+static void print_migration(const json_t *migration)
+{
+	char began[32];
+
+	time_text(migration, "began_at", began);
+	printf("%-19s  %-24s %5lld  %-20s  ", began, member(migration, "name"),
+		(long long)json_integer_value(json_object_get(migration, "id")), member(migration, "host"));
+	print_state(migration);
 }
 
 static bool is_of(const json_t *migration, const char *name_or_id)
@@ -82,12 +103,15 @@ int migrations_status(struct xm *xm, const struct arguments *arguments, struct e
 	list = json_object_get(reply, "migrations");
 	for (size_t i = 0; i < json_array_size(list); i++)
 		if (is_of(json_array_get(list, i), domain)) {
+			if (!shown++)
+				printf("%-19s  %-24s %5s  %-20s  %s\n", "Begun", "Name", "ID", "To", "State");
 			print_migration(json_array_get(list, i));
-			shown++;
 		}
 	if (!shown && domain)
 		return error_set(error, ENOENT,
-			"Domain '%s' has not been migrated from here since xend was started.", domain);
+			"Domain '%s' is not among those whose migrations from here are remembered, the "
+			"latest 64.",
+			domain);
 	return 0;
 }
 

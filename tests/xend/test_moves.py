@@ -297,6 +297,65 @@ class Moves(unittest.TestCase):
         with sqlite3.connect(xend.root / "state/xend.db") as store:
             store.executemany("REPLACE INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES (?, ?, ?, ?, ?, ?)", rows)
 
+    def test_where_a_guest_went_is_told_while_it_is_away(self):
+        away = "It was migrated to 10.0.0.1 at "
+        self.one.create()
+        self.migrate()
+        for name in ("TestGuest", "1"):
+            self.refused(away, self.one.get, f"/domains/{name}")
+        self.migrate(self.two, port=18002)
+        self.one.post("/domains/TestGuest/destroy")
+        for _ in range(2):
+            for name in ("TestGuest", "1"):
+                with self.assertRaises(Refused) as refused:
+                    self.one.get(f"/domains/{name}")
+                self.assertEqual(refused.exception.sentence, f"Domain '{name}' does not exist.")
+            self.one.kill()
+            self.one.start()
+        # The same where it is made anew here, or another is given its name.
+        for begin in (lambda: self.one.create(), lambda: (self.one.create("Other"), self.one.post("/domains/Other/rename", {"name": "TestGuest"}))):
+            self.one.create()
+            self.migrate()
+            self.two.post("/domains/TestGuest/destroy")
+            self.refused(away, self.one.get, "/domains/TestGuest")
+            begin()
+            self.one.post("/domains/TestGuest/destroy")
+            with self.assertRaises(Refused) as refused:
+                self.one.get("/domains/TestGuest")
+            self.assertEqual(refused.exception.sentence, "Domain 'TestGuest' does not exist.")
+
+    def test_what_became_of_migrations_survives_xend(self):
+        def told():
+            return [(move["name"], move["id"], move["host"], move["state"]) for move in self.one.get("/migrations")["migrations"]]
+
+        self.one.create()
+        self.refused("Unable to connect", self.migrate, port=1)
+        self.migrate()
+        self.one.create("Second", disk=[])
+        (self.one.root / "libexec/lingers").write_text("save-state")
+        under_way = self.one.send("POST", "/domains/Second/migrate", {"host": "10.0.0.1", "port": 18003})
+        wait_until(lambda: len(told()) == 3, "the third")
+        before = self.one.get("/migrations")["migrations"]
+        self.one.kill()
+        under_way.hear()
+        self.one.start()
+        after = self.one.get("/migrations")["migrations"]
+        self.assertEqual([dict(move, progress=None) for move in after[:2]], [dict(move, progress=None) for move in before[:2]])
+        self.assertEqual(told(), [("TestGuest", 1, "10.0.0.1", "failed"), ("TestGuest", 1, "10.0.0.1", "done"),
+                                  ("Second", 2, "10.0.0.1", "failed")])
+        self.assertIn("the domain runs on here", after[2]["error"])
+        # No more of them than a person reads.
+        self.one.kill()
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            store.executemany("INSERT INTO moves VALUES (?, 'Old', 1, 'h', 2, 1, 2, 0, '', '')", [(number,) for number in range(10, 110)])
+        self.one.start()
+        self.refused("Unable to connect", self.migrate, name="Second", port=1)
+        self.refused("Unable to connect", self.migrate, name="Second", port=1)
+        self.assertLessEqual(len(told()), 66)
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            self.assertLessEqual(store.execute("SELECT count(*) FROM moves").fetchone()[0], 66)
+        self.assertEqual(told()[-1], ("Second", 2, "10.0.0.1", "failed"))
+
     def test_an_open_hand_over_is_settled_after_a_restart(self):
         """The source died after COMMIT. What the destination says decides."""
         committed, owned, refused = 1, 5, 6

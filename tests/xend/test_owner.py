@@ -90,8 +90,11 @@ class Owner(unittest.TestCase):
         self.one.kill()
         self.one.start()
         self.stands_still("Another host answers at 10.0.0.3")
+        state = lambda: [move["state"] for move in self.one.get("/migrations")["migrations"]]
+        self.assertEqual(state(), ["uncertain"])
         self.two.start()
         wait_until(lambda: (self.one.names(), self.two.names()) == ([], ["TestGuest"]), "one owner")
+        self.assertEqual(state(), ["done"])
 
     def test_the_host_has_another_address_now(self):
         self.hosts()

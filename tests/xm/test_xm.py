@@ -389,19 +389,21 @@ def test_migrate_status_and_cancel(xend):
             "progress": None, "result": None, "error": None}
     xend.routes["GET", "/migrations"] = (200, {"migrations": [
         dict(move, id=7, name="Other", state="done", ended_at=1200000009, result={"milliseconds": 3100, "downtime_ms": 38}),
-        dict(move, state="failed", error="The line broke.", ended_at=1200000009),
+        dict(move, state="failed", error="The line broke.\n  - And so on.", ended_at=1200000009),
         dict(move, state="running", progress=dict(PROGRESS, round=2, remaining_pages=12)),
         dict(move, state="running")]})
     code, out, err = xend.xm("migrate", "--status", "TestGuest")
     assert (code, err) == (0, "")
-    assert out.splitlines()[0].startswith("TestGuest (ID 1) to h: failed at ")
-    assert out.splitlines()[0].endswith(": The line broke.")
-    assert out.splitlines()[1] == "TestGuest (ID 1) to h: round 2, 32 MB sent, 12 pages left, 120 MB/s"
-    assert out.splitlines()[2].startswith("TestGuest (ID 1) to h: begun at ")
-    assert xend.xm("migrate", "--status")[1].splitlines()[0].endswith(", in 3.1 s, downtime 38 ms")
-    assert xend.xm("migrate", "--status", "7")[1].startswith("Other (ID 7) to h: done at ")
+    lines = [line.split(None, 5) for line in out.splitlines()]
+    assert lines[0] == ["Begun", "Name", "ID", "To", "State"]
+    day, clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(move["began_at"])).split()
+    start = [day, clock, "TestGuest", "1", "h"]
+    assert lines[1:] == [start + ["failed: The line broke. - And so on."],
+                         start + ["under way: round 2, 32 MB sent, 12 pages left, 120 MB/s"], start + ["begun"]]
+    assert xend.xm("migrate", "--status")[1].splitlines()[1].endswith("done in 3.1 s, downtime 38 ms")
+    assert xend.xm("migrate", "--status", "7")[1].count("\n") == 2
     assert xend.xm("migrate", "--status", "x") == \
-        (1, "", "Error: Domain 'x' has not been migrated from here since xend was started.\n")
+        (1, "", "Error: Domain 'x' is not among those whose migrations from here are remembered, the latest 64.\n")
     xend.routes["POST", "/domains/1/cancel"] = (200, {})
     assert xend.xm("migrate", "--cancel", "1") == (0, "", "")
     assert xend.xm("migrate")[0] == 1
@@ -691,6 +693,26 @@ def test_log(xend):
         handler.end()
     xend.routes["GET", "/log"] = route
     assert xend.xm("log") == (0, "one\ntwo\n", "")
+
+
+def test_what_others_wrote_is_not_obeyed(xend):
+    """A process that a guest has taken over may write to the log, and peers say what they like."""
+    def route(handler):
+        handler.begin("text/plain")
+        handler.chunk("a line \u00e9 \x1b[2J\nand caf\u00e9"[:-1].encode() + b"\xc3")
+        handler.chunk(b"\xa9 without end \xff")
+        handler.end()
+    xend.routes["GET", "/log"] = route
+    assert xend.xm("log") == (0, "a line \u00e9 \\x1b[2J\nand caf\u00e9 without end \\xff", "")
+    xend.job("/domains/1/migrate", {"event": "progress", "error": "It said \x1b[31m."},
+             {"event": "failed", "error": "h refuses the guest, for 2 reasons:\n  - \u202eone\n  - two\x07"})
+    assert xend.xm("migrate", "1", "h") == \
+        (1, "", "Warning: It said \\x1b[31m.\nError: h refuses the guest, for 2 reasons:\n  - \\u{202e}one\n  - two\\x07\n")
+    xend.routes["GET", "/domains"] = (500, {"error": "No \x9b0m."})
+    assert xend.xm("list") == (1, "", "Error: No \\u{9b}0m.\n")
+    xend.routes["GET", "/migrations"] = (200, {"migrations": [
+        {"name": "T\x1b", "id": 1, "host": "h\n", "state": "failed", "error": "Why\x1b?", "began_at": 1, "ended_at": 2}]})
+    assert "\x1b" not in xend.xm("migrate", "--status")[1] and xend.xm("migrate", "--status")[1].count("\n") == 2
 
 
 # help and wrong arguments
