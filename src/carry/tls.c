@@ -42,44 +42,56 @@ static const char *member(const json_t *entry, const char *key)
 	return text ? text : "";
 }
 
-/* Whether the entry is about the peer by its name or address, whatever its key. */
-static bool concerns(const struct tls *tls, const json_t *entry)
+static bool is_of_name(const struct tls *tls, const json_t *entry)
 {
-	return (tls->host && strcasecmp(member(entry, "host"), tls->host) == 0) ||
-	       strcmp(member(entry, "host"), tls->there) == 0 ||
+	return tls->host && strcasecmp(member(entry, "host"), tls->host) == 0;
+}
+
+static bool is_of_address(const struct tls *tls, const json_t *entry)
+{
+	return strcmp(member(entry, "host"), tls->there) == 0 ||
 	       strcmp(member(entry, "address"), tls->there) == 0;
 }
 
-/* The source trusts a key for the host it means, by name or by that very key; the destination trusts every
- * key that it knows. */
+/* What was trusted in the peer's place, NULL where nothing was: by its name, else by the address that it has
+ * now. A name that leads elsewhere does not make another host of the one that is trusted by it. */
+static const json_t *known_as(const struct tls *tls)
+{
+	const json_t *by_address = NULL;
+
+	for (size_t i = 0; i < json_array_size(tls->trusted); i++) {
+		const json_t *entry = json_array_get(tls->trusted, i);
+
+		if (is_of_name(tls, entry))
+			return entry;
+		if (!by_address && is_of_address(tls, entry))
+			by_address = entry;
+	}
+	return by_address;
+}
+
+/* The source trusts a key for the host it means, by name or address, or by that very key; the destination
+ * trusts every key that it knows. */
 static bool pinned(const struct tls *tls)
 {
+	const json_t *known = known_as(tls);
+	bool by_name = known && is_of_name(tls, known);
+
 	for (size_t i = 0; i < json_array_size(tls->trusted); i++) {
 		const json_t *entry = json_array_get(tls->trusted, i);
 
 		if (strcmp(member(entry, "fingerprint"), tls->theirs) == 0 &&
-			(!tls->host || *tls->wanted || concerns(tls, entry)))
+			(!tls->host || *tls->wanted ||
+				(by_name ? is_of_name(tls, entry) : is_of_address(tls, entry))))
 			return true;
 	}
 	return false;
 }
 
-/* What was trusted in the peer's place, NULL where nothing was. */
-static const json_t *changed_from(const struct tls *tls)
-{
-	for (size_t i = 0; i < json_array_size(tls->trusted); i++) {
-		const json_t *entry = json_array_get(tls->trusted, i);
-
-		if (concerns(tls, entry))
-			return entry;
-	}
-	return NULL;
-}
-
 /* Which commands to type where, for a peer that is not trusted. */
 static void refuse(struct tls *tls)
 {
-	const json_t *entry = changed_from(tls);
+	const json_t *entry = known_as(tls);
 	const char *peer = tls->host ? tls->host : tls->there, *known = entry ? member(entry, "host") : "";
 
 	if (entry)
@@ -166,7 +178,7 @@ static int judge(X509_STORE_CTX *check, void *nothing)
 		refuse(tls);
 	/* The alert that the peer gets tells it which of the two it is (see refused_by_peer). */
 	X509_STORE_CTX_set_error(
-		check, changed_from(tls) ? X509_V_ERR_CERT_REJECTED : X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT);
+		check, known_as(tls) ? X509_V_ERR_CERT_REJECTED : X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT);
 	return 0;
 }
 

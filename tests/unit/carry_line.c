@@ -291,6 +291,14 @@ static void a_changed_key_is_refused(void **state)
 		(struct side){&k->two, only(HERE, "", &k->one), NULL},
 		(const char *const[]){"has changed", k->three.fingerprint, NULL},
 		(const char *const[]){HERE, NULL});
+	/* The same where it is trusted by the address that the other's name leads to now. */
+	ask((struct side){&k->one,
+		    json_pack("[o, o]", trusted("ten", HERE, k->two.fingerprint),
+			    trusted(HERE, "", k->three.fingerprint)),
+		    NULL},
+		(struct side){&k->two, only(HERE, "", &k->one), NULL},
+		(const char *const[]){"has changed", k->three.fingerprint, NULL},
+		(const char *const[]){HERE, NULL});
 }
 
 static void both_hosts_need_the_same_mode(void **state)
