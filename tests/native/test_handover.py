@@ -400,6 +400,28 @@ def third_host(clear_hosts):
     host.close()
 
 
+def test_another_host_answers_in_the_destinations_place(clear_pair, third_host, line):
+    """The guest runs at the destination, which was not heard to say so; who is asked about it knows nothing of it. The guest never
+    runs twice, and once the destination can be asked it is the destination's."""
+    pair = clear_pair
+    pair.add(third_host)
+    line.arm(("←", "RUNNING", 1), "swallowed", pair.there.port)
+
+    def meanwhile(mover):
+        assert reaches(mover, line)
+        line.target = ("127.0.0.1", third_host.port)
+        line.release()
+        wait_for(lambda: "has other records than the host that the guest was handed over to" in read(f"{pair.here.root}/xend.log"),
+                 "the other host's answer", log=f"{pair.here.root}/xend.log")
+        time.sleep(1)  # would it run here too, that would be seen by now
+        line.target = ("127.0.0.1", pair.there.port)
+
+    status, said, where, _ = pair.migrate(port=line.port, live=False, meanwhile=meanwhile)
+    assert (status, where) == (0, "destination"), said
+    pair.turn()
+    pair.guest_is_right()
+
+
 def test_two_administrators(clear_pair, third_host, capsys):
     """Both migrate the guest, to different hosts, the one a moment after the other."""
     pair = clear_pair
