@@ -1,5 +1,6 @@
 #include "base/channel.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -186,7 +187,8 @@ int channel_call(int socket, const json_t *request, const int *fds, unsigned fd_
 
 int channel_reply_error(int socket, const struct error *error)
 {
-	_cleanup_json_ json_t *body = json_pack("{s:s, s:i}", "error", error->text, "errno", error->code);
+	_cleanup_json_ json_t *body =
+		json_pack("{s:o, s:i}", "error", printable_sentence(error->text), "errno", error->code);
 
 	return channel_send(socket, body, NULL, 0, NULL);
 }

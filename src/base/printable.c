@@ -102,6 +102,15 @@ char *printable_copy(const char *text, enum printable kind)
 	return copy;
 }
 
+json_t *printable_sentence(const char *text)
+{
+	char *copy = printable_copy(text, PRINTABLE_LINES);
+	json_t *sentence = json_string(copy ? copy : "Out of memory.");
+
+	free(copy);
+	return sentence;
+}
+
 static void clean(json_t *text, enum printable kind)
 {
 	char *copy = printable_copy(json_string_value(text), kind);

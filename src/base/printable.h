@@ -16,5 +16,9 @@ size_t printable(const char *text, size_t length, enum printable kind, char *out
 /* The same, whole; the caller frees it. NULL where there is no memory. */
 char *printable_copy(const char *text, enum printable kind);
 
+/* A sentence as JSON has it, which takes no bytes that are no UTF-8, such as those of a character that was
+ * cut. */
+json_t *printable_sentence(const char *text);
+
 /* All texts in it; sentences for people (the member "error") may have several lines. */
 void printable_json(json_t *value);

@@ -1,5 +1,6 @@
 #include "carry/job.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "carry/clock.h"
 #include "state/description.h"
 
@@ -101,8 +102,9 @@ void job_progress(struct job *job, const struct progress *progress, bool now)
 void job_failed(const struct job *job, const struct error *error)
 {
 	job_event(job, "failed",
-		json_pack("{s:s, s:i}", "error", error->text[0] ? error->text : "The carrier failed.",
-			"errno", error->code ? error->code : EIO),
+		json_pack("{s:o, s:i}", "error",
+			printable_sentence(error->text[0] ? error->text : "The carrier failed."), "errno",
+			error->code ? error->code : EIO),
 		NULL);
 }
 

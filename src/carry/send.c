@@ -1,5 +1,6 @@
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/sentences.h"
 #include "base/status.h"
 #include "carry/clock.h"
@@ -439,7 +440,8 @@ int send_job(struct job *job, confine_function *confine, struct error *error)
 	if (r == 0)
 		r = commit(&send, error);
 	if (r < 0 && send.committed)
-		return job_event(job, "uncertain", json_pack("{s:s}", "error", error->text), error);
+		return job_event(job, "uncertain",
+			json_pack("{s:o}", "error", printable_sentence(error->text)), error);
 	if (r < 0) {
 		peer_last_words(&send.wire, r, send.streams.count ? WIRE_LAST_WORDS_MS : 0, error);
 		peer_abort(&send.wire, error);

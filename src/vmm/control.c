@@ -1,6 +1,7 @@
 #include "vmm/control.h"
 #include "base/channel.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "base/log.h"
 #include "vmm/cpuid.h"
 #include "vmm/dev/power.h"
@@ -77,7 +78,8 @@ static bool connection_send(
 
 static bool connection_send_error(struct connection *connection, const struct error *error)
 {
-	_cleanup_json_ json_t *body = json_pack("{s:s, s:i}", "error", error->text, "errno", error->code);
+	_cleanup_json_ json_t *body =
+		json_pack("{s:o, s:i}", "error", printable_sentence(error->text), "errno", error->code);
 
 	return connection_send(connection, body, NULL, 0);
 }

@@ -1,5 +1,6 @@
 /* What stands against a guest's being here: its name, its uuid, memory, disks and network of the others. */
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "xend/disks.h"
 #include "xend/domain.h"
 #include "xend/memory.h"
@@ -191,7 +192,7 @@ int domain_admit_again(struct domain *domain, struct error *error)
 
 static int add_objection(void *context, const struct error *error)
 {
-	json_array_append_new(context, json_string(error->text));
+	json_array_append_new(context, printable_sentence(error->text));
 	return 0;
 }
 

@@ -1,5 +1,6 @@
 #include "xend/boot_files.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "base/raw_bytes.h"
 #include "state/digest.h"
 #include "xend/errand.h"
@@ -157,7 +158,7 @@ void boot_files_compare(struct xend *xend, const struct guest_config *config, co
 				what, path, then);
 		else
 			continue;
-		json_array_append_new(objections, json_string(error.text));
+		json_array_append_new(objections, printable_sentence(error.text));
 	}
 }
 

@@ -1,6 +1,7 @@
 #include "xend/jobs.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 #include "xend/carrier.h"
 #include "xend/dial.h"
 #include "xend/filling.h"
@@ -166,8 +167,8 @@ static void settle(struct sending *sending, const struct error *why, struct repl
 	log_warning("Domain '%s': the line to %s broke while control passed: %s", domain->config.name,
 		options->host, why->text);
 	move_end(sending->move, MOVE_UNCERTAIN, NULL, why->text);
-	reply_line(reply,
-		json_pack("{s:s, s:s, s:s}", "event", "progress", "phase", "uncertain", "error", why->text));
+	reply_line(reply, json_pack("{s:s, s:s, s:o}", "event", "progress", "phase", "uncertain", "error",
+				  printable_sentence(why->text)));
 	end = handover_settle(domain, sending->ticket, &sending->peer);
 	if (end == HANDOVER_GONE) {
 		struct message nothing = {0};

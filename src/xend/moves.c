@@ -1,6 +1,7 @@
 #include "xend/moves.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 #include "xend/store.h"
 
 #include <errno.h>
@@ -134,7 +135,7 @@ static void end(struct move *move, enum move_state state, const json_t *result, 
 {
 	move->state = state;
 	free(move->why);
-	move->why = why ? strdup(why) : NULL;
+	move->why = why ? printable_copy(why, PRINTABLE_LINES) : NULL;
 	json_decref(move->result);
 	move->result = result ? json_deep_copy(result) : NULL;
 	/* Committed, or back: the domain does not know them any more. */

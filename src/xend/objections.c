@@ -1,5 +1,6 @@
 #include "xend/objections.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "base/sentences.h"
 #include "xend/boot_files.h"
 #include "xend/disk_portrait.h"
@@ -84,7 +85,7 @@ void objections_prepare(struct domain *domain, const json_t *accept, json_t *off
 
 static void object(json_t *objections, const struct error *error)
 {
-	json_array_append_new(objections, json_string(error->text));
+	json_array_append_new(objections, printable_sentence(error->text));
 }
 
 static int judge_disk(

@@ -1,6 +1,7 @@
 #include "xend/peers.h"
 #include "base/address.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/disk_portrait.h"
@@ -465,7 +466,7 @@ static json_t *answer_objections(struct xend *xend, const json_t *query)
 	bool paused;
 
 	if (domain_unpack(domain, &config, &paused, &error) < 0)
-		return json_pack("{s:[s]}", "objections", error.text);
+		return json_pack("{s:[o]}", "objections", printable_sentence(error.text));
 	return json_pack("{s:o}", "objections", objections_to(xend, &config, domain));
 }
 

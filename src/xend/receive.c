@@ -1,5 +1,6 @@
 #include "xend/jobs.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/guest.h"
@@ -127,8 +128,9 @@ static int begin_memory(struct guest_memory_user *memory_user, int ram, struct e
 static void refuse(struct receiving *receiving, json_t *objections, const struct error *why)
 {
 	struct message rest;
-	json_t *words = receiving->accepted ? json_pack("{s:s, s:s}", "do", "abort", "why", why->text)
-					    : json_pack("{s:s, s:O}", "do", "refuse", "why", objections);
+	json_t *words = receiving->accepted
+				? json_pack("{s:s, s:o}", "do", "abort", "why", printable_sentence(why->text))
+				: json_pack("{s:s, s:O}", "do", "refuse", "why", objections);
 
 	carrier_say(&receiving->carrier, words, NULL, 0, NULL);
 	/* The carrier's `failed` says the same; waiting for it lets the words arrive. */
@@ -144,7 +146,7 @@ static int accept_offer(struct receiving *receiving, const struct message *offer
 	if (r >= 0)
 		return r;
 	if (!json_array_size(objections))
-		json_array_append_new(objections, json_string(error->text));
+		json_array_append_new(objections, printable_sentence(error->text));
 	refuse(receiving, objections, error);
 	return r;
 }
@@ -241,7 +243,8 @@ static int hear_wish(struct receiving *receiving, struct message *wish, struct e
 		r = carrier_say(carrier, json_pack("{s:s}", "do", "confirmed"), NULL, 0, error);
 		return r < 0 ? r : carrier_hear(carrier, wish, error);
 	}
-	carrier_say(carrier, json_pack("{s:s, s:s}", "do", "abort", "why", error->text), NULL, 0, NULL);
+	carrier_say(carrier, json_pack("{s:s, s:o}", "do", "abort", "why", printable_sentence(error->text)),
+		NULL, 0, NULL);
 	while (carrier_hear(carrier, &rest, NULL) >= 0)
 		message_free(&rest);
 	return r;

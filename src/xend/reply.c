@@ -1,5 +1,6 @@
 #include "xend/reply.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "xend/http.h"
 #include "xend/xend.h"
 
@@ -132,10 +133,12 @@ void reply_json(struct reply *reply, int status, json_t *body)
 void reply_error(struct reply *reply, const struct error *error)
 {
 	if (!atomic_load(&reply->streaming)) {
-		reply_json(reply, http_status(error->code), json_pack("{s:s}", "error", error->text));
+		reply_json(reply, http_status(error->code),
+			json_pack("{s:o}", "error", printable_sentence(error->text)));
 		return;
 	}
-	reply_line(reply, json_pack("{s:s, s:s}", "event", "failed", "error", error->text));
+	reply_line(
+		reply, json_pack("{s:s, s:o}", "event", "failed", "error", printable_sentence(error->text)));
 	reply_end(reply);
 }
 

@@ -149,6 +149,24 @@ static void a_channel_carries_json_and_descriptors(void **state)
 	close(pair[1]);
 }
 
+/* A sentence that holds a path in Latin-1, or was cut in the middle of a character, is heard all the same. */
+static void a_channel_carries_any_sentence(void **state)
+{
+	struct error error, heard;
+	_cleanup_message_ struct message message = {0};
+	int pair[2];
+
+	(void)state;
+	error_set(&error, ENOENT, "Unable to read caf\xe9: \xe2\x82");
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
+	assert_int_equal(channel_reply_error(pair[0], &error), 0);
+	assert_int_equal(channel_receive(pair[1], &message, NULL), 0);
+	assert_int_equal(channel_error_of(message.body, &heard), -ENOENT);
+	assert_string_equal(heard.text, "Unable to read caf\\xe9: \\xe2\\x82");
+	close(pair[0]);
+	close(pair[1]);
+}
+
 static void a_channel_refuses_what_is_not_json(void **state)
 {
 	int pair[2];
@@ -305,6 +323,7 @@ int main(void)
 		cmocka_unit_test(a_cursor_never_reads_past_its_end),
 		cmocka_unit_test(bitmap_runs_cross_words),
 		cmocka_unit_test(a_channel_carries_json_and_descriptors),
+		cmocka_unit_test(a_channel_carries_any_sentence),
 		cmocka_unit_test(a_channel_refuses_what_is_not_json),
 		cmocka_unit_test(last_words_are_heard_though_ours_were_not),
 		cmocka_unit_test(who_does_not_stop_talking_does_not_answer),
