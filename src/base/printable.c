@@ -131,7 +131,7 @@ void printable_json(json_t *value)
 	json_array_foreach(value, i, member) printable_json(member);
 	json_object_foreach(value, key, member)
 	{
-		if (json_is_string(member) && strcmp(key, "error") == 0)
+		if (json_is_string(member) && (strcmp(key, "error") == 0 || strcmp(key, "console") == 0))
 			clean(member, PRINTABLE_LINES);
 		else
 			printable_json(member);

@@ -20,5 +20,6 @@ char *printable_copy(const char *text, enum printable kind);
  * cut. */
 json_t *printable_sentence(const char *text);
 
-/* All texts in it; sentences for people (the member "error") may have several lines. */
+/* All texts in it; sentences for people (the member "error") and what is kept of a console ("console") may
+ * have several lines. */
 void printable_json(json_t *value);
