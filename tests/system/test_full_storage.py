@@ -15,7 +15,8 @@ def test_a_guest_that_writes_waits_for_room(lab, host1):
     host1.put(guest.config.replace("xvda,w' ]", "xvda,w', 'file:/small/disk,xvdb,w' ]"), "/etc/xen/TestGuest")
     host1.run("xm create TestGuest")
     guest.wait_up().run("dd if=/dev/urandom of=/root/random bs=1M count=10 2>/dev/null; sync")
-    guest.spawn("dd if=/root/random of=/dev/vdb bs=64k oflag=direct; echo $? > /root/status; sync")
+    guest.run("setsid sh -c 'dd if=/root/random of=/dev/vdb bs=64k oflag=direct; echo $? > /root/status; sync' "
+              "</dev/null >/dev/null 2>&1 &")
     wait_until(lambda: waits(host1), 300, "the guest's waiting in xm list")
     assert domain(host1, "TestGuest")[3][2] == "p" or waits(host1)
     guest.disconnect()
