@@ -12,15 +12,19 @@
 #define BLOCK 4096u
 #define PIECE (1u << 20)         /* read at once */
 #define GRAIN (64u << 10)        /* of the whole: those that are zero do not count */
-#define WHOLE_MAX (512ull << 20) /* bytes with contents that are read in any case … */
-#define WHOLE_NS 10000000000ll   /* … unless that takes longer */
+#define WHOLE_MAX (512ull << 20) /* bytes with contents that are read at all */
 #define WHOLE_AGAIN_MAX (4 * WHOLE_MAX)
 #define BEGINNING (4ull << 20)
 #define END (1ull << 20)
-#define PASSES_LEAST 8u
 #define PASSES_MOST 24u
 #define WIDTH_LEAST (1ull << 20) /* no grid is narrower */
-#define SAMPLE_NS 1000000000ll   /* after this no further pass, which takes as long as all before */
+
+/* How long each may take: after the sample's time no further pass is begun, which takes as long as all
+ * before. */
+static const struct content_patience {
+	int64_t whole_ns, sample_ns;
+	unsigned passes_least;
+} patient = {3000000000ll, 1000000000ll, 8}, hurried = {100000000ll, 100000000ll, 4};
 
 static int64_t now_ns(void)
 {
@@ -129,13 +133,13 @@ static bool pass_is_of_use(uint64_t size, unsigned pass)
 	return pass <= PASSES_MOST && size >> (pass - 1) > WIDTH_LEAST;
 }
 
-/* `passes`: so many; 0: as many as there is time for, which it then says. */
-static int digest_sample(
-	int fd, uint64_t size, uint8_t *piece, unsigned *passes, uint64_t *digest, struct error *error)
+/* *passes: so many, or, with `patience`, as many as there is time for, which it then says. */
+static int digest_sample(int fd, uint64_t size, uint8_t *piece, const struct content_patience *patience,
+	unsigned *passes, uint64_t *digest, struct error *error)
 {
 	uint64_t end = (size + BLOCK - 1) / BLOCK * BLOCK, tail = end > END ? end - END : 0;
-	bool limited = *passes == 0;
-	int64_t until = now_ns() + SAMPLE_NS;
+	bool limited = patience != NULL;
+	int64_t until = now_ns() + (patience ? patience->sample_ns : 0);
 	struct digest_stream stream;
 	unsigned pass = 1;
 	int r;
@@ -144,8 +148,9 @@ static int digest_sample(
 	r = add_stretch(&stream, fd, piece, 0, end < BEGINNING ? end : BEGINNING, error);
 	if (r == 0)
 		r = add_stretch(&stream, fd, piece, tail / BLOCK * BLOCK, end, error);
-	for (; r == 0 && (limited ? pass_is_of_use(size, pass) && (pass <= PASSES_LEAST || now_ns() < until)
-				  : pass <= *passes);
+	for (; r == 0 &&
+		(limited ? pass_is_of_use(size, pass) && (pass <= patience->passes_least || now_ns() < until)
+			 : pass <= *passes);
 		pass++)
 		r = add_pass(&stream, fd, piece, size, pass, error);
 	*passes = pass - 1;
@@ -170,8 +175,9 @@ static json_t *text_of(uint64_t digest)
 	return json_string(text);
 }
 
-json_t *disk_content(int fd, uint64_t size, uint64_t used, struct error *error)
+json_t *disk_content(int fd, uint64_t size, uint64_t used, bool hurry, struct error *error)
 {
+	const struct content_patience *patience = hurry ? &hurried : &patient;
 	_cleanup_free_ uint8_t *piece = new_piece(error);
 	_cleanup_json_ json_t *content = json_object();
 	unsigned passes = 0;
@@ -181,12 +187,12 @@ json_t *disk_content(int fd, uint64_t size, uint64_t used, struct error *error)
 	if (!piece || !content)
 		return NULL;
 	if (used <= WHOLE_MAX)
-		r = digest_whole(fd, size, piece, now_ns() + WHOLE_NS, &digest, error);
+		r = digest_whole(fd, size, piece, now_ns() + patience->whole_ns, &digest, error);
 	if (r > 0)
 		json_object_set_new(content, "whole", text_of(digest));
 	/* Also where the whole is known: a copy whose holes are filled is too much to be read again. */
 	if (r >= 0)
-		r = digest_sample(fd, size, piece, &passes, &digest, error);
+		r = digest_sample(fd, size, piece, patience, &passes, &digest, error);
 	if (r < 0)
 		return NULL;
 	json_object_set_new(content, "sample", text_of(digest));
@@ -224,7 +230,7 @@ int disk_content_compare(int fd, uint64_t size, uint64_t used, const json_t *con
 	}
 	if (!read_digest(content, "sample", &then) || (!passes && given))
 		return 0;
-	r = digest_sample(fd, size, piece, &passes, &now, error);
+	r = digest_sample(fd, size, piece, NULL, &passes, &now, error);
 	if (r == 0)
 		*verdict = now == then ? CONTENT_ALIKE : CONTENT_CHANGED;
 	return r;

@@ -20,9 +20,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* `size` bytes behind a descriptor, perhaps O_DIRECT, of which `used` have anything on them. NULL with a
- * sentence where it cannot be read. */
-json_t *disk_content(int fd, uint64_t size, uint64_t used, struct error *error);
+/* `size` bytes behind a descriptor, perhaps O_DIRECT, of which `used` have anything on them. With `hurry`:
+ * for a guest that is to run on, some tenths of a second and not seconds. NULL with a sentence where it
+ * cannot be read. */
+json_t *disk_content(int fd, uint64_t size, uint64_t used, bool hurry, struct error *error);
 
 enum content_verdict {
 	CONTENT_SAME,  /* all of it was looked at */

@@ -103,7 +103,8 @@ static json_t *portray_writes(const struct disk *disk)
 		"{s:s, s:s, s:I}", "boot", boot, "disk", name, "sectors", (json_int_t)(written + discarded));
 }
 
-json_t *saved_disk_portray(const char *path, const char *device, const char *mode, struct error *error)
+json_t *saved_disk_portray(
+	const char *path, const char *device, const char *mode, bool hurry, struct error *error)
 {
 	_cleanup_(close_disk) struct disk disk = {.fd = -1};
 	struct timespec now;
@@ -120,7 +121,7 @@ json_t *saved_disk_portray(const char *path, const char *device, const char *mod
 		json_object_set_new(portrait, "file", portray_file(&disk));
 	else
 		json_object_set_new(portrait, "written", portray_writes(&disk));
-	content = disk_content(disk.fd, disk.size, disk.used, error);
+	content = disk_content(disk.fd, disk.size, disk.used, hurry, error);
 	if (!content) {
 		error_prefix(error, "Disk %s (%s): ", path, device);
 		json_decref(portrait);

@@ -17,9 +17,12 @@
 #include "base/error.h"
 
 #include <jansson.h>
+#include <stdbool.h>
 
-/* `mode`: as in a guest's configuration, r, w or w!. NULL with a sentence that names the disk. */
-json_t *saved_disk_portray(const char *path, const char *device, const char *mode, struct error *error);
+/* `mode`: as in a guest's configuration, r, w or w!; `hurry`: see disk_content. NULL with a sentence that
+ * names the disk. */
+json_t *saved_disk_portray(
+	const char *path, const char *device, const char *mode, bool hurry, struct error *error);
 
 enum saved_disk_verdict {
 	SAVED_DISK_SAME,

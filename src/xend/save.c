@@ -20,7 +20,7 @@
 
 /* Until the file is complete. What is on the disks, xend finds out while the guest stands still. */
 static int hear_save(
-	struct carrier *carrier, struct domain *domain, struct message *saved, struct error *error)
+	struct carrier *carrier, struct domain *domain, bool keep, struct message *saved, struct error *error)
 {
 	_cleanup_json_ json_t *disks = NULL;
 
@@ -30,7 +30,7 @@ static int hear_save(
 
 		if (r >= 0 && carrier_heard(&event, "paused")) {
 			json_decref(disks);
-			disks = saved_disks_portray(carrier->xend, &domain->config, carrier->cancel);
+			disks = saved_disks_portray(carrier->xend, &domain->config, keep, carrier->cancel);
 		} else if (r >= 0 && carrier_heard(&event, "describe")) {
 			r = carrier_say(carrier, json_pack("{s:s, s:O*}", "do", "disks", "disks", disks),
 				NULL, 0, error);
@@ -71,7 +71,7 @@ static int run_save(struct domain *domain, const struct save_options *options, i
 				0, "file", "fd", 1, "domain", description, "live", options->live, "compress",
 				options->compress, "describe_disks", 1),
 			fds, ARRAY_SIZE(fds), error);
-	return r < 0 ? r : hear_save(&carrier, domain, saved, error);
+	return r < 0 ? r : hear_save(&carrier, domain, options->keep, saved, error);
 }
 
 static void carry_on(struct domain *domain)

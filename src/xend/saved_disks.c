@@ -14,6 +14,7 @@ struct looking {
 	struct guest_disk *disks; /* only target, device and mode */
 	json_t *portraits;        /* made here, or to be compared with: this errand's alone */
 	json_t *objections, *warnings;
+	bool hurry;
 };
 
 static void forget(void *context)
@@ -69,9 +70,9 @@ static int portray(void *context, struct error *error)
 	(void)error;
 	for (size_t i = 0; i < looking->count; i++) {
 		const struct guest_disk *disk = &looking->disks[i];
-		json_t *portrait =
-			*disk->target ? saved_disk_portray(disk->target, disk->device, mode_of(disk), &why)
-				      : NULL;
+		json_t *portrait = *disk->target ? saved_disk_portray(disk->target, disk->device,
+							   mode_of(disk), looking->hurry, &why)
+						 : NULL;
 
 		if (!portrait && *disk->target)
 			json_array_append_new(looking->warnings, json_string(why.text));
@@ -120,7 +121,7 @@ static void log_all(const json_t *sentences)
 		log_warning("%s", json_string_value(json_array_get(sentences, i)));
 }
 
-json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config, int cancel)
+json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config, bool hurry, int cancel)
 {
 	const struct errand errand = {.run = portray, .late = forget};
 	struct looking *looking = looking_new(config, json_array());
@@ -130,6 +131,7 @@ json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config
 
 	if (!looking)
 		return NULL;
+	looking->hurry = hurry;
 	r = errand_run(xend, &errand, &looking, cancel, &error);
 	if (!looking || r < 0) {
 		log_warning("The checkpoint of domain '%s' says nothing of its disks: %s.", config->name,

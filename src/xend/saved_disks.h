@@ -11,8 +11,9 @@
 #include <jansson.h>
 
 /* An array, one for each disk of the configuration, null where it cannot be read (the log says why); NULL
- * where nothing can be told at all. `cancel`: an eventfd, or -1. Lets go of the lock. */
-json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config, int cancel);
+ * where nothing can be told at all. `hurry`: the guest is to run on afterwards. `cancel`: an eventfd, or -1.
+ * Lets go of the lock. */
+json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config, bool hurry, int cancel);
 
 /*
  * Compares the disks of the configuration with such an array, which comes from a file: -EPERM with a sentence
