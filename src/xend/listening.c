@@ -74,7 +74,7 @@ static int try_addresses(struct listening *listening, const struct addrinfo *fou
 
 	for (const struct addrinfo *one = found; one && listening->count < LISTENING_MAX;
 		one = one->ai_next) {
-		int fd = has(listening, one) ? -EALREADY : listen_patiently(one, tries);
+		int fd = has(listening, one) ? -EALREADY : listen_patiently(one, failed ? 1 : tries);
 		struct listener *listener = &listening->listeners[listening->count];
 
 		if (fd >= 0) {
