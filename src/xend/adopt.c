@@ -10,6 +10,8 @@
 #include "xend/guest_watch.h"
 #include "xend/handover.h"
 #include "xend/lifecycle.h"
+#include "xend/roster.h"
+#include "xend/silence.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
 
@@ -18,42 +20,8 @@
 
 /* How long a guest's storage may take to say what it is. */
 #define LOOK_MS 3000
-/* A guest whose process has not answered for so long will not. */
-#define ADOPT_ATTEMPTS 3
-
-/* Puts a stored domain into the list, as it was recorded. */
-static int take_up(void *context, const struct stored_domain *stored)
-{
-	_cleanup_guest_config_ struct guest_config config = {0};
-	static const enum domain_phase phases[] = {[STORED_STARTING] = DOMAIN_STARTING,
-		[STORED_LIVE] = DOMAIN_LIVE,
-		[STORED_ENDING] = DOMAIN_ENDING,
-		[STORED_RESTARTING] = DOMAIN_STARTING,
-		[STORED_PRESERVED] = DOMAIN_LIVE};
-	struct xend *xend = context;
-	struct domain *domain;
-	struct error error;
-
-	if (guest_config_from_json(&config, stored->config, &error) < 0 || !config.name || !config.uuid) {
-		/* Its run directory then belongs to no domain, and guest_end_strays ends it. */
-		log_error("Domain '%s' cannot be taken up again: %s", stored->name, error.text);
-		return 0;
-	}
-	domain = domain_adopt(xend, &config, stored->id);
-	if (!domain)
-		return -ENOMEM;
-	domain->phase = phases[stored->phase];
-	domain->paused = stored->paused;
-	domain->preserved = stored->phase == STORED_PRESERVED;
-	domain->again = stored->phase == STORED_RESTARTING;
-	/* A 1 is an earlier xend's, which knew no time. */
-	domain->restart_wanted_ns =
-		stored->restart_wanted_ns == 1 ? boottime_ns() : stored->restart_wanted_ns;
-	domain->started_at = stored->started_at;
-	domain->booted_ns = stored->booted_ns;
-	domain->early_reboots = stored->early_reboots;
-	return 0;
-}
+/* How long xend's start waits for guests to answer, all together. Who answers later is found again later. */
+#define MEET_MS 3000
 
 struct tickets {
 	struct xend *xend;
@@ -90,29 +58,41 @@ static int refuse_unowned(struct xend *xend, struct error *error)
 }
 
 /* Never became live, or was to be no more: a trace of it is taken away. */
-static void end(struct domain *domain)
+static void end(void *argument)
 {
-	guest_find(domain, NULL);
+	_cleanup_domain_ struct domain *domain = argument;
+
 	lifecycle_finish(domain);
 }
 
-static void take_up_guest(struct domain *domain)
+/* In a worker, since its process may be held by storage that does not answer. */
+static void end_unless_live(struct domain *domain)
 {
-	/* A guest that waits for memory which nobody brings may not answer at all. */
-	unsigned attempts = filling_abandoned(domain) ? 1 : ADOPT_ATTEMPTS;
 	struct error error;
-	int r = -EIO;
 
-	for (unsigned i = 0; r < 0 && r != -ESRCH && i < attempts; i++) {
-		guest_unwatch(domain);
-		r = guest_adopt(domain, &error);
-	}
-	if (r >= 0) {
-		log_info("Domain '%s' (ID %u) is found again.", domain->config.name, domain->id);
+	if (domain->phase == DOMAIN_LIVE || domain->again)
 		return;
+	guest_find(domain, NULL);
+	domain->phase = DOMAIN_ENDING;
+	if (xend_worker(domain->xend, end, domain_ref(domain), &error) < 0) {
+		log_error("Domain '%s' is ended at the next start of xend: %s", domain->config.name,
+			error.text);
+		domain_unref(domain);
+	}
+}
+
+static void find(struct domain *domain)
+{
+	struct error error;
+
+	if (guest_find(domain, &error) >= 0) {
+		if (process_wait_if_dying(domain->process, domain->pid, 0, NULL) == -ETIMEDOUT)
+			return;
+		error_set(&error, ESRCH, "Its process has just ended.");
 	}
 	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error.text);
 	domain->dead = true;
+	domain->ended_before = !guest_has_place(domain);
 	domain->ended_before = !guest_has_place(domain);
 }
 
@@ -146,45 +126,103 @@ static void for_each(
 	}
 }
 
-static void lock_disks(struct domain *domain)
-{
-	if (!domain->busy && !domain->dead)
-		guest_relock_disks(domain);
-}
-
-/* Which disks its are, for admission of others; of one whose storage does not answer, the name will do. */
+/* Which disks its are, for admission of others, where an older xend has not recorded it; of one whose storage
+ * does not answer, the name will do. */
 static void look_at_disks(struct domain *domain)
 {
 	struct error error;
 
-	if (disks_look(domain->xend, &domain->config, LOOK_MS, -1, &error) < 0)
-		log_warning("%s", error.text);
+	for (size_t i = 0; i < domain->config.disk_count; i++)
+		if (!domain->config.disks[i].place.known) {
+			if (disks_look(domain->xend, &domain->config, LOOK_MS, -1, &error) < 0)
+				log_warning("%s", error.text);
+			return;
+		}
 }
 
-static void end_unless_live(struct domain *domain)
+/* Listens to it again. Whether it answers. */
+static bool listen_to(struct domain *domain)
 {
-	if (domain->phase != DOMAIN_LIVE && !domain->again)
-		end(domain);
+	struct error error;
+	int r;
+
+	guest_unwatch(domain);
+	domain->being_met = true;
+	r = guest_adopt(domain, &error);
+	domain->being_met = false;
+	if (r < 0) {
+		if (domain->phase == DOMAIN_LIVE && !domain->dead)
+			log_warning("Domain '%s' (ID %u) is not found again so far: %s", domain->config.name,
+				domain->id, error.text);
+		guest_unwatch(domain);
+		silence_begin(domain, 0);
+		return false;
+	}
+	log_info("Domain '%s' (ID %u) is found again.", domain->config.name, domain->id);
+	look_at_disks(domain);
+	if (domain->phase == DOMAIN_LIVE && !domain->busy)
+		guest_relock_disks(domain);
+	return true;
+}
+
+void adopt_guest(void *argument)
+{
+	_cleanup_domain_ struct domain *domain = argument;
+	bool met = domain->events >= 0;
+
+	if (domain->phase != DOMAIN_LIVE || domain->being_met)
+		return;
+	if (!domain->dead && !met && !listen_to(domain))
+		return;
+	if (domain->phase == DOMAIN_LIVE && !met)
+		filling_adopt(domain);
+	let_run(domain);
+	supervise(domain);
+}
+
+/* All at once, each by a worker of its own. Who does not answer soon is left to it. */
+static void meet(struct domain *domain)
+{
+	struct error error;
+
+	if (xend_worker(domain->xend, adopt_guest, domain_ref(domain), &error) >= 0)
+		return;
+	/* There are too many: by this thread. */
+	adopt_guest(domain);
+}
+
+/* Whether it is known by now what has become of each. */
+static bool all_met(const struct xend *xend)
+{
+	for (const struct domain *domain = xend->domains; domain; domain = domain->next)
+		if (domain->phase == DOMAIN_LIVE && !domain->dead && domain->events < 0 && !domain->silent_ms)
+			return false;
+	return true;
+}
+
+static void await_all(struct xend *xend)
+{
+	long long until = monotonic_ms() + MEET_MS, left;
+
+	while (!all_met(xend) && (left = until - monotonic_ms()) > 0)
+		xend_wait(xend, (int)left);
 }
 
 int adopt_all(struct xend *xend, struct error *error)
 {
-	int r = store_each_domain(xend->store, take_up, xend, error);
+	int r = roster_take_up(xend, error);
 
 	if (r >= 0)
 		r = refuse_unowned(xend, error);
 	if (r < 0)
 		return r;
 	carrier_end_strays(xend);
-	guest_end_strays(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
-	for_each(xend, take_up_guest, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, find, DOMAIN_LIVE, DOMAIN_LIVE);
 	checkpoint_file_recover(xend);
-	for_each(xend, look_at_disks, DOMAIN_LIVE, DOMAIN_LIVE);
-	for_each(xend, filling_adopt, DOMAIN_LIVE, DOMAIN_LIVE);
 	handover_resume(xend);
-	for_each(xend, let_run, DOMAIN_LIVE, DOMAIN_LIVE);
-	for_each(xend, lock_disks, DOMAIN_LIVE, DOMAIN_LIVE);
-	for_each(xend, supervise, DOMAIN_STARTING, DOMAIN_LIVE);
+	for_each(xend, meet, DOMAIN_LIVE, DOMAIN_LIVE);
+	for_each(xend, supervise, DOMAIN_STARTING, DOMAIN_STARTING); /* who is to be started again */
+	await_all(xend);
 	return 0;
 }

@@ -8,3 +8,10 @@
 
 /* Called once at xend's start, with the lock held, before anybody is listened to. */
 int adopt_all(struct xend *xend, struct error *error);
+
+/*
+ * What is due to a guest that is found again, or answers again after it was silent (silence.h): it is
+ * listened to, and runs on if it stands still for no reason. For xend_worker: `domain` is a reference, which
+ * is consumed.
+ */
+void adopt_guest(void *domain);

@@ -9,6 +9,7 @@
 #include "xend/moves.h"
 #include "xend/watch.h"
 #include "xend/objections.h"
+#include "xend/silence.h"
 
 #include <errno.h>
 #include <string.h>
@@ -75,7 +76,7 @@ static void show(struct call *call)
 	domain = call_domain(call, "shown");
 	if (!domain)
 		return;
-	if (domain->phase == DOMAIN_LIVE && !domain->dead)
+	if (domain->phase == DOMAIN_LIVE && !domain->dead && !domain->silent_ms)
 		guest_refresh_one(domain, NULL);
 	reply_json(call->reply, 200, domain_describe(domain));
 }
@@ -230,6 +231,8 @@ static void press_button(struct call *call, const char *what, bool restart)
 			domain->config.name, what);
 	if (r >= 0 && restart != domain_restart_is_wanted(domain))
 		r = domain_check_free(domain, &error);
+	if (r >= 0)
+		r = silence_check(domain, &error);
 	if (r >= 0)
 		r = ask_to_end(domain, restart, &error);
 	answer(call, r, &error);

@@ -166,6 +166,39 @@ int disks_look(
 	return r;
 }
 
+json_t *disks_places(const struct guest_config *config)
+{
+	json_t *places = json_array();
+
+	for (size_t i = 0; i < config->disk_count; i++) {
+		const struct disk_place *place = &config->disks[i].place;
+
+		json_array_append_new(places,
+			place->known ? json_pack("{s:s, s:b, s:I, s:I}", "path", config->disks[i].target,
+					       "block", place->block, "device", (json_int_t)place->device,
+					       "inode", (json_int_t)place->inode)
+				     : json_null());
+	}
+	return places;
+}
+
+void disks_set_places(struct guest_config *config, const json_t *places)
+{
+	for (size_t i = 0; i < config->disk_count; i++) {
+		json_int_t device, inode;
+		const char *path;
+		int block;
+
+		if (json_unpack(json_array_get(places, i), "{s:s, s:b, s:I, s:I}", "path", &path, "block",
+			    &block, "device", &device, "inode", &inode) == 0 &&
+			config->disks[i].target && strcmp(path, config->disks[i].target) == 0)
+			config->disks[i].place = (struct disk_place){.known = true,
+				.block = block,
+				.device = (uint64_t)device,
+				.inode = (uint64_t)inode};
+	}
+}
+
 bool disk_same(const struct guest_disk *one, const struct guest_disk *other)
 {
 	const struct disk_place *a = &one->place, *b = &other->place;

@@ -10,6 +10,7 @@
 
 #include "config/guest_config.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 
 struct xend;
@@ -39,6 +40,10 @@ void disk_unlock(int fd);
  */
 int disks_look(struct xend *xend, struct guest_config *config, unsigned patience_ms, int cancel,
 	struct error *error);
+
+/* What is known of their places, to be kept with the configuration: an array; and back, as far as it fits. */
+json_t *disks_places(const struct guest_config *config);
+void disks_set_places(struct guest_config *config, const json_t *places);
 
 /* Whether two are the same file or the same block device, as far as is known. */
 bool disk_same(const struct guest_disk *one, const struct guest_disk *other);

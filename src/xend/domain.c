@@ -4,6 +4,7 @@
 #include "xend/disks.h"
 #include "xend/endings.h"
 #include "xend/guest_disks.h"
+#include "xend/guest_record.h"
 #include "xend/handover.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
@@ -11,6 +12,7 @@
 #include "xend/process.h"
 #include "xend/restart.h"
 #include "xend/shared_memory.h"
+#include "xend/silence.h"
 #include "xend/store.h"
 #include "xend/supervise.h"
 
@@ -110,7 +112,8 @@ struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsi
 		.cancel = -1,
 		.process = -1,
 		.ram = -1,
-		.events = -1};
+		.events = -1,
+		.question = -1};
 	domain->config = *config;
 	*config = (struct guest_config){0};
 	while (*at && (*at)->id < id)
@@ -120,9 +123,8 @@ struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsi
 	return domain;
 }
 
-int domain_record(struct domain *domain, struct error *error)
+void domain_to_stored(const struct domain *domain, struct stored_domain *stored)
 {
-	_cleanup_json_ json_t *config = guest_config_to_json(&domain->config);
 	static const enum stored_phase phases[] = {
 		[DOMAIN_STARTING] = STORED_STARTING,
 		[DOMAIN_LIVE] = STORED_LIVE,
@@ -130,26 +132,52 @@ int domain_record(struct domain *domain, struct error *error)
 		[DOMAIN_GONE] = STORED_ENDING,
 	};
 	enum stored_phase phase = phases[domain->phase];
-	struct stored_domain stored = {
+
+	if (phase == STORED_LIVE && domain->preserved)
+		phase = STORED_PRESERVED;
+	if (phase != STORED_ENDING && domain->again)
+		phase = STORED_RESTARTING;
+	*stored = (struct stored_domain){
 		.uuid = domain->config.uuid,
 		.name = domain->config.name,
 		.id = domain->id,
 		.paused = domain->paused,
 		.restart_wanted_ns = domain->restart_wanted_ns,
 		.started_at = domain->started_at,
+		.phase = phase,
 		.booted_ns = domain->booted_ns,
 		.early_reboots = domain->early_reboots,
-		.config = config,
+		.recorded_ns = domain->recorded_ns,
 	};
+}
 
-	if (phase == STORED_LIVE && domain->preserved)
-		phase = STORED_PRESERVED;
-	if (phase != STORED_ENDING && domain->again)
-		phase = STORED_RESTARTING;
-	stored.phase = phase;
+int domain_store(struct domain *domain, struct error *error)
+{
+	_cleanup_json_ json_t *config = guest_config_to_json(&domain->config);
+	_cleanup_json_ json_t *places = disks_places(&domain->config);
+	struct stored_domain stored;
+	int r;
+
+	domain_to_stored(domain, &stored);
+	stored.recorded_ns = boottime_ns();
+	stored.config = config;
+	stored.places = places;
 	if (!config)
 		return error_set(error, ENOMEM, "Out of memory.");
-	return store_put_domain(domain->xend->store, &stored, error);
+	r = store_put_domain(domain->xend->store, &stored, error);
+	if (r >= 0)
+		domain->recorded_ns = stored.recorded_ns;
+	return r;
+}
+
+int domain_record(struct domain *domain, struct error *error)
+{
+	int r = domain_store(domain, error);
+
+	/* What is not yet committed may never have been. */
+	if (r >= 0 && !store_is_busy(domain->xend->store))
+		guest_record_write(domain);
+	return r;
 }
 
 /* Its ID and its record become known together. */
@@ -170,7 +198,7 @@ static int enlist(struct xend *xend, struct guest_config *config, struct domain 
 	if (!*result)
 		return error_set(error, ENOMEM, "Out of memory.");
 	domain_note_start(*result);
-	r = domain_record(*result, error);
+	r = domain_store(*result, error);
 	return r < 0 ? r : store_commit(xend->store, error);
 }
 
@@ -310,6 +338,8 @@ int domain_begin_job(struct domain *domain, const char *what, int cancel, struct
 
 	if (r >= 0)
 		r = domain_check_lives(domain, error);
+	if (r >= 0)
+		r = silence_check(domain, error);
 	if (r < 0)
 		return r;
 	log_info("Domain '%s' (ID %u) is %s.", domain->config.name, domain->id, what);
@@ -346,6 +376,7 @@ json_t *domain_describe(const struct domain *domain)
 {
 	const char *trouble = restart_trouble(domain);
 	char letters[7], doubt[512];
+	struct error silence;
 	json_t *described;
 
 	state_letters(domain, letters);
@@ -357,6 +388,8 @@ json_t *domain_describe(const struct domain *domain)
 	if (domain->doubt) {
 		handover_doubt_sentence(domain, doubt, sizeof(doubt));
 		json_object_set_new(described, "doubt", json_string(doubt));
+	} else if (silence_check(domain, &silence) < 0) {
+		json_object_set_new(described, "doubt", json_string(silence.text));
 	}
 	if (trouble)
 		json_object_set_new(described, "trouble",

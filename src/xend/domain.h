@@ -41,6 +41,7 @@ struct domain {
 	int64_t booted_ns;   /* the same as boottime_ns(): no clock that is set changes how long it runs */
 	int64_t restart_wanted_ns; /* since when xm reboot wants it to be started again, 0: it does not */
 	unsigned early_reboots;    /* one after the other, right after each start (supervise.h) */
+	int64_t recorded_ns;       /* when it was last recorded, boottime_ns() */
 
 	const char *busy; /* "being saved", NULL: no job */
 	int cancel;       /* eventfd of its job, -1: none or past cancelling */
@@ -55,9 +56,12 @@ struct domain {
 
 	/* the process; -1, NULL where there is none */
 	pid_t pid;
-	int process;                   /* pidfd */
-	int ram;                       /* memfd */
-	int events;                    /* subscribed control connection */
+	int process;         /* pidfd */
+	int ram;             /* memfd */
+	int events;          /* subscribed control connection; -1: a guest that has yet to be met */
+	int question;        /* control connection with a question that it has not answered (silence.h) */
+	bool being_met;      /* by a worker: it is listened to again (adopt.h) */
+	long long silent_ms; /* since when it does not answer, monotonic_ms(); 0: it does */
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;
@@ -125,8 +129,14 @@ bool domain_has_left(const struct domain *domain);
  */
 void domain_await_leavers(struct xend *xend);
 
-/* Records the domain as it is now. */
+/* Records the domain as it is now: in the store, and beside the guest's process (guest_record.h). */
 int domain_record(struct domain *domain, struct error *error);
+/* In the store only, as domain_record does in a transaction: guest_record_write is to follow once that is
+ * committed. */
+int domain_store(struct domain *domain, struct error *error);
+/* As the store has it, but for what is JSON. Strings are the domain's. */
+struct stored_domain;
+void domain_to_stored(const struct domain *domain, struct stored_domain *stored);
 
 /* It starts now. */
 void domain_note_start(struct domain *domain);

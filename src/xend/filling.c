@@ -6,6 +6,7 @@
 #include "xend/shared_memory.h"
 #include "xend/supervise.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -244,6 +245,27 @@ void filling_follow(
 	xend_changed(xend);
 }
 
+/* A guest keeps the descriptor by which missing pages are brought until all of them have come. */
+static bool waits_for_memory(const struct domain *domain)
+{
+	char table[64], target[64];
+	struct dirent *entry;
+	bool found = false;
+	DIR *directory;
+
+	snprintf(table, sizeof(table), "/proc/%d/fd", (int)domain->pid);
+	directory = opendir(table);
+	while (!found && directory && (entry = readdir(directory))) {
+		ssize_t size = readlinkat(dirfd(directory), entry->d_name, target, sizeof(target) - 1);
+
+		target[size < 0 ? 0 : size] = 0;
+		found = strstr(target, "[userfaultfd]");
+	}
+	if (directory)
+		closedir(directory);
+	return found;
+}
+
 static const char abandoned[] = "its memory was still coming from its checkpoint, and the carrier that "
 				"brought it is no more. " START_ANEW;
 
@@ -269,14 +291,17 @@ static void await_carrier(void *argument)
 	}
 	if (!xend->stopping && !has_ended(domain)) {
 		unlink(record.path);
-		if (guest_refresh_one(domain, &error) < 0 || domain->filling)
+		/* That it says nothing is no end of it, unless it waits for what nobody brings any more. */
+		if (guest_refresh_one(domain, &error) < 0)
+			domain->filling = waits_for_memory(domain);
+		if (domain->filling && !has_ended(domain))
 			lose(domain, abandoned);
 	}
 	domain->followed = false;
 	xend_changed(xend);
 }
 
-bool filling_abandoned(const struct domain *domain)
+static bool is_abandoned(const struct domain *domain)
 {
 	struct record record = record_of(domain);
 	pid_t pid;
@@ -285,12 +310,18 @@ bool filling_abandoned(const struct domain *domain)
 	return process < 0 && access(record.path, F_OK) == 0;
 }
 
+void filling_lose_abandoned(struct domain *domain)
+{
+	if (!has_ended(domain) && is_abandoned(domain) && waits_for_memory(domain))
+		lose(domain, abandoned);
+}
+
 void filling_adopt(struct domain *domain)
 {
 	struct record record = record_of(domain);
 	struct error error;
 
-	if (domain->dead && filling_abandoned(domain))
+	if (domain->dead && is_abandoned(domain))
 		lose(domain, abandoned);
 	if (domain->dead || !domain->filling) {
 		unlink(record.path);

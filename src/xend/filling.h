@@ -46,8 +46,9 @@ void filling_adopt(struct domain *domain);
  */
 int filling_wait(struct domain *domain, int cancel, struct error *error);
 
-/* Whether an earlier xend left this guest to a carrier that is no more. */
-bool filling_abandoned(const struct domain *domain);
+/* Ends a guest that an earlier xend left to a carrier which is no more, if it does wait for memory: of one
+ * that answers nothing, its process tells. */
+void filling_lose_abandoned(struct domain *domain);
 
 /* When the guest has been ended: ends its carrier and waits until nobody follows it. Lets go of the lock. */
 void filling_end(struct domain *domain);

@@ -5,14 +5,15 @@
 #include "xend/disks.h"
 #include "xend/filling.h"
 #include "xend/guest_disks.h"
+#include "xend/guest_record.h"
 #include "xend/guest_watch.h"
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/network.h"
 #include "xend/shared_memory.h"
+#include "xend/silence.h"
 #include "xend/uuid.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -21,19 +22,16 @@
 #include <sys/un.h>
 
 #define CREATE_MS 60000
-#define QUIT_MS 2000
+#define REFRESH_MS 500
 #define LAST_BREATH_MS 100 /* from a closed channel to the end of its process */
 
-struct guest_place {
-	char directory[112], control[128], record[128], carrier[128];
-};
-
-static void place_of(const struct xend *xend, const char *uuid, struct guest_place *place)
+void guest_place_of(const struct xend *xend, const char *uuid, struct guest_place *place)
 {
 	snprintf(place->directory, sizeof(place->directory), "%s/guests/%.36s", xend->paths.run, uuid);
 	snprintf(place->control, sizeof(place->control), "%s/control", place->directory);
-	snprintf(place->record, sizeof(place->record), "%s/process", place->directory);
+	snprintf(place->process, sizeof(place->process), "%s/process", place->directory);
 	snprintf(place->carrier, sizeof(place->carrier), "%s/carrier", place->directory);
+	snprintf(place->domain, sizeof(place->domain), "%s/domain", place->directory);
 }
 
 static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
@@ -67,7 +65,7 @@ int guest_connect(const struct domain *domain, struct error *error)
 {
 	struct guest_place place;
 
-	place_of(domain->xend, domain->config.uuid, &place);
+	guest_place_of(domain->xend, domain->config.uuid, &place);
 	return connect_to(place.control, error);
 }
 
@@ -190,10 +188,10 @@ static int start_process(struct domain *domain, struct error *error)
 	const char *const arguments[] = {program, "--control", "3", "--user", user, "--root", root, "--disks",
 		disks, "--name", domain->config.name, NULL};
 	struct spawn spawn = {
-		.arguments = arguments, .output = -1, .own_network = true, .record = place.record};
+		.arguments = arguments, .output = -1, .own_network = true, .record = place.process};
 	_cleanup_close_ int control = -1;
 
-	place_of(domain->xend, domain->config.uuid, &place);
+	guest_place_of(domain->xend, domain->config.uuid, &place);
 	snprintf(program, sizeof(program), "%s/ferry-guest", domain->xend->paths.libexec);
 	snprintf(user, sizeof(user), "%u:%u", GUEST_UID_BASE + domain->id, GUEST_UID_BASE + domain->id);
 	snprintf(disks, sizeof(disks), "%zu", domain->config.disk_count);
@@ -203,6 +201,7 @@ static int start_process(struct domain *domain, struct error *error)
 	control = listen_at(place.control, error);
 	if (control < 0)
 		return control;
+	guest_record_write(domain); /* there before its process is */
 	spawn.pass = control;
 	domain->process = process_spawn(&spawn, &domain->pid, error);
 	return domain->process < 0 ? domain->process : 0;
@@ -307,6 +306,11 @@ int guest_call(
 	xend_unlock(domain->xend);
 	r = channel_call(control, body, NULL, 0, reply, timeout_ms, error);
 	xend_lock(domain->xend);
+	if (r == -ETIMEDOUT) {
+		silence_begin(domain, timeout_ms);
+		if (silence_check(domain, error) == 0)
+			error_prefix(error, "Domain '%s': ", domain->config.name);
+	}
 	return r;
 }
 
@@ -355,11 +359,21 @@ int guest_carry_on(struct domain *domain, struct error *error)
 	return r;
 }
 
-static int status_request(int control, struct error *error)
+int guest_question(const struct domain *domain)
 {
 	_cleanup_json_ json_t *request = json_pack("{s:s}", "do", "status");
+	_cleanup_close_ int control = guest_connect(domain, NULL);
 
-	return channel_send(control, request, NULL, 0, error);
+	return control >= 0 && channel_send(control, request, NULL, 0, NULL) >= 0 ? take_fd(&control) : -1;
+}
+
+int guest_ask_status(
+	const struct guest_place *place, int timeout_ms, struct message *reply, struct error *error)
+{
+	_cleanup_json_ json_t *request = json_pack("{s:s}", "do", "status");
+	_cleanup_close_ int control = connect_to(place->control, error);
+
+	return control < 0 ? control : channel_call(control, request, NULL, 0, reply, timeout_ms, error);
 }
 
 int guest_refresh_one(struct domain *domain, struct error *error)
@@ -381,7 +395,7 @@ void guest_refresh(struct xend *xend)
 {
 	unsigned count = 0, at = 0;
 	_cleanup_free_ struct asked *asked = NULL;
-	long long deadline = monotonic_ms() + 500;
+	long long deadline = monotonic_ms() + REFRESH_MS;
 
 	for (struct domain *domain = xend->domains; domain; domain = domain->next)
 		count++;
@@ -389,13 +403,14 @@ void guest_refresh(struct xend *xend)
 	if (!asked)
 		return;
 	for (struct domain *domain = xend->domains; domain; domain = domain->next) {
-		int control =
-			domain->phase == DOMAIN_LIVE && !domain->dead ? guest_connect(domain, NULL) : -1;
+		/* Who is known not to answer is not waited for. */
+		int control = domain->phase == DOMAIN_LIVE && !domain->dead && !domain->silent_ms &&
+					      domain->events >= 0
+				      ? guest_question(domain)
+				      : -1;
 
-		if (control >= 0 && status_request(control, NULL) >= 0)
+		if (control >= 0)
 			asked[at++] = (struct asked){domain_ref(domain), control};
-		else
-			cleanup_close(&control);
 	}
 	for (unsigned i = 0; i < at; i++) {
 		_cleanup_message_ struct message reply = {0};
@@ -407,6 +422,8 @@ void guest_refresh(struct xend *xend)
 		xend_lock(xend);
 		if (r >= 0)
 			guest_note_state(asked[i].domain, reply.body);
+		else if (r == -ETIMEDOUT)
+			silence_begin(asked[i].domain, REFRESH_MS);
 		close(asked[i].control);
 		domain_unref(asked[i].domain);
 	}
@@ -416,9 +433,9 @@ int guest_find(struct domain *domain, struct error *error)
 {
 	struct guest_place place;
 
-	place_of(domain->xend, domain->config.uuid, &place);
+	guest_place_of(domain->xend, domain->config.uuid, &place);
 	domain->vifs_online = (unsigned)domain->config.vif_count;
-	domain->process = process_find(place.record, &domain->pid);
+	domain->process = process_find(place.process, &domain->pid);
 	if (domain->process < 0)
 		return error_set(error, ESRCH, "The process of domain '%s' is no more.", domain->config.name);
 	return 0;
@@ -428,31 +445,31 @@ bool guest_has_place(const struct domain *domain)
 {
 	struct guest_place place;
 
-	place_of(domain->xend, domain->config.uuid, &place);
+	guest_place_of(domain->xend, domain->config.uuid, &place);
 	return access(place.directory, F_OK) == 0;
 }
 
 int guest_adopt(struct domain *domain, struct error *error)
 {
 	_cleanup_message_ struct message reply = {0};
-	int r = guest_find(domain, error);
+	int r = guest_refresh_one(domain, error);
 
-	if (r >= 0)
-		r = guest_refresh_one(domain, error);
 	if (r >= 0)
 		r = guest_call(domain, json_pack("{s:s}", "do", "memory"), &reply, GUEST_ANSWER_MS, error);
 	if (r >= 0) {
+		cleanup_close(&domain->ram);
 		domain->ram = message_take_fd(&reply, reply.body, "ram", error);
 		r = guest_watch(domain, error);
 	}
 	return r;
 }
 
-static void remove_place(const struct guest_place *place)
+void guest_place_remove(const struct guest_place *place)
 {
 	unlink(place->control);
-	unlink(place->record);
+	unlink(place->process);
 	unlink(place->carrier);
+	unlink(place->domain);
 	if (rmdir(place->directory) < 0 && errno != ENOENT)
 		log_warning("Unable to remove %s: %s.", place->directory, strerror(errno));
 }
@@ -463,7 +480,7 @@ void guest_end(struct domain *domain)
 	int process = take_fd(&domain->process);
 	struct guest_place place;
 
-	place_of(xend, domain->config.uuid, &place);
+	guest_place_of(xend, domain->config.uuid, &place);
 	guest_unwatch(domain);
 	guest_release_disks(domain);
 	cleanup_close(&domain->ram);
@@ -484,48 +501,6 @@ void guest_end(struct domain *domain)
 
 		vif_remove(&domain->config.vifs[domain->vifs_online - 1], &vif);
 	}
-	remove_place(&place);
+	guest_place_remove(&place);
 	xend_lock(xend);
-}
-
-/* The guest in a run directory, whoever started it: asked to quit, or killed. */
-static void end_stray(const char *uuid, const struct guest_place *place)
-{
-	_cleanup_json_ json_t *quit = json_pack("{s:s}", "do", "quit");
-	pid_t pid = 0;
-	_cleanup_close_ int process = process_find(place->record, &pid);
-	_cleanup_close_ int carrier = process_find(place->carrier, &pid);
-	_cleanup_close_ int control = connect_to(place->control, NULL);
-
-	log_warning("Ending the guest %s (process %d), which no domain stands for.", uuid, (int)pid);
-	if (control >= 0)
-		channel_call(control, quit, NULL, 0, NULL, QUIT_MS, NULL);
-	if (process >= 0 && process_wait(process, QUIT_MS, NULL) < 0)
-		process_kill(process);
-	if (carrier >= 0)
-		process_kill(carrier);
-	remove_place(place);
-}
-
-void guest_end_strays(struct xend *xend)
-{
-	char path[96];
-	struct dirent *entry;
-	DIR *directory;
-
-	snprintf(path, sizeof(path), "%s/guests", xend->paths.run);
-	directory = opendir(path);
-	while (directory && (entry = readdir(directory))) {
-		struct guest_place place;
-
-		if (entry->d_name[0] == '.' || strlen(entry->d_name) != 36 ||
-			domain_by_uuid(xend, entry->d_name))
-			continue;
-		place_of(xend, entry->d_name, &place);
-		xend_unlock(xend);
-		end_stray(entry->d_name, &place);
-		xend_lock(xend);
-	}
-	if (directory)
-		closedir(directory);
 }

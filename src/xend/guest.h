@@ -28,6 +28,17 @@ struct guest_memory_user {
 	int (*ready)(struct guest_memory_user *user, int ram, struct error *error);
 };
 
+/* A guest's run directory, and what is in it. */
+struct guest_place {
+	char directory[112];
+	char control[128]; /* its socket */
+	char process[128]; /* record of its process (process.h) */
+	char carrier[128]; /* of the carrier that brings it its memory (filling.h) */
+	char domain[128];  /* what xend knows of it (guest_record.h) */
+};
+void guest_place_of(const struct xend *xend, const char *uuid, struct guest_place *place);
+void guest_place_remove(const struct guest_place *place);
+
 /*
  * Opens what the guest needs, starts its process and has it build the machine:
  * paused, or waiting for its state. On an error everything is taken back but the
@@ -44,11 +55,14 @@ int guest_explain(const struct domain *domain, int r, struct error *error);
 
 /* Finds the process that an earlier xend has started for the domain. -ESRCH: it is no more. */
 int guest_find(struct domain *domain, struct error *error);
+/* Asks whoever has the run directory what it is: the reply to `status`. Without the lock. */
+int guest_ask_status(
+	const struct guest_place *place, int timeout_ms, struct message *reply, struct error *error);
 
 /* Whether it has a run directory, as each guest that nobody has ended. */
 bool guest_has_place(const struct domain *domain);
 
-/* The same, and listens to it again. Lets go of the lock. */
+/* Listens again to the one that was found. -ETIMEDOUT, -EAGAIN: it does not answer. Lets go of the lock. */
 int guest_adopt(struct domain *domain, struct error *error);
 
 /* Ends the process, takes taps and run directory away. Harmless when there is none. Lets go of the lock. */
@@ -60,6 +74,9 @@ int guest_connect(const struct domain *domain, struct error *error);
 /* One request on a connection of its own; `request` is consumed, reply may be NULL. Lets go of the lock. */
 int guest_call(
 	struct domain *domain, json_t *request, struct message *reply, int timeout_ms, struct error *error);
+
+/* A connection on which the guest is asked for its status, for channel_wait; -1: not possible just now. */
+int guest_question(const struct domain *domain);
 
 /* Verbs. All let go of the lock. */
 int guest_pause(struct domain *domain, struct error *error);
@@ -82,6 +99,3 @@ int guest_carry_on(struct domain *domain, struct error *error);
  * go of the lock. */
 void guest_refresh(struct xend *xend);
 int guest_refresh_one(struct domain *domain, struct error *error);
-
-/* At xend's start: ends guests that no domain in the list stands for. Lets go of the lock. */
-void guest_end_strays(struct xend *xend);

@@ -28,5 +28,5 @@ void guest_relock_disks(struct domain *domain);
  * ended. Without the lock. */
 void guest_unlock_disks(const struct domain *domain);
 
-/* Closes what is still to be locked. */
+/* Closes what is still to be locked. Lets go of the lock. */
 void guest_release_disks(struct domain *domain);

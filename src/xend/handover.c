@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/carrier.h"
 #include "xend/guest.h"
+#include "xend/guest_record.h"
 #include "xend/lifecycle.h"
 #include "xend/moves.h"
 #include "xend/store.h"
@@ -39,6 +40,8 @@ int handover_commit(
 		store_rollback(store);
 		return r;
 	}
+	domain->recorded_ns = boottime_ns(); /* newer than the row, which knows no tickets */
+	guest_record_write(domain);
 	domain->handed_over = true;
 	domain->cancel = -1;
 	return 0;
@@ -64,6 +67,8 @@ void handover_back(struct domain *domain, const char *ticket)
 
 	if (store_drop_ticket(domain->xend->store, ticket, &error) < 0)
 		log_error("%s", error.text);
+	domain->recorded_ns = boottime_ns();
+	guest_record_write(domain);
 	domain->handed_over = false;
 	if (guest_carry_on(domain, &error) < 0)
 		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
@@ -471,13 +476,15 @@ int handover_own(struct domain *domain, const char *ticket, struct error *error)
 	r = change(xend, ticket, domain->config.uuid, TICKET_RECEIVED, TICKET_OWNED, error);
 	domain->phase = DOMAIN_LIVE;
 	if (r >= 0)
-		r = domain_record(domain, error);
+		r = domain_store(domain, error);
 	if (r >= 0)
 		r = store_commit(xend->store, error);
 	if (r < 0) {
 		store_rollback(xend->store);
 		domain->phase = DOMAIN_STARTING;
+		return r;
 	}
+	guest_record_write(domain);
 	return r;
 }
 

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "xend/endings.h"
 #include "xend/guest.h"
+#include "xend/guest_record.h"
 #include "xend/lifecycle.h"
 #include "xend/store.h"
 #include "xend/uuid.h"
@@ -49,6 +50,7 @@ static void settle_kept(struct domain *domain, const char *old_uuid)
 		return;
 	}
 	domain->busy = NULL;
+	guest_record_write(domain);
 	log_info("What has ended is kept as domain '%s' (ID %u).", domain->config.name, domain->id);
 	xend_changed(domain->xend);
 }

@@ -7,6 +7,7 @@
 #include "xend/endings.h"
 #include "xend/filling.h"
 #include "xend/guest.h"
+#include "xend/guest_record.h"
 #include "xend/lifecycle.h"
 #include "xend/objections.h"
 #include "xend/saved_disks.h"
@@ -99,6 +100,7 @@ static int make_certain(struct domain *domain, struct checkpoint_file *file, boo
 		domain->phase = DOMAIN_LIVE;
 		return r;
 	}
+	guest_record_write(domain);
 	checkpoint_file_stays(file);
 	return 0;
 }

@@ -241,6 +241,11 @@ void store_rollback(struct store *store)
 	be_hasty(store, false);
 }
 
+bool store_is_busy(const struct store *store)
+{
+	return !sqlite3_get_autocommit(store->db);
+}
+
 int store_next_id(struct store *store, unsigned *id, struct error *error)
 {
 	int64_t next;
@@ -255,25 +260,38 @@ int store_next_id(struct store *store, unsigned *id, struct error *error)
 int store_put_domain(struct store *store, const struct stored_domain *domain, struct error *error)
 {
 	_cleanup_free_ char *config = json_dumps(domain->config, JSON_COMPACT);
+	_cleanup_free_ char *places =
+		domain->places ? json_dumps(domain->places, JSON_COMPACT) : strdup("[]");
 
-	if (!config)
+	if (!config || !places)
 		return error_set(error, ENOMEM, "Out of memory.");
 	return run_hastily(store, error,
 		"INSERT INTO domains(uuid, name, id, phase, paused, restart_wanted, started_at, config,"
-		" booted_ns, early_reboots) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+		" booted_ns, early_reboots, places, recorded_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 		" ON CONFLICT(uuid) DO UPDATE SET name = excluded.name, id = excluded.id, phase = "
 		"excluded.phase,"
 		" paused = excluded.paused, restart_wanted = excluded.restart_wanted,"
 		" started_at = excluded.started_at, config = excluded.config,"
-		" booted_ns = excluded.booted_ns, early_reboots = excluded.early_reboots",
-		"ssiiiiisii", domain->uuid, domain->name, (int64_t)domain->id, (int64_t)domain->phase,
+		" booted_ns = excluded.booted_ns, early_reboots = excluded.early_reboots,"
+		" places = excluded.places, recorded_ns = excluded.recorded_ns",
+		"ssiiiiisiisi", domain->uuid, domain->name, (int64_t)domain->id, (int64_t)domain->phase,
 		(int64_t)domain->paused, domain->restart_wanted_ns, domain->started_at, config,
-		domain->booted_ns, (int64_t)domain->early_reboots);
+		domain->booted_ns, (int64_t)domain->early_reboots, places, domain->recorded_ns);
 }
 
 int store_drop_domain(struct store *store, const char *uuid, struct error *error)
 {
 	return run_hastily(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
+}
+
+int store_drop_domains(struct store *store, unsigned next_id, struct error *error)
+{
+	int r = run(store, error, "DELETE FROM domains", "");
+
+	return r < 0 ? r
+		     : run(store, error,
+			       "UPDATE host SET value = MAX(CAST(value AS INTEGER), ?) WHERE key = 'next_id'",
+			       "i", (int64_t)next_id);
 }
 
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
@@ -284,11 +302,12 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 
 	if (sqlite3_prepare_v2(store->db,
 		    "SELECT uuid, name, id, phase, paused, restart_wanted, started_at, config, booted_ns, "
-		    "early_reboots FROM domains ORDER BY id",
+		    "early_reboots, places, recorded_ns FROM domains ORDER BY id",
 		    -1, &statement, NULL) != SQLITE_OK)
 		return failed(store, error);
 	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
 		_cleanup_json_ json_t *config = json_loads(text(statement, 7), 0, NULL);
+		_cleanup_json_ json_t *places = json_loads(text(statement, 10), 0, NULL);
 		struct stored_domain domain = {
 			.uuid = text(statement, 0),
 			.name = text(statement, 1),
@@ -300,6 +319,8 @@ int store_each_domain(struct store *store, int (*visit)(void *context, const str
 			.booted_ns = sqlite3_column_int64(statement, 8),
 			.early_reboots = (unsigned)sqlite3_column_int64(statement, 9),
 			.config = config,
+			.places = places,
+			.recorded_ns = sqlite3_column_int64(statement, 11),
 		};
 
 		r = visit(context, &domain);
@@ -352,8 +373,9 @@ int store_each_ticket(struct store *store, int (*visit)(void *context, const str
 	int r;
 
 	if (sqlite3_prepare_v2(store->db,
-		    "SELECT ticket, uuid, state, host, port, address, fingerprint, records FROM tickets", -1,
-		    &statement, NULL) != SQLITE_OK)
+		    "SELECT ticket, uuid, state, host, port, address, fingerprint, records "
+		    "FROM tickets ORDER BY changed_at",
+		    -1, &statement, NULL) != SQLITE_OK)
 		return failed(store, error);
 	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
 		struct stored_ticket ticket = {

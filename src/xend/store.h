@@ -28,7 +28,8 @@ enum stored_phase {
 	STORED_PRESERVED,  /* has ended, and what is left of it is kept */
 };
 
-/* One guest as the store has it. Strings are borrowed. */
+/* One guest as the store has it, and its own record (guest_record.c): what is added here is added there too.
+ * Strings are borrowed. */
 struct stored_domain {
 	const char *uuid, *name;
 	unsigned id;
@@ -40,6 +41,8 @@ struct stored_domain {
 	int64_t booted_ns;         /* the same as boottime_ns() */
 	unsigned early_reboots;    /* see supervise.h */
 	const json_t *config;
+	const json_t *places; /* of its disks (disks_places); NULL: not known */
+	int64_t recorded_ns;  /* when, since the host's boot (CLOCK_BOOTTIME) */
 };
 
 /*
@@ -83,6 +86,9 @@ int store_drop_domain(struct store *store, const char *uuid, struct error *error
 /* Drops a guest of that name which has another uuid: one that is no more, and whose row could not be dropped.
  */
 int store_drop_namesake(struct store *store, const char *name, const char *uuid, struct error *error);
+/* Forgets them all, and gives no ID below this one any more: when the store turns out not to be the latest.
+ */
+int store_drop_domains(struct store *store, unsigned next_id, struct error *error);
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
 	void *context, struct error *error);
 
@@ -120,6 +126,8 @@ int store_each_trusted(struct store *store, int (*visit)(void *context, const st
 int store_begin(struct store *store, bool lasting, struct error *error);
 int store_commit(struct store *store, struct error *error);
 void store_rollback(struct store *store);
+/* Whether one is begun and not yet ended. */
+bool store_is_busy(const struct store *store);
 
 /* Files that must not outlive the job that writes them. */
 int store_add_leftover(struct store *store, const char *path, struct error *error);

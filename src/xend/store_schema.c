@@ -48,6 +48,8 @@ static const char *const steps[] = {
 	"CREATE TABLE moves(number INTEGER PRIMARY KEY, name TEXT NOT NULL, id INTEGER NOT NULL,"
 	" host TEXT NOT NULL, state INTEGER NOT NULL, began_at INTEGER NOT NULL, ended_at INTEGER NOT NULL,"
 	" returned INTEGER NOT NULL, result TEXT NOT NULL, why TEXT NOT NULL);",
+	"ALTER TABLE domains ADD COLUMN places TEXT NOT NULL DEFAULT '[]';"
+	"ALTER TABLE domains ADD COLUMN recorded_ns INTEGER NOT NULL DEFAULT 0;",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

@@ -71,6 +71,7 @@ struct xend {
 	unsigned requests;                   /* that workers are at (dispatch.c) */
 	TAILQ_HEAD(, end_watch) end_watches; /* watch.h */
 	unsigned watchers;                   /* these and streams */
+	bool listening_for_silent;           /* silence.h */
 	bool stopping;
 	int stop; /* eventfd: readable from when xend is to stop */
 

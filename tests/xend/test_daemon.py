@@ -183,16 +183,6 @@ class Daemon(unittest.TestCase):
         wait_until(lambda: self.xend.names() == [], "its end")
         self.nothing_left()
 
-    def test_a_guest_nobody_knows_is_ended(self):
-        domain = self.xend.create()
-        self.xend.kill()
-        for name in os.listdir(self.xend.root / "state"):
-            os.unlink(self.xend.root / "state" / name)
-        pid = self.xend.guest_pid(domain)
-        self.xend.start()
-        self.assertTrue(rig.dead(pid))
-        self.nothing_left()
-
     def test_rename(self):
         self.xend.create()
         self.xend.create("Other", disk=[])

@@ -110,6 +110,8 @@ class Owner(unittest.TestCase):
         """The destination's database is what it was before it had this guest: `before`, or nothing."""
         for left in (self.two.root / "state").glob("xend.db*"):
             left.unlink()
+        for record in self.two.root.glob("run/guests/*/domain"):  # else that would tell
+            record.unlink()
         if before:
             shutil.copy(before, self.two.root / "state/xend.db")
 
@@ -134,6 +136,19 @@ class Owner(unittest.TestCase):
                 self.assertEqual(self.one.names(), [])
                 (self.two.root / "libexec/lingers").unlink()
                 self.two.destroy_all()
+
+    def test_a_destination_whose_database_is_older_owns_what_it_has(self):
+        """What is recorded beside the guest has the ticket by which it came."""
+        self.hosts()
+        older = self.two.root / "older.db"
+        with contextlib.closing(sqlite3.connect(self.two.root / "state/xend.db")) as store, \
+                contextlib.closing(sqlite3.connect(older)) as copy:
+            store.backup(copy)
+        migration = self.hand_over()
+        for left in (self.two.root / "state").glob("xend.db*"):
+            left.unlink()
+        shutil.copy(older, self.two.root / "state/xend.db")
+        self.settled(migration)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,345 @@
+#!/usr/bin/python3
+"""Whatever xend finds when it starts, no guest is ended for not being known or for being silent. The guests are fake, all else is real."""
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+import unittest
+
+import rig
+from dead_storage import DeadStorage
+from rig import Refused, Xend, wait_until
+
+
+class Adopting(unittest.TestCase):
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+        self.database = self.xend.root / "state/xend.db"
+
+    def refused(self, sentence, call, *arguments, **more):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments, **more)
+        self.assertIn(sentence, refused.exception.sentence)
+        return refused.exception.sentence
+
+    def restart(self, between=lambda: None):
+        self.xend.kill()
+        between()
+        self.xend.start()
+
+    def forget_everything(self):
+        for name in os.listdir(self.database.parent):
+            os.unlink(self.database.parent / name)
+
+    def ask_database(self, sql, *values):
+        with sqlite3.connect(self.database) as store:
+            return store.execute(sql, values).fetchall()
+
+    def record(self, domain):
+        return self.xend.root / "run/guests" / domain["uuid"] / "domain"
+
+    def change_record(self, domain, **changes):
+        path = self.record(domain)
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def guest_is(self, name, pid, **expected):
+        found = self.xend.get(f"/domains/{name}")
+        self.assertEqual(self.xend.guest_pid(found), pid)
+        self.assertFalse(rig.dead(pid))
+        self.assertEqual({key: found[key] for key in expected}, expected)
+        return found
+
+    def some_guests(self):
+        """Of each kind: name, process, what is shown of it."""
+        running = self.xend.create("Renamed", vif=["bridge=xenbr0"])
+        self.xend.post("/domains/Renamed/rename", {"name": "Running"})
+        gone = self.xend.create("Gone", disk=[])
+        self.xend.post(f"/domains/{gone['id']}/destroy")
+        paused = self.xend.create("Paused", disk=[])
+        self.xend.post("/domains/Paused/pause")
+        return [("Running", self.xend.guest_pid(running), {"id": 1, "uuid": running["uuid"], "state": "-b----"}),
+                ("Paused", self.xend.guest_pid(paused), {"id": 3, "uuid": paused["uuid"], "state": "--p---"})]
+
+    def all_are_there(self, guests):
+        self.assertEqual(self.xend.names(), [name for name, _, _ in guests])
+        for name, pid, shown in guests:
+            self.guest_is(name, pid, **shown)
+        # As good as before: none has its ID, they are started again as they were, and leave nothing.
+        self.assertEqual(self.xend.create("Next", disk=[])["id"], 4)
+        self.refused("in use by domain 'Running'", self.xend.create, "Other")
+        self.xend.post("/domains/Running/reboot")
+        wait_until(lambda: [(d["name"], d["state"]) for d in self.xend.domains()[3:]] == [("Running", "-b----")], "its start")
+        self.assertTrue(os.path.exists(f"/sys/class/net/vif{self.xend.get('/domains/Running')['id']}.0/brport"))
+        self.restart()
+        self.assertEqual(self.xend.names(), ["Paused", "Next", "Running"])
+        self.xend.destroy_all()
+        self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
+        self.assertEqual([name for name in os.listdir("/sys/class/net") if name.startswith("vif")], [])
+
+    def test_the_database_is_gone(self):
+        guests = self.some_guests()
+        self.restart(self.forget_everything)
+        self.assertIn("Domain 'Running' (ID 1) is not in xend's database, and is taken over", self.xend.log.read_text())
+        self.all_are_there(guests)
+
+    def test_the_database_is_empty(self):
+        guests = self.some_guests()
+
+        def empty():
+            self.forget_everything()
+            self.database.write_bytes(b"")
+
+        self.restart(empty)
+        self.all_are_there(guests)
+
+    def test_the_database_is_of_an_earlier_boot(self):
+        other = Xend()
+        self.addCleanup(other.close)
+        early = other.create("Running", disk=[])
+        other.kill()
+        with sqlite3.connect(other.root / "state/xend.db") as store:
+            store.execute("UPDATE host SET value = 'another' WHERE key = 'boot'")
+            # A guest that had left that day, and came back.
+            store.execute("DELETE FROM tickets")
+        guests = self.some_guests()
+
+        def exchange():
+            self.forget_everything()
+            with sqlite3.connect(other.root / "state/xend.db") as store:
+                store.execute("INSERT INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES ('t-1', ?, 2, 'host', 1, strftime('%s'))", (guests[0][2]["uuid"],))
+            shutil.copytree(other.root / "state", self.database.parent, dirs_exist_ok=True)
+
+        self.restart(exchange)
+        self.all_are_there(guests)
+        other.start()
+        self.assertEqual(other.guest_pid(early), other.guest_pid(other.get("/domains/Running")))
+
+    def test_the_database_is_of_an_hour_ago(self):
+        stay = self.xend.create("Stays", disk=[])
+        gone = self.xend.create("Leaves", disk=[], on_crash="restart")
+        self.xend.kill()
+        shutil.copytree(self.database.parent, self.xend.root / "backup")
+        self.xend.start()
+        self.xend.post("/domains/Leaves/destroy")
+        self.xend.post("/domains/Stays/rename", {"name": "Leaves"})
+        self.xend.post("/domains/Leaves/pause")
+        new = self.xend.create("Stays", disk=[])
+        pids = [self.xend.guest_pid(stay), self.xend.guest_pid(new)]
+
+        def exchange():
+            self.forget_everything()
+            shutil.copytree(self.xend.root / "backup", self.database.parent, dirs_exist_ok=True)
+
+        self.restart(exchange)
+        self.guest_is("Leaves", pids[0], id=1, uuid=stay["uuid"], state="--p---")
+        self.guest_is("Stays", pids[1], id=3, uuid=new["uuid"], state="-b----")
+        self.assertEqual(self.xend.names(), ["Leaves", "Stays"])
+        self.assertIn(f"{gone['uuid']} is gone. It is not started again.", self.xend.log.read_text())
+        self.assertEqual(self.xend.create("Next", disk=[])["id"], 4)
+
+    def test_what_was_not_ours_yet_or_not_any_more_is_ended(self):
+        pids = []
+        for phase in ("starting", "ending"):
+            domain = self.xend.create(phase, disk=[], paused=True)
+            pids.append(self.xend.guest_pid(domain))
+            self.change_record(domain, phase=phase)
+        self.restart(self.forget_everything)
+        wait_until(lambda: all(rig.dead(pid) for pid in pids) and self.xend.guests() == [], "their end")
+        self.assertEqual(self.xend.names(), [])
+
+    def test_who_runs_was_ours(self):
+        domain = self.xend.create()
+        self.change_record(domain, phase="starting")
+        pid = self.xend.guest_pid(domain)
+        self.restart(self.forget_everything)
+        self.guest_is("TestGuest", pid, state="-b----")
+
+    def test_a_hand_over_in_doubt_stays_in_doubt(self):
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.xend.post("/domains/TestGuest/pause")
+        nobody = {"address": "", "fingerprint": "", "records": ""}
+        ticket = {"ticket": "00000000-0000-4000-8000-000000000009", "state": "committed", "host": "127.0.0.1", "port": 9, **nobody}
+        owned = {"ticket": "00000000-0000-4000-8000-000000000008", "state": "owned", "host": "", "port": 0, **nobody}
+        self.change_record(domain, paused=False, tickets=[owned, ticket])
+        self.restart(self.forget_everything)
+        wait_until(lambda: "open whether it runs on 127.0.0.1" in self.xend.domains()[1].get("doubt", ""), "the doubt")
+        self.guest_is("TestGuest", pid, state="--p---")
+        # Once more, this time of the database, and of the record that it has written.
+        self.restart(self.forget_everything)
+        wait_until(lambda: "open whether it runs on 127.0.0.1" in self.xend.domains()[1].get("doubt", ""), "the doubt")
+        self.assertEqual(self.ask_database("SELECT state FROM tickets ORDER BY ticket"), [(5,), (1,)])
+        self.xend.post("/domains/TestGuest/handover", {"settle": "keep"})
+        wait_until(lambda: self.xend.get("/domains/TestGuest")["state"] == "-b----", "its going on")
+        self.restart(self.forget_everything)
+        self.guest_is("TestGuest", pid, state="-b----")
+
+    def test_nothing_is_recorded_of_a_guest(self):
+        """An older xend has started it, or its record could not be written: what its process knows is enough."""
+        known, silent = self.xend.create("Known"), self.xend.create("Silent", disk=[])
+        pids = [self.xend.guest_pid(domain) for domain in (known, silent)]
+
+        def forget():
+            self.forget_everything()
+            os.kill(pids[1], signal.SIGSTOP)
+            self.record(known).unlink()
+            self.record(silent).write_text("{")
+
+        self.restart(forget)
+        self.guest_is("Known", pids[0], uuid=known["uuid"], state="-b----")
+        self.assertEqual(self.xend.names(), ["Known"])
+        self.assertFalse(rig.dead(pids[1]))
+        self.assertIn(f"The process {pids[1]} of a guest {silent['uuid']} is not known, and is left alone", self.xend.log.read_text())
+        os.kill(pids[1], signal.SIGCONT)
+        self.restart()
+        self.guest_is("Silent", pids[1], uuid=silent["uuid"], state="-b----")
+
+    def test_its_record_is_worth_less_than_the_database(self):
+        domain = self.xend.create()
+        self.change_record(domain, name="Wrong", phase="ending", recorded_ns=1)
+        self.restart()
+        self.assertEqual(self.xend.names(), ["TestGuest"])
+        self.record(domain).unlink()
+        self.restart()
+        self.assertEqual(json.loads(self.record(domain).read_text())["name"], "TestGuest")
+
+    def test_a_database_that_cannot_be_used(self):
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.xend.kill()
+        shutil.copytree(self.database.parent, self.xend.root / "backup")
+        for spoil, sentence in ((lambda: self.ask_database("PRAGMA user_version = 1000"), "Install that xend again"),
+                                (lambda: (self.forget_everything(), self.database.write_bytes(os.urandom(8192))), "file is not a database"),
+                                (lambda: (self.forget_everything(), self.database.mkdir()), "unable to open database file")):
+            self.forget_everything()
+            shutil.copytree(self.xend.root / "backup", self.database.parent, dirs_exist_ok=True)
+            spoil()
+            refused = self.xend.command("start")
+            self.assertEqual(refused.returncode, 1)
+            self.assertIn(sentence, refused.stderr)
+            self.assertIn("Guests that run go on", refused.stderr)
+            self.assertFalse(rig.dead(pid))
+        self.database.rmdir()
+        shutil.copytree(self.xend.root / "backup", self.database.parent, dirs_exist_ok=True)
+        self.xend.start()
+        self.guest_is("TestGuest", pid, uuid=domain["uuid"])
+
+
+class Silent(unittest.TestCase):
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+        self.domains = [self.xend.create(name, disk=[], vif=["bridge=xenbr0"]) for name in ("One", "Two", "Three", "Four")]
+        self.pids = [self.xend.guest_pid(domain) for domain in self.domains]
+        self.addCleanup(self.signal_all, signal.SIGCONT)
+
+    def signal_all(self, number):
+        for pid in self.pids:
+            if not rig.dead(pid):
+                os.kill(pid, number)
+
+    def refused(self, sentence, call, *arguments):
+        with self.assertRaises(Refused) as refused:
+            call(*arguments)
+        self.assertIn(sentence, refused.exception.sentence)
+
+    def silent(self, name):
+        return "does not answer since" in {domain["name"]: domain for domain in self.xend.domains()}[name].get("doubt", "")
+
+    def test_xend_is_restarted_while_guests_are_stopped(self):
+        self.xend.kill()
+        for pid in self.pids[:3]:
+            os.kill(pid, signal.SIGSTOP)
+        begin = time.monotonic()
+        self.xend.start()
+        self.assertLess(time.monotonic() - begin, 30)  # of three that say nothing, for ever
+        self.assertEqual(self.xend.names(), ["One", "Two", "Three", "Four"])
+        self.assertTrue(all(self.silent(name) for name in ("One", "Two", "Three")))
+        self.assertFalse(self.silent("Four"))
+        self.refused("is stopped (signal). It is left alone; it can be destroyed", self.xend.post, "/domains/One/pause")
+        self.refused("does not answer since", self.xend.post, "/domains/One/shutdown")
+        self.xend.post("/domains/Four/pause")
+        self.xend.create("Five", disk=[])
+        self.xend.post("/domains/Two/destroy")
+        self.assertTrue(rig.dead(self.pids[1]))
+        os.kill(self.pids[2], signal.SIGKILL)  # its end is seen all the same
+        wait_until(lambda: "Three" not in self.xend.names(), "Three's end")
+        self.signal_all(signal.SIGCONT)
+        wait_until(lambda: not self.silent("One"), "One's answer")
+        wait_until(lambda: self.xend.get("/domains/One")["state"] == "-b----", "One's state")
+        self.assertEqual(self.xend.guest_pid(self.domains[0]), self.pids[0])
+        self.xend.post("/domains/One/pause")
+        self.assertEqual(self.xend.get("/domains/One")["state"], "--p---")
+        self.xend.post("/domains/One/unpause")
+        self.xend.post("/domains/One/shutdown")
+        wait_until(lambda: "One" not in self.xend.names(), "One's end")
+
+    def test_a_guest_is_stopped_while_xend_looks(self):
+        os.kill(self.pids[0], signal.SIGSTOP)
+        self.xend.domains()
+        wait_until(lambda: self.silent("One"), "its being noticed")
+        begin = time.monotonic()
+        for _ in range(40):  # more than its socket takes
+            self.xend.domains()
+        self.assertLess(time.monotonic() - begin, 20)
+        self.refused("is stopped (signal)", self.xend.post, "/domains/One/pause")
+        os.kill(self.pids[0], signal.SIGCONT)
+        wait_until(lambda: not self.silent("One"), "its answer")
+        self.assertEqual(self.xend.get("/domains/One")["state"], "-b----")
+
+    def test_what_was_asked_in_vain_is_undone(self):
+        """Who had to hear that the guest was not paused finds it running, when it has answered."""
+        os.kill(self.pids[0], signal.SIGSTOP)
+        self.refused("does not answer since", self.xend.post, "/domains/One/pause")
+        os.kill(self.pids[0], signal.SIGCONT)
+        wait_until(lambda: not self.silent("One") and self.xend.get("/domains/One")["state"] == "-b----", "its going on")
+        time.sleep(1)
+        self.assertEqual(self.xend.get("/domains/One")["state"], "-b----")
+
+
+class Storage(unittest.TestCase):
+    """A guest's disk is on a server that is away."""
+
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+        place = self.xend.root / "nfs"
+        place.mkdir()
+        self.storage = DeadStorage(place)
+        self.addCleanup(self.storage.close)
+        self.disk = [f"file:{place}/disk,xvda,w"]
+
+    def test_xend_starts_and_manages_the_others(self):
+        pids = [self.xend.guest_pid(self.xend.create(f"Far{i}", disk=[self.disk[0] + "!"])) for i in range(4)]
+        self.xend.create("Near")
+        self.xend.kill()
+        self.storage.answers.clear()
+        begin = time.monotonic()
+        self.xend.start()
+        self.assertLess(time.monotonic() - begin, 20)
+        self.assertEqual([domain["state"] for domain in self.xend.domains()[1:]], ["-b----"] * 5)
+        self.xend.post("/domains/Near/pause")
+        self.xend.create("Other", disk=[])
+        self.xend.post("/domains/Far0/pause")
+        self.assertFalse(rig.dead(pids[0]))
+        self.storage.answers.set()
+
+    def test_a_guest_is_to_be_ended_meanwhile(self):
+        domain = self.xend.create("Far", disk=self.disk)
+        pid = self.xend.guest_pid(domain)
+        self.xend.kill()
+        with sqlite3.connect(self.xend.root / "state/xend.db") as store:
+            store.execute("UPDATE domains SET phase = 2")
+        self.storage.answers.clear()
+        self.xend.start()
+        self.xend.create("Near")
+        self.storage.answers.set()
+        wait_until(lambda: rig.dead(pid) and self.xend.names() == ["Near"], "its end")
+
+
+if __name__ == "__main__":
+    rig.own_network()
+    unittest.main()
