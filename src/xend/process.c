@@ -33,6 +33,16 @@ static int child_record(int file, pid_t parent)
 	return getppid() == parent ? 0 : -1;
 }
 
+/* xend is the last to be killed when the host is short of memory (its unit's OOMScoreAdjust); what it starts
+ * is not. Where that cannot be written, nobody had made it different. */
+static void child_be_like_others(void)
+{
+	_cleanup_close_ int file = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+
+	if (file >= 0 && write(file, "0", 1) < 0)
+		return;
+}
+
 static int child_prepare(const struct spawn *spawn, int null, int record, pid_t parent)
 {
 	/* 1: not to a file, and (as no other number does) not to a program either (Linux, fs/coredump.c). */
@@ -41,6 +51,7 @@ static int child_prepare(const struct spawn *spawn, int null, int record, pid_t 
 	struct sigaction standard = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
+	child_be_like_others();
 	sigemptyset(&none);
 	sigaction(SIGPIPE, &standard, NULL);
 	sigprocmask(SIG_SETMASK, &none, NULL);

@@ -76,10 +76,45 @@ static void who_is_dying_is_waited_for(void **state)
 	close(gate[1]);
 }
 
+/* Reads it, or writes what is wanted. */
+static int oom_score(pid_t pid, const char *wanted)
+{
+	_cleanup_fclose_ FILE *file = NULL;
+	char path[64];
+	int score = 9999;
+
+	snprintf(path, sizeof(path), "/proc/%d/oom_score_adj", (int)pid);
+	file = fopen(path, wanted ? "we" : "re");
+	if (!file ||
+		(wanted ? fputs(wanted, file) < 0 || fflush(file) != 0 : fscanf(file, "%d", &score) != 1))
+		return -9999;
+	return score;
+}
+
+/* xend's unit keeps xend alive where memory is short, not its guests. */
+static void a_child_is_as_likely_to_be_killed_as_others(void **state)
+{
+	static const char *const arguments[] = {"/bin/sleep", "60", NULL};
+	const struct spawn spawn = {.arguments = arguments, .pass = -1, .output = -1};
+	_cleanup_close_ int process = -1;
+	struct error error;
+	pid_t pid;
+
+	(void)state;
+	oom_score(getpid(), "300");
+	assert_int_equal(oom_score(getpid(), NULL), 300);
+	process = process_spawn(&spawn, &pid, &error);
+	oom_score(getpid(), "0");
+	assert_true(process >= 0);
+	assert_int_equal(oom_score(pid, NULL), 0);
+	process_kill(process);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(who_is_dying_is_waited_for),
+		cmocka_unit_test(a_child_is_as_likely_to_be_killed_as_others),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,506 @@
+/*
+ * xendomains: what becomes of the guests when the host is stopped and started (xend(8)). `stop` shuts them
+ * down or saves them, several at a time, and records what it did; `start` brings back what was recorded, and
+ * starts what is in /etc/xen/auto. xend itself may come and go meanwhile: it does neither.
+ */
+#include "base/cleanup.h"
+#include "config/guest_config.h"
+#include "xm/client.h"
+#include "xm/domain.h"
+#include "xm/job.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PARALLEL 4        /* guests that are shut down or saved at a time: an order, and soon done */
+#define XEND_S 30         /* how long xend, which may just be starting, is waited for */
+#define PRESS_AGAIN_S 20  /* a guest that boots does not notice its power button */
+#define WAIT_MOST 1000000 /* seconds */
+
+struct host {
+	struct client client;
+	const char *automatic, *saves; /* directories */
+	char record[PATH_MAX];         /* the file */
+	long wait_s;                   /* for a guest to shut down */
+	const char *usual;             /* what is done with guests whose configuration does not say */
+};
+
+static const char *setting(const char *name, const char *usual)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : usual;
+}
+
+static const char *text_of(const json_t *object, const char *key)
+{
+	return json_string_value(json_object_get(object, key)) ?: "";
+}
+
+static const char *option_of(const json_t *domain, const char *key)
+{
+	return text_of(json_object_get(domain, "config"), key);
+}
+
+static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *format, ...)
+{
+	va_list values;
+
+	va_start(values, format);
+	vprintf(format, values);
+	va_end(values);
+	putchar('\n');
+	fflush(stdout);
+}
+
+/* The record. */
+
+static json_t *load_record(const struct host *host)
+{
+	json_t *record = json_load_file(host->record, 0, NULL);
+
+	return json_is_array(record) ? record : json_array();
+}
+
+/* On the disk: the power may go next. */
+static int keep_record(const struct host *host, const json_t *record, struct error *error)
+{
+	char new[PATH_MAX + 8];
+	_cleanup_fclose_ FILE *file = NULL;
+	_cleanup_close_ int directory = -1;
+
+	snprintf(new, sizeof(new), "%s.new", host->record);
+	file = fopen(new, "we");
+	if (!file || json_dumpf(record, file, JSON_INDENT(1)) < 0 || fflush(file) != 0 ||
+		fsync(fileno(file)) < 0 || rename(new, host->record) < 0)
+		return error_set(error, errno, "Unable to write %s: %s.", host->record, strerror(errno));
+	*strrchr(new, '/') = 0;
+	directory = open(new, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (directory >= 0)
+		fsync(directory);
+	return 0;
+}
+
+/* xend's answer to who is here, Domain-0 left out. Waits for a xend that is just starting. */
+static int list(struct host *host, json_t **domains, struct error *error)
+{
+	_cleanup_json_ json_t *reply = NULL;
+	time_t until = time(NULL) + XEND_S;
+	int r;
+
+	while ((r = client_call(&host->client, "GET", "/domains", NULL, &reply, error)) < 0 &&
+		time(NULL) < until)
+		sleep(1);
+	if (r < 0)
+		return r;
+	*domains = json_incref(json_object_get(reply, "domains"));
+	if (!json_is_array(*domains))
+		return error_set(error, EPROTO, "xend has not answered with a list of domains.");
+	json_array_remove(*domains, 0);
+	return 0;
+}
+
+/* How a guest leaves. Each in a process of its own: what it does, one line after the other. */
+
+enum way { SHUT_DOWN, SAVE, DESTROY, LEAVE };
+
+static int post(struct host *host, const json_t *domain, const char *verb, struct error *error)
+{
+	_cleanup_json_ json_t *nothing = json_object();
+	char path[128];
+
+	snprintf(path, sizeof(path), "/domains/%lld/%s", json_integer_value(json_object_get(domain, "id")),
+		verb);
+	return client_call(&host->client, "POST", path, nothing, NULL, error);
+}
+
+static int shut_down(struct host *host, const json_t *domain, struct error *error)
+{
+	time_t begin = time(NULL), left;
+	char path[128];
+	int r = 0;
+
+	snprintf(path, sizeof(path), "/domains/%lld/gone", json_integer_value(json_object_get(domain, "id")));
+	say("%s: is shutting down.", text_of(domain, "name"));
+	while ((left = begin + host->wait_s - time(NULL)) > 0) {
+		_cleanup_buffer_ struct buffer answer = {0};
+
+		r = post(host, domain, "shutdown", error);
+		/* It may have been about to: then it is waited for like the others. */
+		if (r < 0 && r != -EBUSY)
+			break;
+		r = client_fetch(&host->client, "GET", path, NULL, &answer,
+			(int)(left < PRESS_AGAIN_S ? left : PRESS_AGAIN_S), error);
+		if (r >= 0 || r == -ENOENT) {
+			say("%s: is down after %ld s.", text_of(domain, "name"), (long)(time(NULL) - begin));
+			return 0;
+		}
+		if (r != -ETIMEDOUT)
+			break;
+		say("%s: has not shut down for %ld s (of %ld).", text_of(domain, "name"),
+			(long)(time(NULL) - begin), host->wait_s);
+	}
+	return r == -ETIMEDOUT || r >= 0
+		       ? error_set(error, ETIMEDOUT, "it has not shut down within %ld s", host->wait_s)
+		       : r;
+}
+
+static int save(struct host *host, const json_t *domain, struct error *error)
+{
+	_cleanup_json_ json_t *body = json_pack("{s:s}", "file", text_of(domain, "checkpoint")), *done = NULL;
+	const struct job job = {.doing = "Saving", .cancelled = "The guest runs on."};
+	time_t begin = time(NULL);
+	char path[128];
+	int r;
+
+	snprintf(path, sizeof(path), "/domains/%lld/save", json_integer_value(json_object_get(domain, "id")));
+	say("%s: is saved to %s.", text_of(domain, "name"), text_of(domain, "checkpoint"));
+	r = job_run(&host->client, path, body, &job, &done, error);
+	if (r >= 0)
+		say("%s: is saved after %ld s.", text_of(domain, "name"), (long)(time(NULL) - begin));
+	return r;
+}
+
+static int destroy(struct host *host, const json_t *domain, struct error *error)
+{
+	say("%s: is destroyed.", text_of(domain, "name"));
+	return post(host, domain, "destroy", error);
+}
+
+static enum way way_of(const struct host *host, const json_t *domain)
+{
+	const char *wish = option_of(domain, "on_xend_stop"), *state = text_of(domain, "state"),
+		   *after = option_of(domain, "on_poweroff");
+
+	if (json_object_get(domain, "doubt") || strpbrk(state, "scd"))
+		return LEAVE;
+	if (strcmp(wish, "destroy") == 0)
+		return DESTROY;
+	if (!*wish || strcmp(wish, "ignore") == 0)
+		wish = host->usual;
+	/* Who stands still cannot shut down, and who would be started again afterwards is not to. */
+	if (strcmp(wish, "suspend") == 0 || strchr(state, 'p') || strstr(after, "restart"))
+		return SAVE;
+	return SHUT_DOWN;
+}
+
+/* One way, and where that fails the other: both are better than the power cut that follows. */
+static int leave(struct host *host, const json_t *domain)
+{
+	enum way way = way_of(host, domain);
+	struct error error = {0};
+	int r;
+
+	if (way == LEAVE) {
+		if (json_object_get(domain, "doubt"))
+			say("%s: is left as it is: %s", text_of(domain, "name"), text_of(domain, "doubt"));
+		return 0;
+	}
+	r = way == DESTROY ? destroy(host, domain, &error)
+	    : way == SAVE  ? save(host, domain, &error)
+			   : shut_down(host, domain, &error);
+	if (r >= 0 || way == DESTROY)
+		return r;
+	say("%s: %s", text_of(domain, "name"), error.text);
+	r = way == SAVE ? shut_down(host, domain, &error) : save(host, domain, &error);
+	if (r < 0)
+		say("%s: %s It ends with the host.", text_of(domain, "name"), error.text);
+	return r;
+}
+
+static int reap(void)
+{
+	int status;
+
+	while (wait(&status) < 0)
+		if (errno != EINTR)
+			return 0;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -1;
+}
+
+static int leave_all(struct host *host, const json_t *domains)
+{
+	unsigned running = 0;
+	int r = 0;
+
+	/* The last that was started leaves first. */
+	for (size_t i = json_array_size(domains); i--;) {
+		pid_t child;
+
+		if (running == PARALLEL) {
+			r |= reap();
+			running--;
+		}
+		fflush(stdout);
+		child = fork();
+		if (child == 0)
+			_exit(leave(host, json_array_get(domains, i)) < 0 ? 1 : 0);
+		if (child < 0)
+			r |= leave(host, json_array_get(domains, i));
+		else
+			running++;
+	}
+	for (; running; running--)
+		r |= reap();
+	return r;
+}
+
+/* What the record has of earlier and nobody has brought back is not forgotten, as long as there is a file of
+ * it. */
+static void add_earlier(const json_t *record, json_t *domains)
+{
+	size_t i, j;
+	json_t *old, *domain;
+
+	json_array_foreach(record, i, old)
+	{
+		bool here = false;
+
+		json_array_foreach(domains, j, domain) here |=
+			strcmp(text_of(old, "uuid"), text_of(domain, "uuid")) == 0;
+		if (!here && access(text_of(old, "checkpoint"), F_OK) == 0)
+			json_array_insert(domains, 0, old);
+	}
+}
+
+/* A name that no file has had: one that is there afterwards is of this stop. */
+static void name_checkpoint(const struct host *host, json_t *domain)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/%s-%lld.checkpt", host->saves, text_of(domain, "name"),
+		(long long)time(NULL));
+	json_object_set_new(domain, "checkpoint", json_string(path));
+}
+
+static int make_directory(const char *path, struct error *error)
+{
+	if (mkdir(path, 0700) < 0 && errno != EEXIST)
+		return error_set(error, errno, "Unable to create directory %s: %s.", path, strerror(errno));
+	return 0;
+}
+
+static int stop(struct host *host, struct error *error)
+{
+	_cleanup_json_ json_t *domains = NULL, *earlier = load_record(host), *record = NULL;
+	int r = list(host, &domains, error);
+	json_t *domain;
+	size_t i;
+
+	if (r >= 0)
+		r = make_directory(host->saves, error);
+	if (r < 0)
+		return r;
+	json_array_foreach(domains, i, domain) name_checkpoint(host, domain);
+	record = json_array();
+	json_array_foreach(domains, i, domain) if (!strpbrk(text_of(domain, "state"), "scd"))
+		json_array_append(record, domain);
+	add_earlier(earlier, record);
+	r = keep_record(host, record, error);
+	if (r < 0) /* they are all the better shut down */
+		say("%s", error->text);
+	say("%zu guests are to be shut down or saved.", json_array_size(domains));
+	return leave_all(host, domains) < 0
+		       ? error_set(error, EIO, "Not all guests could be shut down or saved.")
+		       : r;
+}
+
+/* How it comes back. */
+
+static bool is_here(const json_t *domains, const char *key, const char *value)
+{
+	json_t *domain;
+	size_t i;
+
+	json_array_foreach(domains, i, domain) if (strcmp(text_of(domain, key), value) == 0) return true;
+	return false;
+}
+
+static int restore(struct host *host, const json_t *domain, struct error *error)
+{
+	const char *file = text_of(domain, "checkpoint");
+	_cleanup_json_ json_t *body = json_pack("{s:s}", "file", file), *done = NULL;
+	const struct job job = {.doing = "Restoring", .cancelled = "It was not restored."};
+	int r = job_run(&host->client, "/restore", body, &job, &done, error);
+
+	if (r < 0)
+		return error_prefix(error, "It is in %s, and can be restored with xm restore: ", file);
+	if (unlink(file) < 0)
+		say("%s: %s cannot be removed: %s. Do not restore from it.", text_of(domain, "name"), file,
+			strerror(errno));
+	return 0;
+}
+
+static int create(struct host *host, const json_t *config, struct error *error)
+{
+	_cleanup_json_ json_t *body = json_pack("{s:O}", "config", config);
+
+	return client_call(&host->client, "POST", "/domains", body, NULL, error);
+}
+
+/* 1: there is nothing to bring back. */
+static int bring_back(struct host *host, const json_t *domain, const json_t *here, struct error *error)
+{
+	if (is_here(here, "uuid", text_of(domain, "uuid")))
+		return 1;
+	if (access(text_of(domain, "checkpoint"), F_OK) == 0)
+		return restore(host, domain, error);
+	if (strcmp(option_of(domain, "on_xend_start"), "ignore") == 0 ||
+		strcmp(option_of(domain, "on_xend_stop"), "destroy") == 0)
+		return 1;
+	return create(host, json_object_get(domain, "config"), error);
+}
+
+static int bring_all_back(struct host *host, const json_t *here, struct error *error)
+{
+	_cleanup_json_ json_t *record = load_record(host);
+	int failed = 0;
+
+	for (size_t i = 0; i < json_array_size(record);) {
+		_cleanup_json_ json_t *domain = json_incref(json_array_get(record, i));
+		const char *name = text_of(domain, "name");
+		bool saved = access(text_of(domain, "checkpoint"), F_OK) == 0;
+		int r = bring_back(host, domain, here, error);
+
+		if (r == 0)
+			say("%s: is %s.", name, saved ? "restored" : "started");
+		if (r < 0) {
+			fprintf(stderr, "%s: %s\n", name, error->text);
+			failed = r;
+			i++;
+			continue;
+		}
+		json_array_remove(record, i);
+		/* Before the next one: what has been brought back is not brought back twice. */
+		r = keep_record(host, record, error);
+		if (r < 0)
+			return r;
+	}
+	return failed ? error_set(error, -failed, "Not all guests could be brought back.") : 0;
+}
+
+/* The configuration of a file, as xm create reads it. */
+static int read_file(const char *path, const char *name, json_t **json, struct error *error)
+{
+	_cleanup_guest_config_ struct guest_config config = {0};
+	int r = guest_config_from_file(&config, path, NULL, 0, error);
+
+	if (r >= 0 && !config.name && !(config.name = strdup(name)))
+		r = error_set(error, ENOMEM, "Out of memory.");
+	if (r >= 0)
+		*json = guest_config_to_json(&config);
+	return r;
+}
+
+static int start_automatic(struct host *host, const json_t *here, struct error *error)
+{
+	struct dirent **entries = NULL;
+	int count = scandir(host->automatic, &entries, NULL, alphasort), failed = 0;
+
+	for (int i = 0; i < count; i++) {
+		_cleanup_free_ struct dirent *entry = entries[i];
+		_cleanup_json_ json_t *config = NULL;
+		char path[PATH_MAX];
+		int r;
+
+		snprintf(path, sizeof(path), "%s/%s", host->automatic, entry->d_name);
+		if (entry->d_name[0] == '.' || entry->d_name[strlen(entry->d_name) - 1] == '~')
+			continue;
+		r = read_file(path, entry->d_name, &config, error);
+		if (r >= 0 && is_here(here, "name", text_of(config, "name")))
+			continue;
+		if (r >= 0)
+			r = create(host, config, error);
+		if (r >= 0)
+			say("%s: is started (%s).", text_of(config, "name"), path);
+		else
+			fprintf(stderr, "%s: %s\n", path, error->text);
+		failed = r < 0 ? r : failed;
+	}
+	free(entries);
+	return failed ? error_set(error, -failed, "Not all guests of %s could be started.", host->automatic)
+		      : 0;
+}
+
+static int start(struct host *host, struct error *error)
+{
+	_cleanup_json_ json_t *before = NULL, *after = NULL;
+	struct error first;
+	int r = list(host, &before, error), brought;
+
+	if (r < 0)
+		return r;
+	brought = bring_all_back(host, before, &first);
+	r = list(host, &after, error);
+	if (r >= 0)
+		r = start_automatic(host, after, error);
+	return brought < 0 ? error_set(error, first.code, "%s", first.text) : r;
+}
+
+static int status(struct host *host, struct error *error)
+{
+	_cleanup_json_ json_t *record = load_record(host);
+	json_t *domain;
+	size_t i;
+
+	(void)error;
+	json_array_foreach(record, i, domain)
+		say("%s: is to be %s at the next start.", text_of(domain, "name"),
+			access(text_of(domain, "checkpoint"), F_OK) == 0 ? "restored" : "started");
+	return 0;
+}
+
+static int open_host(struct host *host, struct error *error)
+{
+	const char *wait = setting("XENDOMAINS_STOP_MAXWAIT", "300");
+	char *end;
+
+	host->automatic = setting("XENDOMAINS_AUTO", "/etc/xen/auto");
+	host->saves = setting("XENDOMAINS_SAVE", "/var/lib/xend/save");
+	host->usual = setting("XENDOMAINS_STOP", "shutdown");
+	host->wait_s = strtol(wait, &end, 10);
+	snprintf(host->record, sizeof(host->record), "%s/xendomains",
+		setting("FERRY_STATEDIR", "/var/lib/xend"));
+	if (*end || host->wait_s < 0 || host->wait_s > WAIT_MOST)
+		return error_set(error, EINVAL,
+			"XENDOMAINS_STOP_MAXWAIT is '%s': expected seconds, up to %d.", wait, WAIT_MOST);
+	if (strcmp(host->usual, "shutdown") != 0 && strcmp(host->usual, "suspend") != 0)
+		return error_set(
+			error, EINVAL, "XENDOMAINS_STOP is '%s': expected shutdown or suspend.", host->usual);
+	return client_open(&host->client, error);
+}
+
+int main(int count, char **words)
+{
+	static const struct {
+		const char *word;
+		int (*run)(struct host *host, struct error *error);
+	} commands[] = {{"start", start}, {"stop", stop}, {"status", status}};
+	struct host host = {0};
+	struct error error = {0};
+
+	for (size_t i = 0; i < ARRAY_SIZE(commands) && count == 2; i++) {
+		int r;
+
+		if (strcmp(commands[i].word, words[1]) != 0)
+			continue;
+		r = open_host(&host, &error);
+		if (r >= 0)
+			r = commands[i].run(&host, &error);
+		client_close(&host.client);
+		if (r < 0)
+			fprintf(stderr, "Error: %s\n", error.text);
+		return r < 0 ? 1 : 0;
+	}
+	fprintf(stderr, "Usage: xendomains start|stop|status\n");
+	return 2;
+}
