@@ -195,21 +195,40 @@ static void raise_limits(void)
 		log_warning("The number of file descriptors stays limited: %s.", strerror(errno));
 }
 
-static void start_network(const struct xend *xend)
+/* What is said to whoever has started xend: `ready` hears an 'E' and why it does not run, or a 'W' and a line
+ * for each thing that does not work. */
+static void tell(int ready, char kind, const char *text)
+{
+	if (ready >= 0 && dprintf(ready, "%c%s\n", kind, text) < 0)
+		log_error("Nobody is left to be told.");
+}
+
+static void warn(int ready, const char *what, const char *why)
+{
+	char text[4500];
+
+	snprintf(text, sizeof(text), "%s: %s", what, why);
+	log_error("%s", text);
+	tell(ready, 'W', text);
+}
+
+static void start_network(const struct xend *xend, int ready)
 {
 	struct error error;
 
 	/* A host without its bridge still serves guests that need none; the others are told. */
 	if (*xend->config.network_script &&
 		network_start(xend->paths.scripts, xend->config.network_script, &error) < 0)
-		log_error("The host's network is not set up for guests: %s", error.text);
+		warn(ready, "The host's network is not set up for guests", error.text);
 }
 
-static int set_up(struct xend *xend, bool terminal, struct error *error)
+static int set_up(struct xend *xend, bool terminal, int ready, struct error *error)
 {
 	char path[300], boot_id[64];
 	int r = read_boot_id(boot_id, error);
 
+	if (r >= 0)
+		r = paths_check_mounted(xend->paths.state, error);
 	if (r >= 0) {
 		mode_t mask = umask(0077); /* configurations may hold secrets */
 
@@ -219,13 +238,15 @@ static int set_up(struct xend *xend, bool terminal, struct error *error)
 	}
 	if (r >= 0)
 		xend->trust = trust_open(xend);
+	if (r >= 0 && xend->trust && xend->trust->unusable.code)
+		warn(ready, "No guest can move between this host and others", xend->trust->unusable.text);
 	if (r >= 0)
 		r = xend_init(xend, error);
 	if (r >= 0)
 		r = watch_signals(xend, terminal, error);
 	if (r < 0)
 		return r;
-	start_network(xend);
+	start_network(xend, ready);
 	xend_lock(xend);
 	r = adopt_all(xend, error);
 	if (r >= 0 && xend->config.relocation_server)
@@ -249,11 +270,10 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 
 	raise_limits();
 	if (r >= 0)
-		r = set_up(xend, terminal, error);
+		r = set_up(xend, terminal, ready, error);
 	if (r < 0) {
 		log_error("%s", error->text);
-		if (ready >= 0 && write(ready, error->text, strlen(error->text)) < 0)
-			log_error("Nobody is left to be told.");
+		tell(ready, 'E', error->text);
 		return r;
 	}
 	logfile_keep(&xend->config);
@@ -266,11 +286,30 @@ static int serve(struct xend *xend, bool background, int ready, struct error *er
 	return 0;
 }
 
+/* Until xend serves, or has said why it does not. Owns `ready`. */
+static int hear(int ready, struct error *error)
+{
+	_cleanup_fclose_ FILE *words = fdopen(ready, "r");
+	char line[5000];
+	int r = 0;
+
+	if (!words) {
+		close(ready);
+		return error_set(error, ENOMEM, "Out of memory.");
+	}
+	while (fgets(line, sizeof(line), words)) {
+		line[strcspn(line, "\n")] = 0;
+		if (line[0] == 'W')
+			fprintf(stderr, "Warning: %s\n", line + 1);
+		else
+			r = error_set(error, EIO, "%s", line + 1);
+	}
+	return r;
+}
+
 static int start(struct xend *xend, struct error *error)
 {
 	_cleanup_close_ int null = -1;
-	char why[sizeof(error->text)];
-	ssize_t size;
 	int ready[2], r;
 	pid_t pid;
 
@@ -291,16 +330,12 @@ static int start(struct xend *xend, struct error *error)
 		_exit(r < 0 ? 1 : 0);
 	}
 	close(ready[1]);
-	size = read(ready[0], why, sizeof(why) - 1);
-	close(ready[0]);
-	if (size <= 0)
-		return waitpid(pid, NULL, WNOHANG) == pid
-			       ? error_set(error, EIO, "xend ended at once; its reason is in %s.",
-					 xend->config.logfile)
-			       : 0;
-	why[size] = 0;
-	waitpid(pid, NULL, 0);
-	return error_set(error, EIO, "%s", why);
+	r = hear(ready[0], error);
+	if (r < 0)
+		waitpid(pid, NULL, 0);
+	else if (waitpid(pid, NULL, WNOHANG) == pid)
+		r = error_set(error, EIO, "xend ended at once; its reason is in %s.", xend->config.logfile);
+	return r;
 }
 
 static int stop(struct xend *xend, struct error *error)
@@ -346,8 +381,10 @@ int main(int count, char **words)
 	static const struct {
 		const char *word;
 		int (*run)(struct xend *xend, struct error *error);
-	} commands[] = {{"foreground", foreground}, {"start", start}, {"stop", stop}, {"restart", restart},
-		{"status", status}};
+		bool configured; /* a mistake in the configuration is one for it as well */
+	} commands[] = {{"foreground", foreground, true}, {"start", start, true}, {"stop", stop, false},
+		{"restart", restart, true}, {"status", status, false}};
+	static const char usage[] = "Usage: xend [start|stop|restart|status|foreground]\n";
 	const char *word = count > 1 ? words[1] : "foreground";
 	static struct xend xend;
 	struct error error = {0};
@@ -359,6 +396,8 @@ int main(int count, char **words)
 		turns_short();
 		r = xend_config_load(&xend.config, xend_config_path(), &error);
 		log_open("xend", r < 0 ? LOG_INFO_ : level_of(xend.config.loglevel));
+		if (!commands[i].configured)
+			r = 0;
 		if (r >= 0)
 			r = paths_init(&xend.paths, &error);
 		if (r >= 0)
@@ -369,6 +408,15 @@ int main(int count, char **words)
 			fprintf(stderr, "Error: %s\n", error.text);
 		return r < 0 ? 1 : 0;
 	}
-	fprintf(stderr, "Usage: xend [start|stop|restart|status|foreground]\n");
+	if (count == 2 && strcmp(word, "--version") == 0) {
+		printf("xend %s (Ferry)\n", FERRY_VERSION);
+		return 0;
+	}
+	if (count == 2 &&
+		(strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0)) {
+		printf("%sxend(8) tells more.\n", usage);
+		return 0;
+	}
+	fputs(usage, stderr);
 	return 2;
 }

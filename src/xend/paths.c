@@ -1,6 +1,10 @@
 #include "xend/paths.h"
 
+#include "base/cleanup.h"
+
 #include <errno.h>
+#include <mntent.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,4 +78,50 @@ int paths_create(const struct paths *paths, struct error *error)
 		r = make_directories(under, 0555, error);
 	}
 	return r < 0 ? r : make_directories(paths->state, 0700, error);
+}
+
+static bool is_within(const char *path, const char *place)
+{
+	size_t length = strlen(place);
+
+	while (length > 1 && place[length - 1] == '/')
+		length--;
+	return length > 1 && strncmp(path, place, length) == 0 && (path[length] == '/' || !path[length]);
+}
+
+static bool is_mounted(const char *place)
+{
+	FILE *mounts = setmntent("/proc/self/mounts", "re");
+	const struct mntent *entry;
+	bool found = !mounts; /* who cannot look takes fstab's word for nothing */
+
+	while (!found && (entry = getmntent(mounts)))
+		found = strcmp(entry->mnt_dir, place) == 0;
+	if (mounts)
+		endmntent(mounts);
+	return found;
+}
+
+int paths_check_mounted(const char *path, struct error *error)
+{
+	FILE *table = setmntent("/etc/fstab", "re");
+	const struct mntent *entry;
+	char missing[4096] = "";
+
+	while (table && !*missing && (entry = getmntent(table))) {
+		char place[4096];
+
+		snprintf(place, sizeof(place), "%s", entry->mnt_dir);
+		if (is_within(path, place) && !is_mounted(place))
+			memcpy(missing, place, sizeof(missing));
+	}
+	if (table)
+		endmntent(table);
+	if (!*missing)
+		return 0;
+	return error_set(error, ENOENT,
+		"%s belongs to %s, which /etc/fstab has and which is not mounted: xend's database is not "
+		"there yet. "
+		"Guests that run go on. Mount %s, or take it out of /etc/fstab, and start xend again.",
+		path, missing, missing);
 }

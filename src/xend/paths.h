@@ -31,5 +31,8 @@ int paths_create(const struct paths *paths, struct error *error);
 /* A directory in which there is nothing: all that ferry-guest can see of the file system. */
 void paths_empty(const struct paths *paths, char path[static PATHS_EMPTY_MAX]);
 
+/* Whether all is mounted that fstab(5) has for this place: else what is there is not what is meant. */
+int paths_check_mounted(const char *path, struct error *error);
+
 /* Makes a directory and those above it. */
 int make_directories(const char *path, unsigned mode, struct error *error);

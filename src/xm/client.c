@@ -28,9 +28,18 @@ int client_open(struct client *client, struct error *error)
 		_cleanup_xend_config_ struct xend_config config = {0};
 		int r = xend_config_load(&config, xend_config_path(), error);
 
-		if (r < 0)
-			return r;
-		client->socket = take_pointer(config.unix_path);
+		/* A xend that runs has read another one: the mistake is told, and it is looked for where it
+		 * usually is. */
+		if (r < 0) {
+			struct xend_config usual = {0};
+
+			client->complaint = strdup(error ? error->text : "");
+			r = xend_config_parse(&usual, "", "", 0, NULL);
+			client->socket = take_pointer(usual.unix_path);
+			xend_config_free(&usual);
+		} else {
+			client->socket = take_pointer(config.unix_path);
+		}
 	}
 	if (!client->socket)
 		return error_set(error, ENOMEM, "Out of memory.");
@@ -40,6 +49,7 @@ int client_open(struct client *client, struct error *error)
 void client_close(struct client *client)
 {
 	free(client->socket);
+	free(client->complaint);
 	*client = (struct client){0};
 }
 

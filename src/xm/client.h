@@ -18,6 +18,8 @@
 struct client {
 	struct transfer *transfers; /* those that were started and not yet freed; not owned */
 	char *socket;               /* owned: path of xend's socket */
+	char *complaint; /* owned: what is wrong in xend's configuration, which then does not count; NULL:
+			    nothing */
 };
 
 #define _cleanup_client_ __attribute__((cleanup(client_close)))

@@ -117,6 +117,9 @@ static int run(const struct command *command, int count, char **words)
 	}
 	if (!command->alone)
 		r = client_open(&xm.client, &error);
+	if (xm.client.complaint)
+		fprintf(stderr, "Warning: %s xend is looked for at %s; XEND_SOCKET may name another place.\n",
+			xm.client.complaint, xm.client.socket);
 	if (r >= 0)
 		r = command->run(&xm, &arguments, &error);
 	if (r >= 0 && (fflush(stdout) != 0 || ferror(stdout)))

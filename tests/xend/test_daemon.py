@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import tempfile
 import unittest
 
@@ -263,6 +264,64 @@ class Daemon(unittest.TestCase):
         self.assertIn("not running", self.xend.command("status").stderr)
         self.assertEqual(self.xend.command("status").returncode, 1)
         self.xend.start()
+        for word, words in (("--version", "xend 0"), ("--help", "Usage: xend [start")):
+            done = self.xend.command(word)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertIn(words, done.stdout)
+        self.assertEqual(self.xend.command("bogus").returncode, 2)
+
+    def settings(self, text):
+        config = self.xend.root / "config"
+        config.write_text(self.before + text)
+
+    def test_a_start_tells_what_does_not_work(self):
+        self.before = (self.xend.root / "config").read_text()
+        self.settings("(xend-relocation-ca-file /nonexistent)\n(network-script nosuch)\n")
+        done = self.xend.command("restart")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("Warning: No guest can move between this host and others: ", done.stderr)
+        self.assertIn("/nonexistent", done.stderr)
+        self.assertIn("Warning: The host's network is not set up for guests: ", done.stderr)
+        self.assertIn("nosuch", done.stderr)
+        self.assertIn("No guest can move", self.xend.log.read_text())
+        self.assertEqual(self.xend.names(), [])
+
+    def test_a_mistake_in_the_configuration_stops_nothing_that_runs(self):
+        self.xend.create()
+        self.before = (self.xend.root / "config").read_text()
+        self.settings("(bogus yes)\n")
+        self.assertIn("unknown option 'bogus'", self.xend.command("restart").stderr)
+        self.assertIn("is running", self.xend.command("status").stdout)
+        self.assertEqual(self.xend.names(), ["TestGuest"])
+        asked = subprocess.run([rig.BUILD / "src/xm/xm", "list"], env=self.xend.environment, capture_output=True, text=True, timeout=60)
+        self.assertIn("unknown option 'bogus'", asked.stderr)
+        self.assertIn("xend is looked for at /var/lib/xend/xend-socket; XEND_SOCKET may name another place.", asked.stderr)
+        socket_ = dict(self.xend.environment, XEND_SOCKET=str(self.xend.root / "socket"))
+        asked = subprocess.run([rig.BUILD / "src/xm/xm", "list"], env=socket_, capture_output=True, text=True, timeout=60)
+        self.assertEqual((asked.returncode, asked.stderr), (0, ""))
+        self.assertIn("TestGuest", asked.stdout)
+        self.assertEqual(self.xend.command("stop").returncode, 0)
+        self.assertIn("unknown option 'bogus'", self.xend.command("start").stderr)
+        self.settings("")
+        self.xend.start()
+        self.assertEqual(self.xend.names(), ["TestGuest"])
+
+    def test_the_database_is_on_a_file_system_that_is_not_mounted(self):
+        """As /etc/fstab says, here one of this test's own mount namespace."""
+        domain = self.xend.create()
+        self.xend.kill()
+        table = self.xend.root / "fstab"
+        table.write_text(f"# a table\n/dev/sda1 / ext4 defaults 0 1\n/dev/sda2 {self.xend.root}/state ext4 defaults 0 2\n")
+        rig.run(f"touch /etc/fstab && mount --bind {table} /etc/fstab")
+        try:
+            done = self.xend.command("start")
+        finally:
+            rig.run("umount /etc/fstab")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"{self.xend.root}/state belongs to {self.xend.root}/state, which /etc/fstab has and which is not mounted", done.stderr)
+        self.assertFalse(rig.dead(self.xend.guest_pid(domain)))
+        self.xend.start()
+        self.assertEqual(self.xend.names(), ["TestGuest"])
 
 
 if __name__ == "__main__":
