@@ -274,9 +274,11 @@ static int begin_flush(struct work *work, struct error *error)
 /* While the guest runs, so that little is left to be flushed when it stands still. A failure shows then. */
 static int flush_early(struct work *work, struct error *error)
 {
-	int64_t until = monotonic_ns() + FLUSH_EARLY_NS;
+	int64_t until = monotonic_ns() + FLUSH_EARLY_NS, deadline = work->copy->deadline;
 	int r = begin_flush(work, error);
 
+	if (deadline && until > deadline - FLUSH_EARLY_NS) /* it goes on by itself */
+		return r;
 	if (r == 0 && !work->unflushed)
 		r = await_flush(work, until, error);
 	return r;
