@@ -6,6 +6,8 @@
  *   pulse verify JOURNAL                 says whether a journal is gapless and without repeats
  *   pulse tsc                            prints how fast this machine's time stamp counter runs, in kHz
  *   pulse memory STATUS MIB PAGES_PER_SECOND   rewrites pages of a working set and checks each before
+ *   pulse watchdogs STATUS SECONDS ALARM   services that have to say in time that they live, as systemd's do,
+ * and a timer that rings once, in ALARM seconds
  *
  * STATUS is a file, replaced as a whole about three times a second, of lines "name value".
  */
@@ -20,6 +22,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -379,6 +383,82 @@ static _Noreturn void dirty_memory(const char *path, size_t mib, int64_t rate)
 	}
 }
 
+/* ---- watchdogs ---- */
+
+enum { SERVICES = 8 };
+
+/* Says that it lives between a half and three quarters of the time that it has (systemd's sd-event.c,
+ * arm_watchdog); like the timers there, those that need not be exact are put off to the latest moment. */
+static _Noreturn void serve(int manager, int64_t limit)
+{
+	for (;;) {
+		sleep_until(nanoseconds(CLOCK_MONOTONIC) + limit / 4 * 3);
+		if (write(manager, "alive", 5) != 5)
+			exit(1);
+	}
+}
+
+static int timer_in(int64_t interval)
+{
+	int timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	struct itimerspec in = {.it_value = {.tv_sec = interval / SECOND, .tv_nsec = interval % SECOND}};
+	if (timer < 0 || timerfd_settime(timer, 0, &in, NULL))
+		die("timerfd");
+	return timer;
+}
+
+/* As PID 1 does: what is ready is looked at in the order in which it has it, timers first. */
+static _Noreturn void manage(const char *path, int64_t limit, int64_t alarm)
+{
+	struct pollfd ready[2 * SERVICES + 2];
+	int64_t overdue = 0, rings = 0, alive = 0, longest = 0;
+	struct status status = {.path = path};
+	for (int i = 0; i < SERVICES; i++) {
+		int ends[2];
+		if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends))
+			die("socketpair");
+		pid_t child = fork();
+		if (child < 0)
+			die("fork");
+		if (child == 0)
+			serve(ends[1], limit);
+		ready[i] = (struct pollfd){.fd = timer_in(limit), .events = POLLIN};
+		ready[SERVICES + i] = (struct pollfd){.fd = ends[0], .events = POLLIN};
+	}
+	ready[2 * SERVICES] = (struct pollfd){.fd = timer_in(alarm), .events = POLLIN};
+	ready[2 * SERVICES + 1] = (struct pollfd){.fd = timer_in(SECOND / 3), .events = POLLIN};
+	for (int64_t last = nanoseconds(CLOCK_MONOTONIC);;) {
+		uint64_t expirations;
+		char text[8];
+		if (poll(ready, 2 * SERVICES + 2, -1) < 0)
+			die("poll");
+		int64_t now = nanoseconds(CLOCK_MONOTONIC);
+		longest = now - last > longest ? now - last : longest;
+		last = now;
+		for (int i = 0; i < SERVICES; i++) {
+			struct itimerspec again = {
+				.it_value = {.tv_sec = limit / SECOND, .tv_nsec = limit % SECOND}};
+			if (read(ready[i].fd, &expirations, sizeof(expirations)) == sizeof(expirations))
+				overdue++; /* systemd would kill it */
+			if (recv(ready[SERVICES + i].fd, text, sizeof(text), MSG_DONTWAIT) <= 0)
+				continue;
+			alive++;
+			timerfd_settime(ready[i].fd, 0, &again, NULL);
+		}
+		if (read(ready[2 * SERVICES].fd, &expirations, sizeof(expirations)) == sizeof(expirations))
+			rings += (int64_t)expirations;
+		if (read(ready[2 * SERVICES + 1].fd, &expirations, sizeof(expirations)) < 0)
+			continue;
+		close(ready[2 * SERVICES + 1].fd);
+		ready[2 * SERVICES + 1].fd = timer_in(SECOND / 3);
+		put(&status, "overdue", overdue);
+		put(&status, "alive", alive);
+		put(&status, "rings", rings);
+		put(&status, "longest_ms", longest / 1000000);
+		publish(&status);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 2 && strcmp(argv[1], "tsc") == 0)
@@ -392,7 +472,10 @@ int main(int argc, char **argv)
 		return verify_journal(argv[2]);
 	if (strcmp(mode, "memory") == 0 && argc > 4)
 		dirty_memory(argv[2], (size_t)atoll(argv[3]), atoll(argv[4]));
+	if (strcmp(mode, "watchdogs") == 0 && argc > 4)
+		manage(argv[2], atoll(argv[3]) * SECOND, atoll(argv[4]) * SECOND);
 	fprintf(stderr, "usage: pulse clocks STATUS [MICROSECONDS] | disk STATUS JOURNAL [MICROSECONDS] |\n"
-			"       verify JOURNAL | tsc | memory STATUS MIB PAGES_PER_SECOND\n");
+			"       verify JOURNAL | tsc | memory STATUS MIB PAGES_PER_SECOND |\n"
+			"       watchdogs STATUS SECONDS ALARM\n");
 	return 2;
 }

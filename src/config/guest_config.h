@@ -105,6 +105,7 @@ struct guest_config {
 
 	enum guest_action on_poweroff, on_reboot, on_crash;
 	char *on_xend_start, *on_xend_stop;
+	char *clock_over_pause; /* NULL: catch-up */
 
 	json_t *kept; /* options of Xen's that Ferry knows but does not use: an object, or NULL */
 };

@@ -79,6 +79,9 @@ const struct guest_option guest_options[] = {
 		.choices = "ignore|shutdown|suspend|destroy",
 		.help = "what happens when the host stops: xendomains(8)"},
 
+	{"clock_over_pause", OPTION_WORD, AT(clock_over_pause), IN_DOMAIN, .choices = "catch-up|jump|stop",
+		.help = "how the domain's time makes up for a pause, a save or a move"},
+
 	{"bootloader", OPTION_TEXT, AT(bootloader), IN_DOMAIN, .most = 1024,
 		.help = "program that takes the kernel from the domain's disk",
 		.without_effect = "the kernel is the file that kernel= names"},

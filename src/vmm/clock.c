@@ -22,7 +22,7 @@ struct host_instant {
 	uint64_t kvmclock, realtime, tsc;
 };
 
-static uint64_t realtime_now(void)
+uint64_t clock_realtime(void)
 {
 	struct timespec now;
 
@@ -40,12 +40,12 @@ static uint64_t between(uint64_t before, uint64_t after)
 static int read_host(const struct kvm *kvm, struct host_instant *instant, struct error *error)
 {
 	struct kvm_clock_data data = {0};
-	uint64_t realtime = realtime_now(), tsc = __rdtsc();
+	uint64_t realtime = clock_realtime(), tsc = __rdtsc();
 
 	if (ioctl(kvm->vm, KVM_GET_CLOCK, &data) < 0)
 		return error_set(error, errno, "KVM does not tell the guest's clock: %s.", strerror(errno));
 	tsc = between(tsc, __rdtsc());
-	realtime = between(realtime, realtime_now());
+	realtime = between(realtime, clock_realtime());
 	*instant = (struct host_instant){.kvmclock = data.clock,
 		.realtime = data.flags & KVM_CLOCK_REALTIME ? data.realtime : realtime,
 		.tsc = data.flags & KVM_CLOCK_HOST_TSC ? data.host_tsc : tsc};
@@ -145,8 +145,8 @@ static int tsc_at(const struct kvm *kvm, int vcpu, const struct host_instant *in
 	return 0;
 }
 
-int clock_take(const struct kvm *kvm, const int *vcpus, uint32_t count, struct clock_instant *clock,
-	struct vcpu_state *const *states, struct error *error)
+int clock_take(
+	const struct kvm *kvm, const int *vcpus, uint32_t count, struct guest_time *time, struct error *error)
 {
 	struct host_instant now = {0};
 	uint64_t first_offset, own;
@@ -154,14 +154,18 @@ int clock_take(const struct kvm *kvm, const int *vcpus, uint32_t count, struct c
 
 	if (r < 0)
 		return r;
-	*clock = (struct clock_instant){.kvmclock = now.kvmclock, .realtime = now.realtime};
+	time->instant = (struct clock_instant){.kvmclock = now.kvmclock, .realtime = now.realtime};
 	for (uint32_t i = 0; i < count; i++) {
+		struct vcpu_time *vcpu = &time->vcpus[i];
+
 		if (i > 0 && offset(vcpus[0], KVM_GET_DEVICE_ATTR, &first_offset) == 0 &&
 			offset(vcpus[i], KVM_GET_DEVICE_ATTR, &own) == 0)
-			states[i]->tsc = states[0]->tsc + (own - first_offset);
-		else if (tsc_at(kvm, vcpus[i], &now, &states[i]->tsc) < 0)
+			vcpu->tsc = time->vcpus[0].tsc + (own - first_offset);
+		else if (tsc_at(kvm, vcpus[i], &now, &vcpu->tsc) < 0)
 			return error_set(error, EIO, "KVM does not tell a processor's time-stamp counter.");
-		states[i]->tsc_khz = clock_tsc_khz(vcpus[i]);
+		vcpu->tsc_khz = clock_tsc_khz(vcpus[i]);
+		if (msr(vcpus[i], KVM_GET_MSRS, MSR_TSC_DEADLINE, &vcpu->tsc_deadline) < 0)
+			vcpu->tsc_deadline = 0;
 	}
 	return 0;
 }
@@ -183,28 +187,27 @@ static int set_tsc(const struct kvm *kvm, int vcpu, const struct host_instant *i
 
 /* The others follow the first by their saved difference. */
 static int set_tscs(const struct kvm *kvm, const int *vcpus, uint32_t count,
-	const struct host_instant *instant, uint64_t passed, const struct vcpu_state *const *states)
+	const struct host_instant *instant, uint64_t passed, const struct vcpu_time *times)
 {
 	uint64_t first_offset, own;
-	int r = set_tsc(kvm, vcpus[0], instant, states[0]->tsc + ticks(passed, clock_tsc_khz(vcpus[0])));
+	int r = set_tsc(kvm, vcpus[0], instant, times[0].tsc + ticks(passed, clock_tsc_khz(vcpus[0])));
 
 	for (uint32_t i = 1; i < count && r == 0; i++) {
 		if (offset(vcpus[0], KVM_GET_DEVICE_ATTR, &first_offset) == 0) {
-			own = first_offset + (states[i]->tsc - states[0]->tsc);
+			own = first_offset + (times[i].tsc - times[0].tsc);
 			r = offset(vcpus[i], KVM_SET_DEVICE_ATTR, &own);
 		} else {
 			r = set_tsc(kvm, vcpus[i], instant,
-				states[i]->tsc + ticks(passed, clock_tsc_khz(vcpus[0])));
+				times[i].tsc + ticks(passed, clock_tsc_khz(vcpus[0])));
 		}
 	}
 	return r;
 }
 
-int clock_continue(const struct kvm *kvm, const int *vcpus, uint32_t count, const struct clock_instant *clock,
-	const struct vcpu_state *const *states, int64_t realtime_offset, struct error *error)
+int clock_set(const struct kvm *kvm, const int *vcpus, uint32_t count, const struct guest_time *time,
+	uint64_t forward, struct error *error)
 {
-	int64_t since = (int64_t)(realtime_now() - clock->realtime) - realtime_offset;
-	struct kvm_clock_data data = {.clock = clock->kvmclock + (since > 0 ? (uint64_t)since : 0)};
+	struct kvm_clock_data data = {.clock = time->instant.kvmclock + forward};
 	struct host_instant now = {0};
 	int r;
 
@@ -213,10 +216,10 @@ int clock_continue(const struct kvm *kvm, const int *vcpus, uint32_t count, cons
 	r = read_host(kvm, &now, error);
 	if (r < 0)
 		return r;
-	if (set_tscs(kvm, vcpus, count, &now, now.kvmclock - clock->kvmclock, states) < 0)
+	if (set_tscs(kvm, vcpus, count, &now, now.kvmclock - time->instant.kvmclock, time->vcpus) < 0)
 		return error_set(error, EIO, "KVM refuses to set a processor's time-stamp counter.");
 	for (uint32_t i = 0; i < count; i++) {
-		uint64_t deadline = states[i]->tsc_deadline;
+		uint64_t deadline = time->vcpus[i].tsc_deadline;
 
 		if (deadline && msr(vcpus[i], KVM_SET_MSRS, MSR_TSC_DEADLINE, &deadline) < 0)
 			return error_set(error, EIO, "KVM refuses to set a processor's timer.");

@@ -43,25 +43,17 @@ void machine_init(struct machine *machine, struct loop *loop, struct disk_rings 
 	machine->config = MACHINE_CONFIG_NONE;
 }
 
-static void forget_loaded(struct machine *machine)
-{
-	for (uint32_t i = 0; i < VCPUS_MAX; i++) {
-		free(machine->loaded[i]);
-		machine->loaded[i] = NULL;
-	}
-}
-
 void machine_free(struct machine *machine)
 {
 	struct machine old = *machine;
 
 	throttle_end(&machine->throttle);
 	hold_free(machine);
+	catch_up_end(&machine->catch_up);
 	vcpus_close(&machine->vcpus);
 	platform_free_devices(&machine->platform);
 	interrupts_free(machine->platform.interrupts);
 	dirty_log_close(machine);
-	forget_loaded(machine);
 	kvm_close(&machine->kvm);
 	cleanup_close(&machine->faults);
 	memory_unmap(&machine->memory);
@@ -246,6 +238,7 @@ int machine_create(struct machine *machine, struct machine_config *config, struc
 	if (machine->state != MACHINE_EMPTY)
 		return error_set(error, EBUSY, "This process has its guest already.");
 	machine->config = *config;
+	machine->catch_up.how = config->clock_over_pause;
 	*config = MACHINE_CONFIG_NONE;
 	r = build(machine, error);
 	if (r < 0) {
@@ -254,19 +247,6 @@ int machine_create(struct machine *machine, struct machine_config *config, struc
 	}
 	set_state(machine, machine->config.incoming ? MACHINE_INCOMING : MACHINE_PAUSED);
 	return 0;
-}
-
-static int continue_clocks(struct machine *machine, int64_t realtime_offset, struct error *error)
-{
-	int r;
-
-	if (!machine->loaded[0])
-		return 0;
-	r = clock_continue(&machine->kvm, machine->vcpus.fds, machine->vcpus.count, &machine->loaded_clock,
-		(const struct vcpu_state *const *)machine->loaded, realtime_offset, error);
-	if (r == 0)
-		forget_loaded(machine);
-	return r;
 }
 
 static int refuse(const struct machine *machine, const char *what, struct error *error)
@@ -285,6 +265,7 @@ void machine_filled(struct machine *machine)
 	if (machine->faults < 0)
 		return;
 	faults_end(&machine->faults, &machine->memory);
+	machine->catch_up.memory_comes = false;
 	set_state(machine, machine->state);
 }
 
@@ -302,10 +283,10 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 	}
 	if (machine->state != MACHINE_PAUSED || machine->quieting)
 		return refuse(machine, "resumed", error);
-	r = continue_clocks(machine, realtime_offset, error);
+	machine->catch_up.memory_comes = machine->faults >= 0;
+	r = catch_up_go_on(&machine->catch_up, &machine->vcpus, realtime_offset, error);
 	if (r < 0)
 		return r;
-	clock_forgive(machine->vcpus.fds, machine->vcpus.count);
 	platform->paused = false;
 	for (struct device *device = platform->devices; device; device = device->next)
 		if (device->class->resume)
@@ -338,6 +319,7 @@ static void become_quiet(struct machine *machine)
 		if (device->class->quiet)
 			device->class->quiet(device);
 	machine->quieting = false;
+	catch_up_stand_still(&machine->catch_up, &machine->vcpus);
 	if (machine->quitting) {
 		loop_stop(machine->loop);
 		return;
@@ -364,8 +346,12 @@ static void quiet_step(void *context)
 	struct machine *machine = context;
 	struct platform *platform = &machine->platform;
 
-	if (!machine->quieting || !vcpus_parked(&machine->vcpus))
+	if (!vcpus_parked(&machine->vcpus))
 		return;
+	if (!machine->quieting) {
+		catch_up_parked(&machine->catch_up);
+		return;
+	}
 	if (!platform->paused) {
 		platform->paused = true;
 		for (struct device *device = platform->devices; device; device = device->next)
@@ -484,23 +470,22 @@ static int allocate_states(const struct machine *machine, struct vcpu_state **st
 	return 0;
 }
 
-/* Reads all vCPUs and the clocks; where a loaded guest has never run, its clocks are still those of its
- * state. */
+/* Reads all vCPUs, and the guest's time, which has stopped with it unless it has never run. */
 static int get_states(
 	struct machine *machine, struct vcpu_state **states, struct clock_instant *clock, struct error *error)
 {
+	struct guest_time time = machine->catch_up.time;
 	int r = 0;
 
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
 		r = vcpu_state_get(&machine->kvm, &machine->vcpus.vcpu[i], states[i], error);
-	if (r == 0 && !machine->loaded[0])
-		return clock_take(
-			&machine->kvm, machine->vcpus.fds, machine->vcpus.count, clock, states, error);
-	*clock = machine->loaded_clock;
-	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
-		states[i]->tsc = machine->loaded[i]->tsc;
-		states[i]->tsc_khz = machine->loaded[i]->tsc_khz;
-		states[i]->tsc_deadline = machine->loaded[i]->tsc_deadline;
+	if (r == 0 && !machine->catch_up.standing)
+		r = clock_take(&machine->kvm, machine->vcpus.fds, machine->vcpus.count, &time, error);
+	*clock = time.instant;
+	for (uint32_t i = 0; i < machine->vcpus.count; i++) {
+		states[i]->tsc = time.vcpus[i].tsc;
+		states[i]->tsc_khz = time.vcpus[i].tsc_khz;
+		states[i]->tsc_deadline = time.vcpus[i].tsc_deadline;
 	}
 	return r;
 }
@@ -547,15 +532,18 @@ static int load_devices(struct machine *machine, const struct cursor *records, s
 
 /* LAPICs before the IOAPIC: what waits there is delivered when it is set. */
 static int load_all(struct machine *machine, const struct cursor *records, struct vcpu_state **states,
-	struct clock_instant *clock, struct error *error)
+	struct guest_time *time, struct error *error)
 {
-	int r = fields_load(records, &clock_table, 0, clock, error);
+	int r = fields_load(records, &clock_table, 0, &time->instant, error);
 
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
 		r = fields_load(records, &vcpu_state_table, i, states[i], error);
 	if (r == 0)
 		r = cpuid_check(&machine->kvm, states[0]->cpuid, states[0]->cpuid_count, error);
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
+		time->vcpus[i] = (struct vcpu_time){.tsc = states[i]->tsc,
+			.tsc_khz = states[i]->tsc_khz,
+			.tsc_deadline = states[i]->tsc_deadline};
 		clock_set_tsc_khz(machine->vcpus.fds[i], states[i]->tsc_khz);
 		r = vcpu_state_set(&machine->kvm, &machine->vcpus.vcpu[i], states[i], error);
 	}
@@ -567,17 +555,17 @@ static int load_all(struct machine *machine, const struct cursor *records, struc
 int machine_load(struct machine *machine, const struct cursor *records, struct error *error)
 {
 	_cleanup_(free_states) struct vcpu_state *states[VCPUS_MAX] = {NULL};
+	struct guest_time time = {0};
 	int r;
 
 	if (machine->state != MACHINE_INCOMING)
 		return refuse(machine, "given a state", error);
 	r = allocate_states(machine, states, error);
 	if (r == 0)
-		r = load_all(machine, records, states, &machine->loaded_clock, error);
+		r = load_all(machine, records, states, &time, error);
 	if (r < 0)
 		return r;
-	memcpy(machine->loaded, states, sizeof(states));
-	memset(states, 0, sizeof(states));
+	catch_up_loaded(&machine->catch_up, &time);
 	set_state(machine, MACHINE_PAUSED);
 	return 0;
 }

@@ -8,7 +8,7 @@
 
 #include "base/buffer.h"
 #include "vmm/bus.h"
-#include "vmm/clock.h"
+#include "vmm/catch_up.h"
 #include "vmm/console_hub.h"
 #include "vmm/device.h"
 #include "vmm/hold.h"
@@ -39,11 +39,8 @@ struct machine {
 	char detail[512];
 	bool quitting; /* ends the loop when quiet */
 
-	struct hold hold; /* the guest waits for its host */
-
-	struct vcpu_state
-		*loaded[VCPUS_MAX]; /* the clocks of a loaded state, until the first resume; else NULL */
-	struct clock_instant loaded_clock;
+	struct hold hold;         /* the guest waits for its host */
+	struct catch_up catch_up; /* the guest's time while it stands still and after that */
 
 	int faults;    /* userfaultfd while memory is still coming, else -1 */
 	int bitmap_fd; /* the dirty log's bitmap while one is kept, else -1: dirty_log.h */

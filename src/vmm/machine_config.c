@@ -89,6 +89,23 @@ static bool parse_mac(const char *text, uint8_t mac[6])
 	return true;
 }
 
+static int parse_clock(struct machine_config *config, const json_t *machine, struct error *error)
+{
+	static const char *const words[] = {
+		[CLOCK_CATCH_UP] = "catch-up", [CLOCK_JUMP] = "jump", [CLOCK_STOP] = "stop"};
+	const json_t *given = json_object_get(machine, "clock_over_pause");
+	const char *word = json_string_value(given);
+
+	if (!given || json_is_null(given))
+		return 0;
+	for (unsigned i = 0; word && i < ARRAY_SIZE(words); i++)
+		if (strcmp(words[i], word) == 0) {
+			config->clock_over_pause = (enum clock_over_pause)i;
+			return 0;
+		}
+	return wrong(error, "'clock_over_pause' is neither catch-up, jump nor stop");
+}
+
 /* Sixteen bytes, written as a uuid. */
 static int parse_generation(struct machine_config *config, const json_t *machine, struct error *error)
 {
@@ -243,6 +260,8 @@ static int parse(
 		r = take(message, machine, "ram", &config->ram, error);
 	if (r == 0)
 		r = parse_generation(config, machine, error);
+	if (r == 0)
+		r = parse_clock(config, machine, error);
 	if (r == 0)
 		r = parse_boot(config, message, machine, error);
 	if (r == 0)

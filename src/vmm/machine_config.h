@@ -26,6 +26,9 @@ struct net_config {
 	uint8_t mac[6];
 };
 
+/* How the guest's time makes up for one in which it stood still: catch_up.h. */
+enum clock_over_pause { CLOCK_CATCH_UP, CLOCK_JUMP, CLOCK_STOP };
+
 struct machine_config {
 	char name[128];
 	char uuid[37];
@@ -35,6 +38,7 @@ struct machine_config {
 	bool shared;         /* `ram` is what clones share: mapped copy-on-write */
 	bool has_generation; /* a VM generation ID of its own, else the one that comes with the state */
 	uint8_t generation[16];
+	enum clock_over_pause clock_over_pause;
 	unsigned console_limit_kib;
 	int kvm, ram, kernel, ramdisk; /* owned; -1: none */
 	int faults;         /* /dev/userfaultfd: memory may come after the state; owned; -1: none */

@@ -237,20 +237,6 @@ static int set_msrs(int vcpu, const struct vcpu_state *state, struct error *erro
 	return 0;
 }
 
-static int get_msr(int vcpu, uint32_t index, uint64_t *value)
-{
-	_cleanup_free_ struct kvm_msrs *msrs = msrs_new(1, NULL);
-
-	if (!msrs)
-		return -ENOMEM;
-	msrs->nmsrs = 1;
-	msrs->entries[0].index = index;
-	if (ioctl(vcpu, KVM_GET_MSRS, msrs) != 1)
-		return -EIO;
-	*value = msrs->entries[0].data;
-	return 0;
-}
-
 int vcpu_state_get(
 	const struct kvm *kvm, const struct vcpu *whole, struct vcpu_state *state, struct error *error)
 {
@@ -264,8 +250,6 @@ int vcpu_state_get(
 		else if (ioctl(vcpu, parts[i].get, (char *)state + parts[i].offset) < 0)
 			return error_set(error, errno, "KVM does not give a processor's %s: %s.",
 				parts[i].name, strerror(errno));
-	if (get_msr(vcpu, MSR_TSC_DEADLINE, &state->tsc_deadline) < 0)
-		state->tsc_deadline = 0;
 	state->cpuid_count = whole->cpuid->nent;
 	memcpy(state->cpuid, whole->cpuid->entries, whole->cpuid->nent * sizeof(state->cpuid[0]));
 	return get_msrs(kvm, vcpu, state, error);

@@ -30,7 +30,8 @@ struct vcpu_state {
 
 extern const struct field_table vcpu_state_table;
 
-/* Reads all but tsc and tsc_khz (clock.h). The vCPU must not run, and has been given its CPUID. */
+/* Reads all but tsc, tsc_khz and tsc_deadline (clock.h). The vCPU must not run, and has been given its CPUID.
+ */
 int vcpu_state_get(
 	const struct kvm *kvm, const struct vcpu *vcpu, struct vcpu_state *state, struct error *error);
 

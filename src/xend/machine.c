@@ -231,10 +231,10 @@ json_t *machine_describe(const struct guest_config *config, const struct machine
 	json_t *faults = files->faults >= 0 ? message_fds_add(list, files->faults) : json_null();
 	json_t *disks = describe_disks(config, files, list), *nets = describe_nets(config, files, list);
 
-	return json_pack("{s:s, s:s, s:s*, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:I}", "name",
-		config->name, "uuid", config->uuid, "generation",
-		*files->generation ? files->generation : NULL, "memory_mib", (json_int_t)config->memory,
-		"vcpus", (json_int_t)config->vcpus, "incoming", incoming, "shared", files->shared, "kvm", kvm,
-		"ram", ram, "faults", faults, "boot", boot, "disks", disks, "nets", nets, "console_limit_kib",
-		(json_int_t)console_limit_kib);
+	return json_pack("{s:s, s:s, s:s*, s:s*, s:I, s:I, s:b, s:b, s:o, s:o, s:o, s:o, s:o, s:o, s:I}",
+		"name", config->name, "uuid", config->uuid, "generation",
+		*files->generation ? files->generation : NULL, "clock_over_pause", config->clock_over_pause,
+		"memory_mib", (json_int_t)config->memory, "vcpus", (json_int_t)config->vcpus, "incoming",
+		incoming, "shared", files->shared, "kvm", kvm, "ram", ram, "faults", faults, "boot", boot,
+		"disks", disks, "nets", nets, "console_limit_kib", (json_int_t)console_limit_kib);
 }

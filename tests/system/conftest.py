@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "lab"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from ferrylab import Lab, LabError  # noqa: E402
 from ferrylab.observe import wait_until  # noqa: E402

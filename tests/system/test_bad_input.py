@@ -2,20 +2,15 @@
 
 import os
 import re
-import shutil
 import struct
-import sys
-from pathlib import Path
 
+import checkpoint_file
 import pytest
 
+from checkpoint_file import number_after
+from checkpoints import changed, get_ends, put_ends
 from conftest import domain, leftovers, nothing_left
 from ferrylab.observe import wait_until
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
-import checkpoint_file  # noqa: E402
-from checkpoint_file import PAGE, RAM_AT, number_after  # noqa: E402
 
 
 def refused(host, command, *words):
@@ -99,40 +94,6 @@ def test_damaged_checkpoint(host1, running_guest):
     nothing_left(host1)
     host1.run("xm restore --accept=disks good.checkpt")  # what ran for a moment may have written
     assert guest.run("echo here").stdout == "here\n"
-
-
-def put_ends(host, here, path):
-    """A checkpoint without its memory's contents; below `path` there may be some already."""
-    with open(here, "rb") as file:
-        header = file.read(PAGE)
-        behind = RAM_AT + struct.unpack_from("<Q", header, 40)[0]
-        file.seek(behind)
-        host.run(f"truncate -s {behind} {path} && dd of={path} bs={PAGE} seek={behind // PAGE} conv=notrunc 2>/dev/null", stdin=file.read())
-    host.run(f"dd of={path} bs={PAGE} conv=notrunc 2>/dev/null", stdin=header)
-
-
-def get_ends(host, path, here):
-    header = host.run(f"dd if={path} bs={PAGE} count=1 2>/dev/null").stdout_bytes
-    behind = RAM_AT + struct.unpack_from("<Q", header, 40)[0]
-    with open(here, "wb") as file:
-        file.write(header)
-        file.seek(behind)
-        file.write(host.run(f"dd if={path} bs={PAGE} skip={behind // PAGE} 2>/dev/null").stdout_bytes)
-
-
-def changed(host, path, ends, description=None, state=None, header=None):
-    """Another checkpoint beside this one, of which some is changed and sealed again; its ends are in the file `ends`."""
-    here = f"{ends}.changed"
-    shutil.copyfile(ends, here)
-    checkpoint_file.alter(here, description, state)
-    if header:
-        with open(here, "r+b") as file:
-            block = header(bytearray(file.read(PAGE)))
-            file.seek(0)
-            file.write(checkpoint_file.sealed(bytes(block[:4088])))
-    host.run(f"cp --sparse=always {path} {path}.changed")
-    put_ends(host, here, f"{path}.changed")
-    return f"{path}.changed"
 
 
 def of_the_guest(**members):

@@ -1,0 +1,60 @@
+/*
+ * The guest's time over a pause, a save and a move.
+ *
+ * While a guest stands still, so does its time. When it runs on, its clock has to be right, or all that it
+ * believes of the date is wrong; but time must not jump either, or all that has been waiting for an answer at
+ * most three minutes gives it up, although nobody had a moment to answer: systemd kills every service with a
+ * watchdog. So the guest's time catches up with the world's in steps that are small for what waits, and
+ * between them the guest runs until it has nothing left to do. Ten minutes take half a second so.
+ *
+ * Such is the default. With "jump" all of the gap is made up at once, with "stop" none.
+ *
+ * All functions are called with the machine lock held.
+ */
+#pragma once
+
+#include "vmm/clock.h"
+#include "vmm/loop.h"
+#include "vmm/machine_config.h"
+#include "vmm/vcpu.h"
+#include "vmm/vcpu_state.h"
+
+struct catch_up {
+	enum clock_over_pause how;
+	bool memory_comes; /* the guest waits for its memory, and gets more time between steps */
+
+	struct guest_time time; /* while the guest stands still */
+	bool standing;          /* `time` is known */
+	bool loaded;            /* it came with a state: KVM's clocks show another */
+	bool was_behind;        /* it had not caught up when it was stopped */
+
+	/* While it catches up: kvmclock as it should be at an instant of the host's real time. */
+	bool under_way;
+	uint64_t kvmclock, realtime, step;
+	uint64_t gap;
+	unsigned steps, rests, tries;
+	bool parking; /* the vCPUs are leaving the guest, for a step */
+	int64_t began, ran_since;
+	int64_t usual; /* how long the guest runs after a step before it has nothing to do; 0: not known */
+	struct watch timer;
+	struct vcpus *vcpus;
+};
+
+/* How far time may go on at once where `gap` is to be made up; all in ns. */
+uint64_t catch_up_step(uint64_t gap);
+
+/* The vCPUs have been parked and stay so: the guest's time stops. */
+void catch_up_stand_still(struct catch_up *catch_up, struct vcpus *vcpus);
+
+/* The guest's time is that of a loaded state. */
+void catch_up_loaded(struct catch_up *catch_up, const struct guest_time *time);
+
+/* The vCPUs are about to run: the guest's time goes on, and makes up for what has passed. realtime_offset:
+ * how far this host's real time is ahead of that of the host where the guest was stopped, ns. */
+int catch_up_go_on(
+	struct catch_up *catch_up, struct vcpus *vcpus, int64_t realtime_offset, struct error *error);
+
+/* The vCPUs are parked, and nobody wants the guest to stand still: perhaps for a step, which is then made. */
+void catch_up_parked(struct catch_up *catch_up);
+
+void catch_up_end(struct catch_up *catch_up);
