@@ -371,6 +371,101 @@ static void the_alarm_rings(void **state)
 	free_pc(pc);
 }
 
+/* Lets the loop work for so long, or until the alarm's line is high. */
+static bool alarm_within(struct pc *pc, int seconds)
+{
+	time_t end = now_exactly() + seconds;
+	struct error error;
+
+	while (!lines[RTC_GSI] && now_exactly() <= end) {
+		struct watch round = {.fd = pc->stream, .handler = end_round, .context = pc->platform.loop};
+
+		assert_int_equal(loop_add(pc->platform.loop, &round, EPOLLOUT, &error), 0);
+		assert_int_equal(loop_run(pc->platform.loop, &error), 0);
+		loop_remove(pc->platform.loop, &round);
+		usleep(10000);
+	}
+	return lines[RTC_GSI];
+}
+
+static void set_alarm(struct pc *pc, int seconds_ahead)
+{
+	time_t at = clock_time(pc) + seconds_ahead;
+	struct tm fields;
+
+	gmtime_r(&at, &fields);
+	write_clock(pc, 1, (uint8_t)fields.tm_sec);
+	write_clock(pc, 3, (uint8_t)fields.tm_min);
+	write_clock(pc, 5, (uint8_t)fields.tm_hour);
+	write_clock(pc, 11, 0x26);
+}
+
+static void move_clock(struct pc *pc, struct pc *there)
+{
+	_cleanup_buffer_ struct buffer saved = {0};
+	struct error error = {0};
+	struct cursor records;
+
+	for (struct device *device = pc->platform.devices; device; device = device->next)
+		fields_save(&saved, device->class->state, device->instance, device);
+	/* It may wait in a file, in which its time comes. */
+	sleep(3);
+	memset(lines, 0, sizeof(lines));
+	records = cursor_over(saved.data, saved.size);
+	for (struct device *device = there->platform.devices; device; device = device->next) {
+		assert_int_equal(
+			fields_load(&records, device->class->state, device->instance, device, &error), 0);
+		if (device->class->after_load)
+			assert_int_equal(device->class->after_load(device, &error), 0);
+	}
+}
+
+static void an_alarm_rings_whose_time_came_meanwhile(void **state)
+{
+	struct pc *pc = new_pc(), *there = new_pc();
+
+	(void)state;
+	write_clock(pc, 11, 0x06);
+	set_alarm(pc, 2);
+	move_clock(pc, there);
+	assert_true(alarm_within(there, 60));
+	assert_int_equal(read_clock(there, 12), 0xa0);
+	assert_false(alarm_within(there, 2)); /* once */
+	free_pc(pc);
+	free_pc(there);
+}
+
+static void an_alarm_whose_time_is_to_come_waits(void **state)
+{
+	struct pc *pc = new_pc(), *there = new_pc();
+
+	(void)state;
+	write_clock(pc, 11, 0x06);
+	set_alarm(pc, 3600);
+	move_clock(pc, there);
+	assert_false(alarm_within(there, 1));
+	free_pc(pc);
+	free_pc(there);
+}
+
+static void the_alarm_rings_tomorrow_too(void **state)
+{
+	struct pc *pc = new_pc();
+
+	(void)state;
+	write_clock(pc, 11, 0x86);
+	write_clock(pc, 4, 23);
+	write_clock(pc, 2, 59);
+	write_clock(pc, 0, 57);
+	write_clock(pc, 11, 0x06);
+	set_alarm(pc, 5);
+	assert_true(alarm_within(pc, 60));
+	write_clock(pc, 3, 75); /* no minute: never */
+	read_clock(pc, 12);
+	assert_false(alarm_within(pc, 1));
+	free_pc(pc);
+}
+
 /* ---- power ---- */
 
 static void out16(struct pc *pc, uint64_t port, uint16_t value)
@@ -527,6 +622,9 @@ int main(void)
 		cmocka_unit_test(bcd_and_twelve_hours),
 		cmocka_unit_test(the_guest_sets_the_clock),
 		cmocka_unit_test(the_alarm_rings),
+		cmocka_unit_test(an_alarm_rings_whose_time_came_meanwhile),
+		cmocka_unit_test(an_alarm_whose_time_is_to_come_waits),
+		cmocka_unit_test(the_alarm_rings_tomorrow_too),
 		cmocka_unit_test(soft_off_powers_off),
 		cmocka_unit_test(the_button_interrupts_until_it_is_seen),
 		cmocka_unit_test(resets_reboot),

@@ -14,6 +14,7 @@
 #define RTC_GSI 8u
 #define CMOS_SIZE 128u
 #define DAY_SECONDS 86400
+#define TIME_MOST (1ll << 40) /* seconds */
 
 /* Registers (MC146818A data sheet, figures 8 and 9). */
 enum {
@@ -52,6 +53,7 @@ struct rtc {
 	uint8_t cmos[CMOS_SIZE];
 	int64_t offset; /* seconds that the guest's clock is ahead of the host's */
 	int64_t frozen; /* the guest's time while it sets the clock (B_SET) */
+	int64_t alarm;  /* the guest's time of the next alarm, 0: none */
 };
 
 static const struct field rtc_fields[] = {
@@ -59,8 +61,9 @@ static const struct field rtc_fields[] = {
 	FIELD(struct rtc, cmos, FIELD_BYTES),
 	FIELD(struct rtc, offset, FIELD_U64),
 	FIELD(struct rtc, frozen, FIELD_U64),
+	FIELD_OPTIONAL(struct rtc, alarm, FIELD_U64, 2),
 };
-static const struct field_table rtc_state = FIELD_TABLE("rtc", 1, rtc_fields);
+static const struct field_table rtc_state = FIELD_TABLE("rtc", 2, rtc_fields);
 
 static int64_t host_time(void)
 {
@@ -170,31 +173,53 @@ static void write_time(struct rtc *rtc, unsigned index, uint8_t value)
 		rtc->offset = time - host_time();
 }
 
-static bool alarm_matches(const struct rtc *rtc, int64_t time)
+/* Whether an alarm's byte says this number. */
+static bool says(uint8_t alarm, int number, int said)
 {
-	struct tm at = fields_of(time);
-	const uint8_t *cmos = rtc->cmos;
+	return alarm >= ALARM_ANY || number == said;
+}
 
-	return (cmos[SECONDS_ALARM] >= ALARM_ANY || decode(rtc, cmos[SECONDS_ALARM]) == at.tm_sec) &&
-	       (cmos[MINUTES_ALARM] >= ALARM_ANY || decode(rtc, cmos[MINUTES_ALARM]) == at.tm_min) &&
-	       (cmos[HOURS_ALARM] >= ALARM_ANY || decode_hour(rtc, cmos[HOURS_ALARM]) == at.tm_hour);
+/*
+ * The first moment after `now` at which the alarm rings, 0: none, for its bytes say no time of day. It steps over
+ * whole hours and minutes that do not match.
+ */
+static int64_t next_alarm(const struct rtc *rtc, int64_t now)
+{
+	uint8_t hours = rtc->cmos[HOURS_ALARM], minutes = rtc->cmos[MINUTES_ALARM],
+		seconds = rtc->cmos[SECONDS_ALARM];
+	int64_t at = now + 1;
+
+	while (at <= now + DAY_SECONDS) {
+		int64_t second = ((at % DAY_SECONDS) + DAY_SECONDS) % DAY_SECONDS;
+
+		if (!says(hours, decode_hour(rtc, hours), (int)(second / 3600)))
+			at += 3600 - second % 3600;
+		else if (!says(minutes, decode(rtc, minutes), (int)(second / 60 % 60)))
+			at += 60 - second % 60;
+		else if (!says(seconds, decode(rtc, seconds), (int)(second % 60)))
+			at++;
+		else
+			return at;
+	}
+	return 0;
+}
+
+static void set_timer(const struct rtc *rtc)
+{
+	struct itimerspec when = {.it_value.tv_sec = rtc->alarm ? rtc->alarm - rtc->offset : 0};
+
+	/* A time before 1970 is refused, and no alarm then rings. */
+	if (timerfd_settime(rtc->timer.fd, TFD_TIMER_ABSTIME, &when, NULL) < 0)
+		return;
 }
 
 /* Sets the timer to the next alarm, or to none. */
 static void arm(struct rtc *rtc)
 {
-	struct itimerspec when = {0};
-	int64_t now = guest_time(rtc);
+	bool wanted = rtc->cmos[REGISTER_B] & B_ALARM && !(rtc->cmos[REGISTER_B] & B_SET);
 
-	if (rtc->cmos[REGISTER_B] & B_ALARM && !(rtc->cmos[REGISTER_B] & B_SET))
-		for (int64_t ahead = 1; ahead <= DAY_SECONDS; ahead++)
-			if (alarm_matches(rtc, now + ahead)) {
-				when.it_value.tv_sec = now + ahead - rtc->offset;
-				break;
-			}
-	/* A time before 1970 is refused, and no alarm then rings. */
-	if (timerfd_settime(rtc->timer.fd, TFD_TIMER_ABSTIME, &when, NULL) < 0)
-		return;
+	rtc->alarm = wanted ? next_alarm(rtc, guest_time(rtc)) : 0;
+	set_timer(rtc);
 }
 
 static void update_line(struct rtc *rtc)
@@ -306,6 +331,12 @@ static void rtc_write(void *context, uint64_t offset, const void *data, unsigned
 	write_register(rtc, offset == 0 ? ((const uint8_t *)data)[1] : value);
 }
 
+/* Of seconds: beyond the year 9999, or as far back. */
+static bool is_far(int64_t time)
+{
+	return time > TIME_MOST || time < -TIME_MOST;
+}
+
 static int rtc_after_load(struct device *device, struct error *error)
 {
 	struct rtc *rtc = CONTAINER_OF(device, struct rtc, device);
@@ -313,8 +344,14 @@ static int rtc_after_load(struct device *device, struct error *error)
 	if (rtc->index >= CMOS_SIZE)
 		return error_set(
 			error, EINVAL, "The clock's state names register %u of %u.", rtc->index, CMOS_SIZE);
+	if (is_far(rtc->offset) || is_far(rtc->frozen) || is_far(rtc->alarm))
+		return error_set(error, EINVAL, "The clock's state shows a time that no clock can show.");
 	update_line(rtc);
-	arm(rtc);
+	/* One whose time has come meanwhile rings now. States of before version 2 do not tell it. */
+	if (rtc->alarm)
+		set_timer(rtc);
+	else
+		arm(rtc);
 	return 0;
 }
 
