@@ -394,10 +394,18 @@ static int do_console(
 static int do_features(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
-	const struct vcpu *vcpu = &connection->control->machine->vcpus.vcpu[0];
+	const struct machine *machine = connection->control->machine;
+	const struct kvm_cpuid2 *cpuid = machine->vcpus.vcpu[0].cpuid;
+	struct processor_view seen = {.capabilities = machine->capabilities};
 
-	(void)request, (void)error;
-	set_new(reply->body, "features", cpuid_features(vcpu->cpuid->entries, vcpu->cpuid->nent));
+	(void)request;
+	if (!cpuid)
+		return error_set(error, EBUSY, "The guest's state has not come yet.");
+	seen.entries = cpuid->entries;
+	seen.count = cpuid->nent;
+	set_new(reply->body, "features", cpuid_features(&seen));
+	set_new(reply->body, "needs", cpuid_needs(&seen));
+	set_new(reply->body, "tsc_khz", json_integer((json_int_t)machine->tsc_khz));
 	return 0;
 }
 

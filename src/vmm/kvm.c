@@ -58,7 +58,7 @@ static int enable(const struct kvm *kvm, uint32_t capability, uint64_t argument)
 /* What a newer KVM does better, and an older one does without. */
 static void enable_optional(struct kvm *kvm)
 {
-	int log = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+	int log = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), khz;
 
 	if (log > 0 && enable(kvm, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, (uint64_t)log) == 0)
 		kvm->clear_log = (uint32_t)log;
@@ -69,6 +69,9 @@ static void enable_optional(struct kvm *kvm)
 		(void)!enable(kvm, KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE);
 	/* Absent on processors without XSAVE. */
 	kvm->xcrs = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_XCRS) > 0;
+	kvm->tsc_scaling = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL) > 0;
+	khz = ioctl(kvm->vm, KVM_GET_TSC_KHZ, 0);
+	kvm->tsc_khz = khz > 0 ? (uint64_t)khz : 0;
 	kvm->stats = ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_BINARY_STATS_FD) > 0;
 }
 
@@ -112,6 +115,16 @@ static int read_msrs(struct kvm *kvm, struct error *error)
 	return 0;
 }
 
+/* Where KVM can tell (KVM_CAP_GET_MSR_FEATURES) and the processor has it. */
+static void read_capabilities(struct kvm *kvm)
+{
+	struct few_msrs one = {.count = 1, .entries = {{.index = MSR_ARCH_CAPABILITIES}}};
+
+	if (ioctl(kvm->system, KVM_CHECK_EXTENSION, KVM_CAP_GET_MSR_FEATURES) > 0 &&
+		ioctl(kvm->system, KVM_GET_MSRS, &one) == 1)
+		kvm->capabilities = one.entries[0].data;
+}
+
 static int make_chips(struct kvm *kvm, struct error *error)
 {
 	uint64_t identity = IDENTITY_MAP_ADDRESS;
@@ -146,6 +159,7 @@ int kvm_open(struct kvm *kvm, int system, struct error *error)
 		r = read_cpuid(kvm, error);
 	if (r == 0)
 		r = read_msrs(kvm, error);
+	read_capabilities(kvm);
 	if (r < 0) {
 		kvm->system = -1; /* stays the caller's */
 		kvm_close(kvm);

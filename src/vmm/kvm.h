@@ -25,8 +25,11 @@ struct kvm {
 	bool triple_fault_event; /* KVM_CAP_X86_TRIPLE_FAULT_EVENT is enabled */
 	bool xcrs;               /* KVM_CAP_XCRS: the processor has XSAVE */
 	bool stats;              /* KVM_CAP_BINARY_STATS_FD */
+	bool tsc_scaling; /* KVM_CAP_TSC_CONTROL: a guest's time-stamp counter can run at any frequency */
+	uint64_t tsc_khz; /* this host's; 0: KVM does not tell */
 	uint32_t cpuid_count;
 	struct kvm_cpuid_entry2 cpuid[CPUID_ENTRIES_MAX]; /* KVM_GET_SUPPORTED_CPUID */
+	uint64_t capabilities;                            /* IA32_ARCH_CAPABILITIES that a guest gets */
 	uint32_t msr_count;
 	uint32_t msrs[MSRS_MAX]; /* what belongs to a vCPU's state, see msr.h */
 };

@@ -196,6 +196,7 @@ static int build(struct machine *machine, struct error *error)
 	if (r < 0)
 		return r;
 	config->kvm = -1;
+	machine->capabilities = machine->kvm.capabilities;
 	r = memory_map(&machine->memory, config->ram, config->memory_size, config->shared, error);
 	if (r < 0)
 		return r;
@@ -218,6 +219,8 @@ static int build(struct machine *machine, struct error *error)
 		return -EIO;
 	r = vcpus_open(&machine->vcpus, &machine->kvm, &machine->platform, config->vcpus, all_parked, machine,
 		error);
+	if (r == 0)
+		machine->tsc_khz = clock_tsc_khz(machine->vcpus.fds[0]);
 	if (r == 0)
 		r = add_devices(machine, error);
 	if (r == 0 && !config->incoming)
@@ -530,6 +533,18 @@ static int load_devices(struct machine *machine, const struct cursor *records, s
 	return 0;
 }
 
+static int check_processor(struct machine *machine, const struct vcpu_state *state, struct error *error)
+{
+	struct processor_view seen = {.entries = state->cpuid, .count = state->cpuid_count};
+
+	for (uint32_t i = 0; i < state->msr_count; i++)
+		if (state->msrs[i].index == MSR_ARCH_CAPABILITIES)
+			seen.capabilities = state->msrs[i].data;
+	machine->capabilities = seen.capabilities;
+	machine->tsc_khz = state->tsc_khz;
+	return cpuid_check(&machine->kvm, &seen, error);
+}
+
 /* LAPICs before the IOAPIC: what waits there is delivered when it is set. */
 static int load_all(struct machine *machine, const struct cursor *records, struct vcpu_state **states,
 	struct guest_time *time, struct error *error)
@@ -539,7 +554,7 @@ static int load_all(struct machine *machine, const struct cursor *records, struc
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
 		r = fields_load(records, &vcpu_state_table, i, states[i], error);
 	if (r == 0)
-		r = cpuid_check(&machine->kvm, states[0]->cpuid, states[0]->cpuid_count, error);
+		r = check_processor(machine, states[0], error);
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
 		time->vcpus[i] = (struct vcpu_time){.tsc = states[i]->tsc,
 			.tsc_khz = states[i]->tsc_khz,

@@ -24,6 +24,8 @@ struct machine {
 	struct machine_config config; /* descriptors that devices took are -1 */
 	struct disk_rings *disk_rings;
 	struct kvm kvm;
+	uint64_t capabilities; /* IA32_ARCH_CAPABILITIES that the guest has seen */
+	uint64_t tsc_khz;      /* the frequency of its time-stamp counter that it has seen */
 	struct memory memory;
 	struct bus ports, mmio;
 	struct platform platform;

@@ -112,15 +112,16 @@ static void set_signals(const char *name)
 
 static int tell_features(int system, struct error *error)
 {
-	struct kvm_cpuid_entry2 entries[CPUID_ENTRIES_MAX];
 	_cleanup_json_ json_t *told = NULL;
+	struct processor_view host;
 	struct kvm kvm;
 	int r = kvm_open(&kvm, system, error);
 
 	if (r < 0)
 		return r;
-	told = json_pack(
-		"{s:o}", "features", cpuid_features(entries, cpuid_make(&kvm, 0, VCPUS_MAX, entries)));
+	host = cpuid_host(&kvm);
+	told = json_pack("{s:o, s:o, s:I, s:b}", "features", cpuid_features(&host), "needs",
+		cpuid_needs(&host), "tsc_khz", (json_int_t)kvm.tsc_khz, "tsc_scaling", kvm.tsc_scaling);
 	kvm_close(&kvm);
 	if (!told || json_dumpfd(told, STDOUT_FILENO, JSON_COMPACT) < 0)
 		return error_set(error, EIO, "Unable to tell what guests see of the processor.");

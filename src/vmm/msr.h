@@ -9,6 +9,7 @@
 /* Indices that other files name too (Intel SDM volume 4; AMD APM volume 2, appendix A; KVM's:
  * asm/kvm_para.h). */
 #define MSR_TSC 0x10u
+#define MSR_ARCH_CAPABILITIES 0x10au
 #define MSR_MISC_ENABLE 0x1a0u
 #define MSR_MTRR_DEF_TYPE 0x2ffu
 #define MSR_TSC_DEADLINE 0x6e0u

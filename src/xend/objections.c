@@ -13,7 +13,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *const acceptable[] = {ACCEPT_KERNEL, ACCEPT_DISKS};
+static const char *const acceptable[] = {ACCEPT_KERNEL, ACCEPT_CLOCK, ACCEPT_DISKS};
 
 static json_t *portray_disks(const struct guest_config *config)
 {
@@ -51,22 +51,24 @@ int objections_check_accepted(const json_t *accept, struct error *error)
 		if (!known)
 			return error_set(error, EINVAL,
 				"There is no difference '%s' to accept: expected %s or %s.", word ? word : "",
-				ACCEPT_KERNEL, ACCEPT_DISKS);
+				ACCEPT_KERNEL ", " ACCEPT_CLOCK, ACCEPT_DISKS);
 	}
 	return 0;
 }
 
 void objections_portray_machine(struct domain *domain, json_t *offer)
 {
+	static const char *const members[] = {"features", "needs", "tsc_khz"};
 	_cleanup_message_ struct message seen = {0};
-	json_t *features;
 
 	/* Nobody touches the configuration of a domain that is busy. */
 	json_object_set_new(offer, "boot_files", boot_files_portray(domain->xend, &domain->config));
 	/* A guest whose process is from an older Ferry cannot say; then it shows when the state is loaded. */
-	if (guest_call(domain, json_pack("{s:s}", "do", "features"), &seen, GUEST_ANSWER_MS, NULL) >= 0 &&
-		(features = json_object_get(seen.body, "features")))
-		json_object_set(offer, "features", features);
+	if (guest_call(domain, json_pack("{s:s}", "do", "features"), &seen, GUEST_ANSWER_MS, NULL) < 0)
+		return;
+	for (size_t i = 0; i < ARRAY_SIZE(members); i++)
+		if (json_object_get(seen.body, members[i]))
+			json_object_set(offer, members[i], json_object_get(seen.body, members[i]));
 }
 
 void objections_prepare(struct domain *domain, const json_t *accept, json_t *offer)
@@ -149,8 +151,7 @@ static void check_host(
 	const json_t *portraits = json_object_get(offer, "portraits");
 	struct error error;
 
-	if (processor_check(xend, json_object_get(offer, "features"), &error) < 0)
-		object(objections, &error);
+	processor_check(xend, offer, objections_accepted(json_object_get(offer, "accept"), ACCEPT_CLOCK), objections);
 	for (size_t i = 0; i < config->disk_count; i++)
 		if (check_disk(config, i, portraits, &error) < 0)
 			object(objections, &error);
@@ -189,16 +190,12 @@ int objections_to_restore(struct xend *xend, const struct guest_config *config, 
 	const json_t *accept, struct error *error)
 {
 	_cleanup_json_ json_t *objections = json_array();
-	struct error one;
-	int r;
 
 	if (!objections_accepted(accept, ACCEPT_KERNEL))
 		boot_files_compare(xend, config, json_object_get(offer, "boot_files"),
 			"when the guest was saved", objections);
 	xend_unlock(xend);
-	r = processor_check(xend, json_object_get(offer, "features"), &one);
+	processor_check(xend, offer, objections_accepted(accept, ACCEPT_CLOCK), objections);
 	xend_lock(xend);
-	if (r < 0)
-		object(objections, &one);
 	return json_array_size(objections) ? sentences_refused(error, "This host", objections) : 0;
 }

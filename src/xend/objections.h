@@ -18,6 +18,7 @@ void objections_prepare(struct domain *domain, const json_t *accept, json_t *off
 void objections_portray_machine(struct domain *domain, json_t *offer);
 
 #define ACCEPT_KERNEL "kernel"
+#define ACCEPT_CLOCK "clock" /* the frequency of the time-stamp counter */
 #define ACCEPT_DISKS "disks" /* of a checkpoint: that they were written since */
 
 /*

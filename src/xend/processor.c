@@ -41,8 +41,8 @@ static int start_teller(const struct xend *xend, int kvm, int output, struct err
 	return process_spawn(&spawn, &pid, error);
 }
 
-/* A new array of names. */
-static int ask_features(const struct xend *xend, json_t **features, struct error *error)
+/* A new object: features, needs, tsc_khz, tsc_scaling. */
+static int ask_features(const struct xend *xend, json_t **answer, struct error *error)
 {
 	_cleanup_close_ int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC), process = -1, output = -1;
 	_cleanup_free_ char *text = malloc(TOLD_MAX);
@@ -60,8 +60,8 @@ static int ask_features(const struct xend *xend, json_t **features, struct error
 	told = json_loadb(text, read_all(output, text, TOLD_MAX), 0, NULL);
 	if (process_wait(process, TELL_MS, NULL) < 0)
 		process_kill(process);
-	*features = json_incref(json_object_get(told, "features"));
-	return json_is_array(*features)
+	*answer = json_incref(told);
+	return json_is_array(json_object_get(told, "features"))
 		       ? 0
 		       : error_set(error, EIO,
 				 "What this host's processor can do, its ferry-guest does not tell.");
@@ -94,8 +94,8 @@ static bool look_at_sources(const struct xend *xend, struct processor_source sou
 	return found > 0;
 }
 
-/* A new reference to the array of names: as it was told before, unless that may be out of date. */
-static int know_features(struct xend *xend, json_t **features, struct error *error)
+/* A new reference to what this host can do: as it was told before, unless that may be out of date. */
+static int know_features(struct xend *xend, json_t **answer, struct error *error)
 {
 	struct known_processor *known = &xend->processor;
 	struct processor_source sources[PROCESSOR_SOURCES];
@@ -103,17 +103,17 @@ static int know_features(struct xend *xend, json_t **features, struct error *err
 	int r;
 
 	xend_lock(xend);
-	if (lasting && known->features && memcmp(known->sources, sources, sizeof(sources)) == 0)
-		*features = json_incref(known->features);
+	if (lasting && known->answer && memcmp(known->sources, sources, sizeof(sources)) == 0)
+		*answer = json_incref(known->answer);
 	xend_unlock(xend);
-	if (*features)
+	if (*answer)
 		return 0;
-	r = ask_features(xend, features, error);
+	r = ask_features(xend, answer, error);
 	if (r < 0 || !lasting)
 		return r;
 	xend_lock(xend);
-	json_decref(known->features);
-	known->features = json_incref(*features);
+	json_decref(known->answer);
+	known->answer = json_incref(*answer);
 	memcpy(known->sources, sources, sizeof(sources));
 	xend_unlock(xend);
 	return 0;
@@ -130,28 +130,68 @@ static bool has(const json_t *names, const char *name)
 	return false;
 }
 
-int processor_check(struct xend *xend, const json_t *seen, struct error *error)
+/* Appends what of `member` the guest has and this host has not. */
+static void name_missing(
+	const json_t *here, const json_t *seen, const char *member, char *missing, size_t size)
 {
-	_cleanup_json_ json_t *here = NULL;
-	char missing[512] = "";
-	int r = json_array_size(seen) ? know_features(xend, &here, error) : 0;
+	const json_t *names = json_object_get(seen, member);
 
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < json_array_size(seen); i++) {
-		const char *name = json_string_value(json_array_get(seen, i));
+	for (size_t i = 0; i < json_array_size(names); i++) {
+		const char *name = json_string_value(json_array_get(names, i));
 		size_t length = strlen(missing);
 
-		if (name && !has(here, name))
-			snprintf(
-				missing + length, sizeof(missing) - length, "%s%s", length ? ", " : "", name);
+		if (name && !has(json_object_get(here, member), name))
+			snprintf(missing + length, size - length, "%s%s", length ? ", " : "", name);
 	}
-	if (!*missing)
-		return 0;
-	return error_set(error, EOPNOTSUPP,
-		"This host's processor lacks features that the guest uses: %s. Run the guest on a host that "
-		"has them.",
-		missing);
+}
+
+static bool can_run_at(const json_t *here, json_int_t khz)
+{
+	json_int_t own = json_integer_value(json_object_get(here, "tsc_khz"));
+	json_int_t apart = khz > own ? khz - own : own - khz;
+
+	/* As exact as KVM takes for the same (module parameter tsc_tolerance_ppm of kvm). */
+	return khz <= 0 || own <= 0 || json_is_true(json_object_get(here, "tsc_scaling")) ||
+	       apart <= own / 1000000 * 250;
+}
+
+static void object(json_t *objections, const struct error *error)
+{
+	json_array_append_new(objections, json_string(error->text));
+}
+
+void processor_check(struct xend *xend, const json_t *seen, bool any_frequency, json_t *objections)
+{
+	_cleanup_json_ json_t *here = NULL;
+	json_int_t khz = json_integer_value(json_object_get(seen, "tsc_khz"));
+	char missing[512] = "";
+	struct error error;
+
+	if (!json_array_size(json_object_get(seen, "features")))
+		return;
+	if (know_features(xend, &here, &error) < 0) {
+		object(objections, &error);
+		return;
+	}
+	name_missing(here, seen, "features", missing, sizeof(missing));
+	name_missing(here, seen, "needs", missing, sizeof(missing));
+	if (*missing) {
+		error_set(&error, EOPNOTSUPP,
+			"This host's processor lacks features that the guest uses: %s. Run the guest on a "
+			"host that has them.",
+			missing);
+		object(objections, &error);
+	}
+	if (!any_frequency && !can_run_at(here, khz)) {
+		error_set(&error, EOPNOTSUPP,
+			"The guest's time-stamp counter runs at %.3f MHz, this host's at %.3f MHz, and its "
+			"processor cannot scale it: whatever in the guest measures time by it would be "
+			"wrong. Run the guest on a host that has one of these, or take this one with "
+			"--accept=clock (the guest's clock, kvmclock, is right all the same).",
+			(double)khz / 1000,
+			(double)json_integer_value(json_object_get(here, "tsc_khz")) / 1000);
+		object(objections, &error);
+	}
 }
 
 static void ask_ahead(void *argument)

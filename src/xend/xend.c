@@ -70,7 +70,7 @@ void xend_free(struct xend *xend)
 	if (xend->base)
 		event_base_free(xend->base);
 	moves_free(xend);
-	json_decref(xend->processor.features);
+	json_decref(xend->processor.answer);
 	close(xend->stop);
 	pthread_mutex_destroy(&xend->lock);
 	pthread_mutex_destroy(&xend->post_lock);

@@ -44,7 +44,7 @@ struct post {
 
 /* What this host's processor can do, as ferry-guest told last (processor.h), and what that depends on. */
 struct known_processor {
-	json_t *features; /* owned; NULL: not asked yet */
+	json_t *answer; /* owned; NULL: not asked yet */
 	struct processor_source {
 		uint64_t inode;
 		int64_t changed_s, changed_ns;

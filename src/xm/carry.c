@@ -301,7 +301,7 @@ const struct command carry_commands[] = {
 		{{"paused", 'p', NULL, "do not unpause the domain afterwards"},
 			{"eager", 0, NULL, "read and verify all of its memory before it runs"},
 			{"accept", 0, "WHAT",
-				"take a difference to when it was saved as it is: kernel, disks"},
+				"take a difference to when it was saved as it is: kernel, clock, disks"},
 			{"name", 'n', "NEW",
 				"make a clone of this name: new uuid and MACs, disk=[…] of its own"}},
 		1, 3, restore},
@@ -324,7 +324,7 @@ const struct command carry_commands[] = {
 				"only ask the other host whether it would take the domain, and tell how long "
 				"that "
 				"would take"},
-			{"accept", 0, "WHAT", "take a difference between the hosts as it is: kernel"},
+			{"accept", 0, "WHAT", "take a difference between the hosts as it is: kernel, clock"},
 			{"detach", 'd', NULL, "leave it alone once memory is being copied"},
 			{"status", 0, NULL, "tell how far migrations are, and what became of the latest"},
 			{"cancel", 0, NULL, "end a migration that is under way; the domain runs on here"},

@@ -19,20 +19,36 @@
 static struct kvm *new_kvm(void)
 {
 	static const struct kvm_cpuid_entry2 entries[] = {
-		{.function = 0x0, .eax = 0x20},
+		{.function = 0x0, .eax = 0x20, .ebx = 0x756e6547, .ecx = 0x6c65746e, .edx = 0x49656e69},
 		{.function = 0x1, .ebx = 0x00000800, .ecx = ~(1u << 27), .edx = ~0u},
 		{.function = 0x4, .index = 0, .flags = INDEXED, .eax = 0x0c000121},
 		{.function = 0x4, .index = 1, .flags = INDEXED, .eax = 0x0c000163},
 		{.function = 0x5, .eax = 64, .ebx = 64},
 		{.function = 0x6, .eax = ~0u, .ebx = ~0u, .ecx = ~0u},
-		{.function = 0x7, .index = 0, .flags = INDEXED, .eax = 1, .ebx = ~0u, .ecx = ~0u, .edx = ~0u},
+		{.function = 0x7, .index = 0, .flags = INDEXED, .eax = 2, .ebx = ~0u, .ecx = ~0u, .edx = ~0u},
+		{.function = 0x7,
+			.index = 1,
+			.flags = INDEXED,
+			.eax = ~0u,
+			.ebx = ~0u,
+			.ecx = ~0u,
+			.edx = ~0u},
+		{.function = 0x7,
+			.index = 2,
+			.flags = INDEXED,
+			.eax = ~0u,
+			.ebx = ~0u,
+			.ecx = ~0u,
+			.edx = ~0u},
 		{.function = 0xa, .eax = 0x07300804},
 		{.function = 0xb, .index = 0, .flags = INDEXED, .eax = 1, .ebx = 2},
 		{.function = 0xd, .index = 0, .flags = INDEXED, .eax = 0x602e7, .ebx = 576, .ecx = 11008},
-		{.function = 0xd, .index = 1, .flags = INDEXED, .eax = 0x1f},
+		{.function = 0xd, .index = 1, .flags = INDEXED, .eax = ~0u, .ecx = ~0u, .edx = ~0u},
 		{.function = 0xd, .index = 2, .flags = INDEXED, .eax = 256, .ebx = 576},
 		{.function = 0xd, .index = 9, .flags = INDEXED, .eax = 8, .ebx = 2688},
+		{.function = 0xd, .index = 11, .flags = INDEXED, .eax = 16, .ecx = 1},
 		{.function = 0xd, .index = 18, .flags = INDEXED, .eax = 8192, .ebx = 2816},
+		{.function = 0x19, .eax = ~0u},
 		{.function = 0x1d, .index = 0, .flags = INDEXED, .eax = 1},
 		{.function = 0x40000000, .eax = 0x40000001},
 		{.function = 0x40000001, .eax = ~0u},
@@ -41,9 +57,12 @@ static struct kvm *new_kvm(void)
 		{.function = 0x80000007, .edx = 0x100},
 		{.function = 0x80000008, .eax = 0x302e, .ebx = ~0u, .ecx = 0x503f},
 		{.function = 0x8000000a, .eax = 1, .edx = ~0u},
+		{.function = 0x80000021, .eax = ~0u, .ebx = ~0u, .ecx = ~0u, .edx = ~0u},
+		{.function = 0xc0000001, .edx = ~0u},
 	};
 	struct kvm *kvm = calloc(1, sizeof(*kvm));
 
+	kvm->capabilities = 1 << 26 | 1 << 2;
 	kvm->cpuid_count = ARRAY_SIZE(entries);
 	memcpy(kvm->cpuid, entries, sizeof(entries));
 	return kvm;
@@ -57,6 +76,13 @@ static const struct kvm_cpuid_entry2 *find(
 			(!(entries[i].flags & INDEXED) || entries[i].index == index))
 			return &entries[i];
 	return NULL;
+}
+
+static int check(
+	const struct kvm *kvm, const struct kvm_cpuid_entry2 *seen, uint32_t count, struct error *error)
+{
+	return cpuid_check(kvm,
+		&(struct processor_view){.entries = seen, .count = count, .capabilities = 1 << 26}, error);
 }
 
 static void what_cannot_move_is_hidden(void **state)
@@ -80,6 +106,123 @@ static void what_cannot_move_is_hidden(void **state)
 	assert_int_equal(find(seen, count, 0x40000001, 0)->eax >> KVM_FEATURE_ASYNC_PF & 1, 0);
 	assert_int_equal(find(seen, count, 0x40000001, 0)->eax >> KVM_FEATURE_CLOCKSOURCE2 & 1, 1);
 	assert_memory_equal(&find(seen, count, 0x40000000, 0)->ebx, "KVMK", 4);
+}
+
+/* A processor and a KVM that offer everything that there is a bit for. */
+static void what_is_not_known_is_not_shown(void **state)
+{
+	_cleanup_free_ struct kvm *kvm = new_kvm();
+	struct kvm_cpuid_entry2 seen[CPUID_ENTRIES_MAX];
+	uint32_t count = cpuid_make(kvm, 0, 1, seen);
+
+	(void)state;
+	assert_int_equal(find(seen, count, 0x7, 0)->ecx >> 7 & 1, 0);  /* shadow stacks */
+	assert_int_equal(find(seen, count, 0x7, 0)->edx >> 20 & 1, 0); /* indirect branch tracking */
+	assert_int_equal(find(seen, count, 0x7, 0)->ecx >> 31, 0);     /* keys for supervisors */
+	assert_int_equal(find(seen, count, 0x7, 0)->ebx >> 5 & 1, 1);  /* avx2 */
+	assert_int_equal(find(seen, count, 0x7, 1)->eax >> 17 & 1, 0); /* FRED */
+	assert_int_equal(find(seen, count, 0x7, 1)->edx >> 19 & 1, 0); /* AVX10 */
+	assert_int_equal(find(seen, count, 0x7, 1)->edx >> 21 & 1, 0); /* APX */
+	assert_int_equal(find(seen, count, 0x7, 1)->ebx | find(seen, count, 0x7, 1)->ecx, 0);
+	assert_int_equal(find(seen, count, 0x7, 2)->edx, 0x3f);
+	assert_int_equal(find(seen, count, 0xd, 1)->eax, 0xf);
+	assert_int_equal(find(seen, count, 0xd, 1)->ecx | find(seen, count, 0xd, 1)->edx, 0);
+	assert_int_equal(find(seen, count, 0x80000021, 0)->ebx | find(seen, count, 0x80000021, 0)->edx, 0);
+	assert_null(find(seen, count, 0xd, 11));
+	assert_null(find(seen, count, 0x19, 0));
+	assert_null(find(seen, count, 0xc0000001, 0));
+}
+
+static bool named(const json_t *names, const char *name)
+{
+	for (size_t i = 0; i < json_array_size(names); i++)
+		if (strcmp(json_string_value(json_array_get(names, i)), name) == 0)
+			return true;
+	return false;
+}
+
+/* The words that are not bits of features, or that older versions did not compare. */
+static void every_word_counts(void **state)
+{
+	static const struct {
+		uint32_t function, index;
+		size_t at;
+		uint32_t bits; /* that the other host has otherwise */
+		const char *name;
+	} differences[] = {
+		{0x7, 1, offsetof(struct kvm_cpuid_entry2, edx), 1 << 4, "avx_vnni_int8"},
+		{0x7, 2, offsetof(struct kvm_cpuid_entry2, edx), 1 << 4, "bhi_ctrl"},
+		{0x0, 0, offsetof(struct kvm_cpuid_entry2, ebx), 1, "vendor GenuineIntel"},
+		{0xd, 9, offsetof(struct kvm_cpuid_entry2, ebx), 0x100,
+			"XSAVE component 9 of 8 bytes at 2688"},
+		{0x80000008, 0, offsetof(struct kvm_cpuid_entry2, eax), 0x302e ^ 0x272e,
+			"48 bits of linear address"},
+		{0x80000021, 0, offsetof(struct kvm_cpuid_entry2, eax), 1 << 8,
+			"CPUID 0x80000021.0 eax bit 8"},
+	};
+	struct kvm_cpuid_entry2 seen[CPUID_ENTRIES_MAX];
+	struct error error;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(differences); i++) {
+		_cleanup_free_ struct kvm *kvm = new_kvm();
+		struct processor_view guest = {.entries = seen, .count = cpuid_make(kvm, 0, 1, seen)}, host;
+		_cleanup_json_ json_t *has = cpuid_needs(&guest), *more = cpuid_features(&guest),
+				      *here = NULL, *further = NULL;
+
+		for (uint32_t j = 0; j < kvm->cpuid_count; j++)
+			if (kvm->cpuid[j].function == differences[i].function &&
+				kvm->cpuid[j].index == differences[i].index)
+				*(uint32_t *)(void *)((char *)&kvm->cpuid[j] + differences[i].at) ^=
+					differences[i].bits;
+		host = cpuid_host(kvm);
+		here = cpuid_needs(&host);
+		further = cpuid_features(&host);
+		assert_int_equal(cpuid_check(kvm, &guest, &error), -EOPNOTSUPP);
+		assert_non_null(strstr(error.text, differences[i].name));
+		assert_true(named(has, differences[i].name) || named(more, differences[i].name));
+		assert_false(named(here, differences[i].name) || named(further, differences[i].name));
+	}
+}
+
+static void a_fault_that_the_guest_believes_it_is_free_of(void **state)
+{
+	_cleanup_free_ struct kvm *kvm = new_kvm();
+	struct kvm_cpuid_entry2 seen[CPUID_ENTRIES_MAX];
+	struct processor_view guest = {
+		.entries = seen, .count = cpuid_make(kvm, 0, 1, seen), .capabilities = kvm->capabilities};
+	_cleanup_json_ json_t *names = cpuid_needs(&guest);
+	struct error error;
+
+	(void)state;
+	assert_true(named(names, "gds_no"));
+	assert_int_equal(cpuid_check(kvm, &guest, &error), 0);
+	kvm->capabilities = 0;
+	assert_int_equal(cpuid_check(kvm, &guest, &error), -EOPNOTSUPP);
+	assert_non_null(strstr(error.text, "uses: gds_no."));
+}
+
+/* A guest that an older Ferry showed more than this one would. */
+static void a_guest_keeps_what_it_has_seen(void **state)
+{
+	_cleanup_free_ struct kvm *kvm = new_kvm();
+	struct kvm_cpuid_entry2 seen[CPUID_ENTRIES_MAX];
+	uint32_t count = cpuid_make(kvm, 0, 1, seen);
+	_cleanup_json_ json_t *names = NULL, *here = NULL;
+	struct processor_view guest = {.entries = seen, .count = count}, host = cpuid_host(kvm);
+	struct error error;
+
+	(void)state;
+	for (uint32_t i = 0; i < count; i++)
+		if (seen[i].function == 0x80000001)
+			seen[i].ecx |= 1 << 14;
+	names = cpuid_features(&guest);
+	here = cpuid_features(&host);
+	assert_int_equal(cpuid_check(kvm, &guest, &error), 0);
+	assert_true(named(names, "CPUID 0x80000001.0 ecx bit 14"));
+	for (size_t i = 0; i < json_array_size(names); i++)
+		assert_true(named(here, json_string_value(json_array_get(names, i))));
+	assert_true(named(here, "CPUID 0x1.0 ecx bit 31")); /* as older Ferrys tell of every guest */
 }
 
 static void the_xsave_area_is_as_large_as_its_parts(void **state)
@@ -132,7 +275,7 @@ static void the_same_host_takes_its_guest_back(void **state)
 	for (uint32_t i = 0; i < count; i++) /* as KVM shows it once the guest has turned these on */
 		if (seen[i].function == 1)
 			seen[i].ecx |= 1u << 27;
-	assert_int_equal(cpuid_check(kvm, seen, count, &error), 0);
+	assert_int_equal(check(kvm, seen, count, &error), 0);
 }
 
 static void a_lesser_host_is_told_what_it_lacks(void **state)
@@ -147,12 +290,12 @@ static void a_lesser_host_is_told_what_it_lacks(void **state)
 		if (kvm->cpuid[i].function == 0x7)
 			kvm->cpuid[i].ebx &= ~(1u << 16 | 1u << 5);
 		if (kvm->cpuid[i].function == 0x80000001)
-			kvm->cpuid[i].ecx &= ~(1u << 14); /* no name */
+			kvm->cpuid[i].ecx &= ~(1u << 9); /* no name */
 		if (kvm->cpuid[i].function == 0x80000008)
 			kvm->cpuid[i].eax = 0x3028;
 	}
-	assert_int_equal(cpuid_check(kvm, seen, count, &error), -EOPNOTSUPP);
-	assert_non_null(strstr(error.text, "avx2, avx512f"));
+	assert_int_equal(check(kvm, seen, count, &error), -EOPNOTSUPP);
+	assert_non_null(strstr(error.text, "avx2, avx512f, CPUID 0x80000001.0 ecx bit 9"));
 	assert_non_null(strstr(error.text, "46 bits of physical address"));
 }
 
@@ -165,7 +308,7 @@ static void nothing_at_all_is_named_within_bounds(void **state)
 
 	(void)state;
 	kvm->cpuid_count = 0;
-	assert_int_equal(cpuid_check(kvm, seen, count, &error), -EOPNOTSUPP);
+	assert_int_equal(check(kvm, seen, count, &error), -EOPNOTSUPP);
 	assert_non_null(strstr(error.text, "sse3"));
 }
 
@@ -231,6 +374,10 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_cannot_move_is_hidden),
+		cmocka_unit_test(what_is_not_known_is_not_shown),
+		cmocka_unit_test(every_word_counts),
+		cmocka_unit_test(a_fault_that_the_guest_believes_it_is_free_of),
+		cmocka_unit_test(a_guest_keeps_what_it_has_seen),
 		cmocka_unit_test(the_xsave_area_is_as_large_as_its_parts),
 		cmocka_unit_test(processors_are_cores_of_one_package),
 		cmocka_unit_test(the_same_host_takes_its_guest_back),

@@ -3,9 +3,9 @@
 
 What it does is said by words in its kernel's command line: crash, reboot (a moment after it is
 resumed), error (KVM cannot run it), busy (never idle), deaf (ignores the power button); and by files beside the program:
-features (words: what it sees of the processor), dies (a verb: it is killed when it is asked for that), lingers (a
-verb: that takes it seconds),
-hold (a verb: it does not answer to that as long as the file is there).
+features, needs (words: what it sees of the processor), tsc_khz (the frequency of its counter, or the host's; and, for
+the host, the word scaling), dies (a verb: it is killed when it is asked for that), lingers (a verb: that takes it
+seconds), hold (a verb: it does not answer to that as long as the file is there).
 """
 import array
 import json
@@ -30,6 +30,12 @@ def words_beside(name, otherwise):
 
 def features():
     return words_beside("features", ["sse3", "avx2"])
+
+
+def processor(of_the_host=False):
+    khz = words_beside("tsc_khz", ["2000000"])
+    told = {"features": features(), "needs": words_beside("needs", ["vendor-Ferry"]), "tsc_khz": int(khz[0])}
+    return {**told, "tsc_scaling": "scaling" in khz} if of_the_host else told
 
 
 class Guest:
@@ -218,7 +224,7 @@ class Guest:
                 pass
 
     def do_features(self, *_):
-        return {"features": features()}, []
+        return processor(), []
 
     def do_power_button(self, *_):
         if "deaf" not in self.words():
@@ -239,6 +245,6 @@ class Guest:
 
 
 if "--features" in sys.argv:
-    json.dump({"features": features()}, sys.stdout)
+    json.dump(processor(of_the_host=True), sys.stdout)
     sys.exit(0)
 Guest(socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))).serve()

@@ -47,6 +47,16 @@ class Moving(unittest.TestCase):
         self.migrate()
         self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
 
+    def test_another_frequency(self):
+        self.hosts()
+        (self.two.root / "libexec/tsc_khz").write_text("3000000")
+        (self.two.root / "libexec/ferry-guest").touch()
+        for options in ({"dryrun": True}, {}):
+            self.assertIn("time-stamp counter runs at 2000.000 MHz, this host's at 3000.000 MHz", self.refused(**options))
+        self.migrate(dryrun=True, accept=["clock"])
+        self.migrate(accept=["clock"])
+        self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
+
     def test_another_kernel_and_no_ramdisk(self):
         self.hosts(("kernel", b"KERNEL" + bytes(999) + b"!"), ("ramdisk", None))
         for options in ({"dryrun": True}, {"live": True}, {}):
@@ -57,7 +67,7 @@ class Moving(unittest.TestCase):
             self.assertIn("--accept=kernel", sentence)
         with self.assertRaises(Refused) as refused:
             self.migrate(accept=["disk"])
-        self.assertIn("no difference 'disk' to accept: expected kernel or disks", refused.exception.sentence)
+        self.assertIn("no difference 'disk' to accept: expected kernel, clock or disks", refused.exception.sentence)
         self.migrate(dryrun=True, accept=["kernel"])
         self.migrate(accept=["kernel"])
         self.assertEqual((self.one.names(), self.two.names()), ([], ["TestGuest"]))
@@ -102,7 +112,20 @@ class Restoring(unittest.TestCase):
         self.save()
         (self.xend.root / "libexec/features").write_text("sse3")
         (self.xend.root / "libexec/ferry-guest").touch()
-        self.refused("lacks features that the guest uses: avx2")
+        (self.xend.root / "libexec/needs").write_text("vendor-Other")
+        self.refused("lacks features that the guest uses: avx2, vendor-Ferry.")
+
+    def test_a_counter_that_would_run_at_another_frequency(self):
+        self.save()
+        for khz, refused in (("2000400", False), ("2000600", True), ("1999000 scaling", False)):
+            (self.xend.root / "libexec/tsc_khz").write_text(khz)
+            (self.xend.root / "libexec/ferry-guest").touch()
+            if refused:
+                self.refused("time-stamp counter runs at 2000.000 MHz, this host's at 2000.600 MHz")
+                self.xend.job("/restore", {"file": self.file, "accept": ["clock"]})
+            else:
+                self.xend.job("/restore", {"file": self.file})
+            self.xend.post("/domains/TestGuest/destroy")
 
     def test_a_bridge_that_is_gone(self):
         rig.run("ip link add xenbr8 type bridge && ip link set xenbr8 up")

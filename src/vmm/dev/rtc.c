@@ -180,8 +180,8 @@ static bool says(uint8_t alarm, int number, int said)
 }
 
 /*
- * The first moment after `now` at which the alarm rings, 0: none, for its bytes say no time of day. It steps over
- * whole hours and minutes that do not match.
+ * The first moment after `now` at which the alarm rings, 0: none, for its bytes say no time of day. It steps
+ * over whole hours and minutes that do not match.
  */
 static int64_t next_alarm(const struct rtc *rtc, int64_t now)
 {
