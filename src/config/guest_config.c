@@ -349,7 +349,8 @@ static bool is_as_without(const struct guest_option *option, const struct guest_
 	if (option->offset == offsetof(struct guest_config, maxmem) && option->kind == OPTION_NUMBER)
 		return config->maxmem <= config->memory;
 	if (option->offset == offsetof(struct guest_config, vcpu_avail) && option->kind == OPTION_NUMBER)
-		return config->vcpu_avail == (UINT64_C(1) << config->vcpus) - 1;
+		return config->vcpu_avail ==
+		       (config->vcpus < 63 ? (UINT64_C(1) << config->vcpus) - 1 : (uint64_t)INT64_MAX);
 	return false;
 }
 

@@ -31,7 +31,7 @@ const struct guest_option guest_options[] = {
 	{"maxmem", OPTION_NUMBER, AT(maxmem), IN_DOMAIN, .least = 16, .most = MEMORY_MAX,
 		.help = "most memory the domain may ever have, in MiB",
 		.without_effect = "the domain gets what memory= says"},
-	{"vcpus", OPTION_NUMBER, AT(vcpus), IN_DOMAIN, .least = 1, .most = 16, .fallback = 1,
+	{"vcpus", OPTION_NUMBER, AT(vcpus), IN_DOMAIN, .least = 1, .most = 128, .fallback = 1,
 		.help = "number of virtual CPUs"},
 	{"vcpu_avail", OPTION_NUMBER, AT(vcpu_avail), IN_DOMAIN, .least = 1, .most = INT64_MAX,
 		.help = "mask of the virtual CPUs that are there at the start",
@@ -41,7 +41,7 @@ const struct guest_option guest_options[] = {
 	{"cpu_weight", OPTION_NUMBER, AT(cpu_weight), IN_DOMAIN, .least = 1, .most = 65535, .fallback = 256,
 		.help = "share of CPU time, 256 being usual",
 		.without_effect = "all domains have the same weight"},
-	{"cpu_cap", OPTION_NUMBER, AT(cpu_cap), IN_DOMAIN, .least = 0, .most = 1600,
+	{"cpu_cap", OPTION_NUMBER, AT(cpu_cap), IN_DOMAIN, .least = 0, .most = 12800,
 		.help = "most CPU time, in percent of one CPU; 0: no limit",
 		.without_effect = "no cap is set"},
 

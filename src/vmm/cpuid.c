@@ -80,7 +80,9 @@ static void set_topology(struct kvm_cpuid_entry2 *entry, uint32_t apic_id, uint3
 		entry->ecx |= BIT(31); /* there is a hypervisor */
 		entry->edx = vcpus > 1 ? entry->edx | BIT(28) : entry->edx & ~BIT(28); /* HTT */
 		break;
-	case 0x4: /* caches: the last level is shared by all, the others are each core's own */
+	case 0x4: /* caches: the last level is shared by all, the others are each core's own; 6 bits for the
+		   * cores
+		   */
 		if ((entry->eax & 0x1f) == 0)
 			break;
 		entry->eax = (entry->eax & 0x3fffu) | (vcpus > 64 ? 63 : vcpus - 1) << 26 |

@@ -13,7 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define VCPUS_MAX 16u
+#define VCPUS_MAX 128u /* APIC ids have 8 bits, of which IOAPIC and broadcast need some */
 #define CPUID_ENTRIES_MAX 192u
 #define MSRS_MAX 320u
 

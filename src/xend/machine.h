@@ -8,7 +8,7 @@
 #include "config/guest_config.h"
 
 #define MACHINE_MEMORY_MIN 16 /* MiB */
-#define MACHINE_VCPUS_MAX 16
+#define MACHINE_VCPUS_MAX 128
 #define MACHINE_FIRST_DISK_SLOT 4 /* docs/internal/guest-control.md, "machine" */
 #define MACHINE_FIRST_NET_SLOT 20
 

@@ -156,6 +156,24 @@ def test_migrate(hosts, heartbeat, kernel, options):
     assert names(hosts[1]) == ["Domain-0", "Native"]
 
 
+def test_many_processors(hosts, heartbeat, kernel, tmp_path):
+    """Of a guest that uses one of them: the state of all of them goes with it."""
+    here, there, checkpoint = *hosts, f"{tmp_path}/Many.checkpt"
+    here.xm("create", "-q", here.write_config("Many", kernel, 128, 128, LINE))
+    control = here.wait_guest()
+    heartbeat.add(control.console())
+    heartbeat.wait_ready()
+    assert here.xm("list", "Many").splitlines()[-1].split()[3] == "128"
+    here.xm("save", "Many", checkpoint)
+    here.xm("restore", checkpoint)
+    arrived(here, heartbeat)
+    for options in ([], ["--live"]):
+        here.xm("migrate", *options, "-p", str(there.port), "Many", "127.0.0.1")
+        here, there = there, here
+        arrived(here, heartbeat)
+    assert len(here.wait_guest().call({"do": "status"})["vcpus"]) == 128
+
+
 def test_to_and_fro(hosts, heartbeat, kernel):
     start(hosts[0], heartbeat, kernel)
     for turn in range(20):

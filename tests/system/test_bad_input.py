@@ -30,7 +30,7 @@ def refused(host, command, *words):
     ("ramdisk=/boot/no-such-ramdisk", ["/boot/no-such-ramdisk"]),
     ("memory=100000", ["memory"]),
     ("memory=0", ["memory"]),
-    ("vcpus=99", ["vcpus"]),
+    ("vcpus=999", ["vcpus"]),
     ("vif=bridge=no-such-bridge", ["no-such-bridge"]),
     ("disk=phy:/dev/no-such-disk,xvda,w", ["/dev/no-such-disk"]),
     ("disk=file:/etc/no-such-image,xvda,w", ["/etc/no-such-image"]),
