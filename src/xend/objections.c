@@ -151,7 +151,8 @@ static void check_host(
 	const json_t *portraits = json_object_get(offer, "portraits");
 	struct error error;
 
-	processor_check(xend, offer, objections_accepted(json_object_get(offer, "accept"), ACCEPT_CLOCK), objections);
+	processor_check(
+		xend, offer, objections_accepted(json_object_get(offer, "accept"), ACCEPT_CLOCK), objections);
 	for (size_t i = 0; i < config->disk_count; i++)
 		if (check_disk(config, i, portraits, &error) < 0)
 			object(objections, &error);
