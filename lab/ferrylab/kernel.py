@@ -1,14 +1,17 @@
 """The lab's kernel, taken from Debian's package: the ELF inside the bzImage, and modules in loading order."""
 
 import ctypes
+import lzma
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 from .agent import LabError
 
 LZ4_LEGACY_MAGIC = 0x184C2102
 LZ4_LEGACY_BLOCK = 8 << 20
+ZSTD_MAGIC = 0xFD2FB528
 
 
 def _unpack_lz4(data):
@@ -40,9 +43,13 @@ def elf_of_bzimage(path):
     offset, length = struct.unpack_from("<II", image, 0x248)
     start = (sectors + 1) * 512 + offset
     payload = image[start : start + length]
-    if struct.unpack_from("<I", payload)[0] != LZ4_LEGACY_MAGIC:
-        raise LabError(f"{path}: the kernel is not packed with LZ4, which is all the lab knows")
-    elf = _unpack_lz4(payload)
+    magic, = struct.unpack_from("<I", payload)
+    if magic == LZ4_LEGACY_MAGIC:
+        elf = _unpack_lz4(payload)
+    elif magic == ZSTD_MAGIC:  # behind it stands the size
+        elf = subprocess.run(["zstd", "-dcq"], input=payload[:-4], stdout=subprocess.PIPE, check=True, timeout=300).stdout
+    else:
+        raise LabError(f"{path}: the kernel is packed neither with LZ4 nor with zstd, which is all the lab knows")
     if elf[:4] != b"\x7fELF":
         raise LabError(f"{path}: the payload is no ELF file")
     return elf
@@ -52,14 +59,24 @@ class Modules:
     """The modules of an unpacked kernel package."""
 
     def __init__(self, tree):
-        self.root = next((tree / "lib/modules").iterdir())
+        self.root = next(entry for parent in ("lib/modules", "usr/lib/modules") if (tree / parent).is_dir()
+                         for entry in (tree / parent).iterdir())
         self.release = self.root.name
-        self.paths = {p.stem.replace("-", "_"): p for p in self.root.rglob("*.ko")}
+        self.paths = {p.name.split(".")[0].replace("-", "_"): p for p in self.root.rglob("*.ko*")}
         self.builtin = {Path(line).stem.replace("-", "_")
                         for line in (self.root / "modules.builtin").read_text().split()}
 
+    def _content(self, name):
+        """Without the packing that Debian 13 has."""
+        content = self.paths[name].read_bytes()
+        return lzma.decompress(content) if self.paths[name].suffix == ".xz" else content
+
+    def _place(self, name):
+        path = self.paths[name].relative_to(self.root)
+        return path.with_suffix("") if path.suffix == ".xz" else path
+
     def _depends(self, name):
-        match = re.search(rb"\0depends=([^\0]*)\0", self.paths[name].read_bytes())
+        match = re.search(rb"\0depends=([^\0]*)\0", self._content(name))
         return [d.replace("-", "_") for d in match.group(1).decode().split(",") if d] if match else []
 
     def closure(self, names):
@@ -85,9 +102,9 @@ class Modules:
         order = self.closure(names)
         lines = []
         for name in order:
-            relative = self.paths[name].relative_to(self.root)
-            tree.file(f"usr/lib/modules/{self.release}/{relative}", self.paths[name])
-            needs = [str(self.paths[d].relative_to(self.root)) for d in reversed(self.closure([name])[:-1])]
+            relative = self._place(name)
+            tree.text(f"usr/lib/modules/{self.release}/{relative}", self._content(name))
+            needs = [str(self._place(d)) for d in reversed(self.closure([name])[:-1])]
             lines.append(f"{relative}: {' '.join(needs)}".rstrip())
         tree.text(f"usr/lib/modules/{self.release}/modules.dep", "\n".join(lines) + "\n")
-        return [f"/usr/lib/modules/{self.release}/{self.paths[n].relative_to(self.root)}" for n in order]
+        return [f"/usr/lib/modules/{self.release}/{self._place(n)}" for n in order]

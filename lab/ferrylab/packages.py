@@ -6,6 +6,7 @@ is; only what is missing is downloaded, with apt-get as any user.
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ PACKAGES = [
     "apache2-bin", "libapr1", "libaprutil1", "libexpat1", "libcrypt1",
 ]
 
+RENAMED = {"libfuse3-3": ["libfuse3-4"], "libunistring2": ["libunistring5"]}
+
 
 def cache_directory():
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -59,6 +62,19 @@ def _cached(package):
     """The newest cached .deb of a package, or None."""
     found = sorted((cache_directory() / "debs").glob(f"{package}_*.deb"), key=_version_key)
     return found[-1] if found else None
+
+
+@functools.cache
+def _offered():
+    done = subprocess.run(["apt-cache", "pkgnames"], text=True, capture_output=True, timeout=300, check=False)
+    return set(done.stdout.split())
+
+
+def _name(package):
+    """What it is called here: Debian 13 has other names for libraries (those whose time became 64 bits wide, mostly)."""
+    names = [package, f"{package}t64", *RENAMED.get(package, [])]
+    return next((name for name in names if _cached(name)), None) or next(
+        (name for name in names if name in _offered()), package)
 
 
 def _download(packages):
@@ -98,10 +114,11 @@ def fetch():
         if not shutil.which(tool):
             raise LabError(f"{tool} is missing: the lab's images are made of Debian packages")
     with cache_lock():
-        missing = [p for p in [KERNEL, *PACKAGES] if not _cached(p)]
+        packages = [_name(package) for package in PACKAGES]
+        missing = [p for p in [KERNEL, *packages] if not _cached(p)]
         if missing:
             _download(missing)
         kernel = _kernel_package(_cached(KERNEL))
         if not _cached(kernel):
             _download([kernel])
-        return _unpack(_cached(kernel)), [_unpack(_cached(p)) for p in PACKAGES]
+        return _unpack(_cached(kernel)), [_unpack(_cached(p)) for p in packages]
