@@ -63,8 +63,8 @@ static int unknown_option(const char *name, const struct place *place, struct er
 	for (size_t i = 0; i < guest_option_count && i < ARRAY_SIZE(names); i++)
 		names[i] = guest_options[i].name;
 	nearest = nearest_name(name, names, guest_option_count);
-	return place_error(error, place, "unknown option '%.80s'%s%s%s.", name,
-		nearest ? ": did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
+	return place_error(error, place, "unknown option '%.80s'%s%s%s", name,
+		nearest ? ": did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : ".");
 }
 
 /* The value of `var=value`: Python where it looks like it, digits as a number, else the text itself. */
@@ -480,12 +480,21 @@ void guest_config_help(struct buffer *out)
 		snprintf(text, sizeof(text), "%-14s %s", option->name, option->help);
 		line(out, text);
 		if (option->kind == OPTION_NUMBER) {
-			snprintf(text, sizeof(text),
-				option->fallback ? " (%lu to %lu, default %lu)" : " (%lu to %lu)",
-				option->least, option->most, option->fallback);
+			if (option->most >= INT64_MAX)
+				snprintf(text, sizeof(text), " (at least %lu", option->least);
+			else
+				snprintf(text, sizeof(text), " (%lu to %lu", option->least, option->most);
+			line(out, text);
+			snprintf(text, sizeof(text), option->fallback ? ", default %lu)" : ")",
+				option->fallback);
 			line(out, text);
 		} else if (option->kind == OPTION_ACTION) {
-			snprintf(text, sizeof(text), " (default %s)",
+			for (unsigned action = 0; action <= ACTION_COREDUMP_RESTART; action++) {
+				snprintf(text, sizeof(text), "%s%s", action ? ", " : " (",
+					guest_action_name((enum guest_action)action));
+				line(out, text);
+			}
+			snprintf(text, sizeof(text), "; default %s)",
 				guest_action_name((enum guest_action)option->fallback));
 			line(out, text);
 		}

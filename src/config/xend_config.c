@@ -279,8 +279,8 @@ static int unknown_setting(const struct value *name, struct error *error)
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++)
 		names[i] = settings[i].name;
 	nearest = nearest_name(name->text, names, ARRAY_SIZE(names));
-	return place_error(error, &name->place, "unknown option '%.80s'%s%s%s.", name->text,
-		nearest ? ": did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
+	return place_error(error, &name->place, "unknown option '%.80s'%s%s%s", name->text,
+		nearest ? ": did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : ".");
 }
 
 /* One (option value). */

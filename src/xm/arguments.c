@@ -161,12 +161,35 @@ int option_number(const struct arguments *arguments, const char *name, unsigned 
 	return 0;
 }
 
+void print_wrapped(FILE *out, int column, int indent, const char *text)
+{
+	while (*(text += strspn(text, " \n"))) {
+		int length = (int)strcspn(text, " \n");
+
+		if (column > indent && column + 1 + length > HELP_WIDTH) {
+			fprintf(out, "\n%*s", indent, "");
+			column = indent;
+		}
+		column += fprintf(out, "%s%.*s", column > indent ? " " : "", length, text);
+		text += length;
+	}
+	fputc('\n', out);
+}
+
 void command_usage(const struct command *command, FILE *out)
 {
 	bool options = command->options[0].name;
+	const char *arguments = command->arguments, *end;
 
-	fprintf(out, "Usage: xm %s%s%s%s\n\n%s\n", command->name, options ? " [options]" : "",
-		*command->arguments ? " " : "", command->arguments, command->help);
+	/* One line for each way to call it. */
+	for (int way = 0; (end = strstr(arguments, " | ")); way++, arguments = end + 3)
+		fprintf(out, "%s xm %s%s %.*s\n", way ? "      " : "Usage:", command->name,
+			way ? "" : " [options]", (int)(end - arguments), arguments);
+	fprintf(out, "%s xm %s%s%s%s\n\n",
+		arguments != command->arguments ? "      " : "Usage:", command->name,
+		options && arguments == command->arguments ? " [options]" : "", *arguments ? " " : "",
+		arguments);
+	print_wrapped(out, 0, 0, command->help);
 	for (size_t i = 0; i < OPTIONS_MAX && command->options[i].name; i++) {
 		const struct command_option *option = &command->options[i];
 		char text[64], letter[8] = "    ";
@@ -175,6 +198,7 @@ void command_usage(const struct command *command, FILE *out)
 			snprintf(letter, sizeof(letter), "-%c, ", option->letter);
 		snprintf(text, sizeof(text), "%s--%s%s%s", letter, option->name, option->argument ? "=" : "",
 			option->argument ? option->argument : "");
-		fprintf(out, "%s  %-26s %s\n", i ? "" : "\nOptions:\n", text, option->help);
+		fprintf(out, "%s  %-26s ", i ? "" : "\nOptions:\n", text);
+		print_wrapped(out, 29, 29, option->help);
 	}
 }

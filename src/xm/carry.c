@@ -112,7 +112,9 @@ static int restore(struct xm *xm, const struct arguments *arguments, struct erro
 
 	if (r >= 0 && arguments->word_count > 1 && !name)
 		r = error_set(error, EINVAL,
-			"xm restore: %s needs --name: only a clone has devices of its own.",
+			"xm restore: '%s' behind the file is for clones, which --name=NEW makes: only they "
+			"get disks "
+			"and network devices other than those that were saved.",
 			arguments->words[1]);
 	if (r < 0) {
 		xm->wrong_arguments = r == -EINVAL;
@@ -309,11 +311,12 @@ const struct command carry_commands[] = {
 		"Move a domain to another host.",
 		{{"live", 'l', NULL, "let the domain run while its memory is copied"},
 			{"port", 'p', "PORT", "port of the other host's xend (xend-relocation-port)"},
-			{"resource", 'r', "MBIT", "copy at most this many megabits per second"},
+			{"resource", 'r', "MBIT", "copy at most this many megabits per second; 0: no limit"},
 			{"max-downtime", 0, "MS",
-				"let a live domain stand still for at most this long "
+				"let a live domain stand still for at most this many milliseconds "
 				"(xend-relocation-max-downtime)"},
-			{"timeout", 0, "S", "be there in this time, see --on-stall"},
+			{"timeout", 0, "S",
+				"be there this many seconds after the copying has begun, see --on-stall"},
 			{"on-stall", 0, "stop|cancel",
 				"what to do with a domain that writes faster than can be copied, or when "
 				"time is up: stop "

@@ -12,8 +12,10 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #define OPTIONS_MAX 20
+#define HELP_WIDTH 79
 
 struct command_option {
 	const char *name;     /* long, without dashes */
@@ -69,6 +71,9 @@ const char *option_value(const struct arguments *arguments, const char *name);
 /* A whole number from least to most that an option gave; `fallback` where it was not given. */
 int option_number(const struct arguments *arguments, const char *name, unsigned long least,
 	unsigned long most, unsigned long fallback, unsigned long *number, struct error *error);
+
+/* A text in lines of 80 columns, from a column on; each further line is indented. */
+void print_wrapped(FILE *out, int column, int indent, const char *text);
 
 /* "Usage: xm save [options] <Domain> <File>" with help and options. */
 void command_usage(const struct command *command, FILE *out);

@@ -207,7 +207,7 @@ static int console(struct xm *xm, const struct arguments *arguments, struct erro
 
 const struct command console_commands[] = {
 	{"console", NULL, "<Domain>", "Show a domain's console and type into it; ^] leaves.",
-		{{"quiet", 'q', NULL, "say nothing of one's own (as always)"},
+		{{"quiet", 'q', NULL, "accepted for old scripts: xm prints nothing of its own anyway"},
 			{"new", 'n', NULL, "only what comes from now on, not what was printed before"}},
 		1, 1, console},
 	{0},

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define HELP_NAME 14 /* columns of an option's name */
 #define SEARCH_PATH ".:/etc/xen"
 
 /* A name without / is looked for in the directories of the path, as the shell does. */
@@ -79,9 +80,20 @@ static void tell_warnings(const json_t *started)
 static int print_help_config(void)
 {
 	_cleanup_buffer_ struct buffer out = {0};
+	char *rest, *line;
 
 	guest_config_help(&out);
-	fwrite(out.data, 1, out.size, stdout);
+	buffer_u8(&out, '\0');
+	if (out.failed)
+		return -ENOMEM;
+	rest = (char *)out.data;
+	while ((line = strsep(&rest, "\n"))) {
+		int name = (int)strcspn(line, " ");
+
+		if (*line)
+			print_wrapped(
+				stdout, printf("%-*.*s ", HELP_NAME, name, line), HELP_NAME + 1, line + name);
+	}
 	return 0;
 }
 

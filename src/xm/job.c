@@ -35,7 +35,7 @@ static void events_free(struct events *events)
 }
 
 /* What is expected of the rest of a live migration, as far as that is known. */
-static void tell_expected(char *text, size_t size, const json_t *event)
+static void tell_expected(char *text, size_t size, const json_t *event, unsigned narrow)
 {
 	long long dirty = json_integer_value(json_object_get(event, "dirty_pages"));
 	long long left_ms = json_integer_value(json_object_get(event, "expected_left_ms"));
@@ -44,11 +44,33 @@ static void tell_expected(char *text, size_t size, const json_t *event)
 	size_t used = 0;
 
 	*text = '\0';
+	if (downtime > 0 && narrow < 1)
+		used += (size_t)snprintf(text, size, ", %lld dirty", dirty);
 	if (downtime > 0)
-		used = (size_t)snprintf(text, size, ", %lld dirty, %lld:%02lld left, %lld ms downtime", dirty,
-			left_ms / 60000, left_ms / 1000 % 60, downtime);
-	if (slowed > 0 && used < size)
+		used += (size_t)snprintf(
+			text + used, size - used, ", %lld:%02lld left", left_ms / 60000, left_ms / 1000 % 60);
+	if (downtime > 0 && narrow < 5)
+		used += (size_t)snprintf(text + used, size - used, ", %lld ms downtime", downtime);
+	if (slowed > 0 && narrow < 2)
 		snprintf(text + used, size - used, ", slowed %lld %%", slowed);
+}
+
+/* Characters of UTF-8, each of which takes a column. */
+static unsigned columns_of(const char *text)
+{
+	unsigned columns = 0;
+
+	for (; *text; text++)
+		columns += ((unsigned char)*text & 0xc0) != 0x80;
+	return columns;
+}
+
+static void cut_columns(char *text, unsigned columns)
+{
+	for (; *text; text++)
+		if (((unsigned char)*text & 0xc0) != 0x80 && columns-- == 0)
+			break;
+	*text = '\0';
 }
 
 void job_progress_line(char *line, size_t size, const char *doing, const json_t *event, unsigned columns)
@@ -61,21 +83,38 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 	double part = total > 0 && sent >= 0 ? sent / total : 0;
 	long long left_s =
 		rate >= 1 && total > sent && total < 1e18 ? (long long)((total - sent) / rate + 0.5) : 0;
-	char bar[BAR_WIDTH + 1], expected[160];
+	char bar[BAR_WIDTH + 1], expected[160], speed[32], left[32] = "", amount[64], rounds_sent[32],
+							   pages_left[32], rounds_speed[32];
 
-	tell_expected(expected, sizeof(expected), event);
 	part = part > 1 ? 1 : part;
-	memset(bar, ' ', BAR_WIDTH);
-	memset(bar, '#', (size_t)(part * BAR_WIDTH));
-	bar[BAR_WIDTH] = '\0';
-	if (round > 1)
-		snprintf(line, size, "%s: round %lld, %.0f MB sent, %lld pages left, %.0f MB/s%s", doing,
-			round, sent / 1e6, pages, rate / 1e6, expected);
-	else
-		snprintf(line, size, "%s [%s] %3.0f%%  %.0f of %.0f MB  %.0f MB/s  %lld:%02lld left", doing,
-			bar, part * 100, sent / 1e6, total / 1e6, rate / 1e6, left_s / 60, left_s % 60);
-	if (columns > 1 && strlen(line) >= columns && columns < size)
-		line[columns - 1] = '\0';
+	snprintf(amount, sizeof(amount), "  %.0f of %.0f MB", sent / 1e6, total / 1e6);
+	snprintf(speed, sizeof(speed), "  %.0f MB/s", rate / 1e6);
+	snprintf(rounds_sent, sizeof(rounds_sent), ", %.0f MB sent", sent / 1e6);
+	snprintf(pages_left, sizeof(pages_left), ", %lld pages left", pages);
+	snprintf(rounds_speed, sizeof(rounds_speed), ", %.0f MB/s", rate / 1e6);
+	/* Before anything has come, nobody knows. */
+	if (sent > 0 && (rate >= 1 || sent >= total))
+		snprintf(left, sizeof(left), "  %lld:%02lld left", left_s / 60, left_s % 60);
+	/* On a narrow terminal what matters less is left out, first of all the bar, last of all the time. */
+	for (unsigned narrow = 0; narrow < 6; narrow++) {
+		unsigned width = narrow ? narrow < 2 ? BAR_WIDTH / 2 : 0 : BAR_WIDTH;
+
+		memset(bar, ' ', width);
+		memset(bar, '#', (size_t)(part * width));
+		bar[width] = '\0';
+		tell_expected(expected, sizeof(expected), event, narrow);
+		if (round > 1)
+			snprintf(line, size, "%s: round %lld%s%s%s%s", doing, round,
+				narrow < 3 ? rounds_sent : "", narrow < 4 ? pages_left : "",
+				narrow < 2 ? rounds_speed : "", expected);
+		else
+			snprintf(line, size, "%s%s%s%s %3.0f%%%s%s%s", doing, width ? " [" : "", bar,
+				width ? "]" : "", part * 100, narrow < 4 ? amount : "",
+				narrow < 3 ? speed : "", left);
+		if (!columns || columns_of(line) < columns)
+			return;
+	}
+	cut_columns(line, columns > 1 ? columns - 1 : 1);
 }
 
 /* For a log: a line for each round, and one every ten seconds. */

@@ -47,8 +47,43 @@ static void print_help(FILE *out)
 	for (size_t i = 0; i < count; i++)
 		fprintf(out, " %-10s %s\n", commands[i]->name, commands[i]->help);
 	fprintf(out, "\n<Domain> is a domain's name or ID.\n"
-		     "xm help <subcommand> tells more about one; so do xm(1), xmdomain.cfg(5) and "
+		     "xm help <subcommand> tells more about one; so do xm(1), xmdomain.cfg(5) and\n"
 		     "xend-config.sxp(5).\n");
+}
+
+/* What Xen's xm could and this one cannot: "Ferry has no …", and what there is instead. */
+static const struct {
+	const char *names, *instead;
+} absent[] = {
+	{"start new", "xm create starts a domain from its configuration."},
+	{"delete", "What a domain was started from stays in its configuration file."},
+	{"suspend", "xm save puts a domain into a file."},
+	{"resume", "xm restore brings a saved domain back."},
+	{"mem-set mem-max", "A domain's memory is set by memory= in its configuration."},
+	{"vcpu-set", "A domain's processors are set by vcpus= in its configuration."},
+	{"vcpu-list vcpu-pin", "taskset(1) tells and sets what processors a ferry-guest process may use."},
+	{"top", "xm list shows the processor time of all domains."},
+	{"uptime", "xm list --long shows when a domain was started."},
+	{"dmesg", "xm log prints xend's log; the host's kernel has its own dmesg(1)."},
+	{"version", "xm --version prints Ferry's, xm info the host's."},
+	{"block-list network-list", "xm list --long shows a domain's devices."},
+	{"block-attach block-detach block-configure network-attach network-detach",
+		"Devices are set by disk= and vif= in a domain's configuration."},
+	{"dump-core sysrq trigger debug-keys", NULL},
+	{"sched-credit sched-sedf cpupool-list", "cgroups weigh and limit ferry-guest processes."},
+	{"pci-attach pci-detach pci-list pci-list-assignable-devices scsi-attach scsi-detach scsi-list",
+		NULL},
+	{"vnet-list vnet-create vnet-delete vtpm-list tmem-list shell serve", NULL},
+};
+
+static bool among(const char *name, const char *names)
+{
+	size_t length = strlen(name);
+
+	for (const char *at = names; length && (at = strstr(at, name)); at += length)
+		if ((at == names || at[-1] == ' ') && (!at[length] || at[length] == ' '))
+			return true;
+	return false;
 }
 
 static int unknown_command(const char *name)
@@ -57,12 +92,18 @@ static int unknown_command(const char *name)
 	const char *names[64], *nearest;
 	size_t count = all_commands(commands);
 
+	for (size_t i = 0; i < ARRAY_SIZE(absent); i++)
+		if (among(name, absent[i].names)) {
+			fprintf(stderr, "Error: Ferry has no '%s' yet.%s%s\n", name,
+				absent[i].instead ? " " : "", absent[i].instead ? absent[i].instead : "");
+			return 1;
+		}
+
 	for (size_t i = 0; i < count; i++)
 		names[i] = commands[i]->name;
 	nearest = nearest_name(name, names, count);
-	fprintf(stderr, "Error: Subcommand '%s' not found!%s%s%s\n", name, nearest ? " Did you mean '" : "",
-		nearest ? nearest : "", nearest ? "'?" : "");
-	print_help(stderr);
+	fprintf(stderr, "Error: Subcommand '%s' not found!%s%s%s xm help lists them all.\n", name,
+		nearest ? " Did you mean '" : "", nearest ? nearest : "", nearest ? "'?" : "");
 	return 1;
 }
 
@@ -136,6 +177,7 @@ int main(int argc, char **argv)
 	const struct command *command;
 
 	if (argc < 2) {
+		fprintf(stderr, "Error: xm needs a subcommand.\n");
 		print_help(stderr);
 		return 1;
 	}

@@ -1,10 +1,13 @@
 """What xm prints, sends and returns, command by command, against a small xend that answers as told."""
+import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import termios
 import threading
@@ -146,6 +149,8 @@ def test_create_shows_mistakes_and_what_has_no_effect(xend):
 def test_create_help_config_lists_options(xend):
     code, out, err = xend.xm("create", "--help_config")
     assert code == 0 and "memory         memory in MiB (16 to 16777216, default 128)\n" in out
+    assert max(map(len, out.splitlines())) < 80 and "9223372036854775807" not in out
+    assert "preserve, rename-restart" in " ".join(out.split())
 
 
 # pause, unpause, destroy, shutdown, reboot
@@ -339,7 +344,7 @@ def test_restore_of_a_clone(xend):
                                  "disk": ["file:/srv/b,xvda,w"], "vif": ["bridge=br1"]}
     asked = len(xend.asked)
     assert "disk=[…] or vif=[…] after the file, found memory=4" in xend.xm("restore", "-n", "Two", "/srv/x", "memory=4")[2]
-    assert "only a clone has devices of its own" in xend.xm("restore", "/srv/x", "disk=[]")[2]
+    assert "'disk=[]' behind the file is for clones, which --name=NEW makes" in xend.xm("restore", "/srv/x", "disk=[]")[2]
     assert "command line" in xend.xm("restore", "-n", "Two", "/srv/x", "disk=[7]")[2]
     assert len(xend.asked) == asked
 
@@ -529,6 +534,27 @@ def test_progress_is_for_terminals(xend):
     assert "Saving 1 [##########          ]  50%  32 of 64 MB  120 MB/s  0:00 left" in shown
     assert "Saving 1: round 2, 32 MB sent, 12 pages left, 120 MB/s" in shown
     assert shown.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("columns", [120, 80, 60, 40, 20, 2])
+def test_progress_fits_the_terminal(xend, columns):
+    live = dict(PROGRESS, round=3, remaining_pages=1234, dirty_pages=4321, expected_left_ms=31000, expected_downtime_ms=45,
+                slowed_percent=30)
+    xend.job("/domains/TestGuest/migrate", dict(PROGRESS, sent_bytes=0, bytes_per_second=0), PROGRESS, live,
+             {"event": "done", "milliseconds": 3100, "rounds": 4, "bytes": 71300000, "downtime_ms": 38})
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = xend.spawn("migrate", "TestGuest", "10.0.0.1", stderr=slave, stdin=slave)
+    os.close(slave)
+    shown = [line for line in read_all(master).replace("\x1b[K", "").split("\r") if line]
+    assert process.wait(120) == 0
+    assert len(shown) == 3 and all(len(line) < columns for line in shown)
+    first, half, rounds = shown
+    if columns >= 60:
+        assert "  0%  0 of" in first and "left" not in first  # nobody knows yet
+        assert half.endswith("  0:00 left") and rounds.endswith((" left", " ms downtime", "slowed 30 %"))
+    if columns >= 80:
+        assert "MB/s" in half and "45 ms downtime" in rounds
 
 
 def read_all(fd):
@@ -726,9 +752,24 @@ def test_help(xend):
         for words in (["help", command], [command, "--help"], [command, "-h"]):
             code, usage, err = xend.xm(*words)
             assert (code, err) == (0, "") and usage.startswith(f"Usage: xm {command}")
-    assert xend.xm()[0] == 1
-    code, out, err = xend.xm("miggrate")
-    assert (code, out) == (1, "") and err.startswith("Error: Subcommand 'miggrate' not found! Did you mean 'migrate'?\n")
+            assert max(map(len, usage.splitlines())) < 80
+    assert max(map(len, out.splitlines())) < 80
+    code, out, err = xend.xm()
+    assert (code, out) == (1, "") and err.startswith("Error: xm needs a subcommand.\nUsage: xm <subcommand>")
+    assert xend.xm("miggrate") == (
+        1, "", "Error: Subcommand 'miggrate' not found! Did you mean 'migrate'? xm help lists them all.\n")
+
+
+@pytest.mark.parametrize("command,instead", [
+    ("top", "xm list shows"), ("uptime", "xm list --long"), ("mem-set", "memory= in its configuration"), ("dmesg", "xm log"),
+    ("vcpu-list", "taskset"), ("version", "xm --version"), ("start", "xm create"), ("network-attach", "vif="), ("vnet-list", "")])
+def test_what_xens_xm_had_and_this_one_does_not(xend, command, instead):
+    for words in ([command], [command, "TestGuest"], ["help", command]):
+        code, out, err = xend.xm(*words)
+        assert (code, out) == (1, "") and err.count("\n") == 1
+        assert err.startswith(f"Error: Ferry has no '{command}' yet.") and instead in err
+    # Part of a name is none.
+    assert "not found!" in xend.xm("network")[2] and "not found!" in xend.xm("")[2]
 
 
 @pytest.mark.parametrize("words,sentence", [
@@ -757,6 +798,31 @@ def test_wrong_values_are_named(xend):
         (1, "", "Error: xm migrate: --port takes a whole number from 1 to 65535, found 'http'.\n")
     assert xend.xm("list", "--state=tired") == \
         (1, "", "Error: --state takes all, running, blocked, paused, shutdown, crashed or dying, found 'tired'.\n")
+
+
+# completion
+
+@pytest.mark.parametrize("line,words", [
+    ("xm mig", ["migrate"]), ("xm help mig", ["migrate"]), ("xm migrate T", ["TestGuest"]), ("xm migrate TestGuest ", ["10.0.0.2", "host3"]),
+    ("xm migrate --live TestGuest h", ["host3"]), ("xm migrate --on-stall = ", ["stop", "cancel"]), ("xm migrate --compress = y", ["yes"]),
+    ("xm list --state = r", ["running"]), ("xm migrate --ca", ["--cancel"]), ("xm trust h", ["host3"]), ("xm rename T", ["TestGuest"]),
+    ("xm rename TestGuest ", []), ("xend st", ["start", "stop", "status"])])
+def test_completion(xend, tmp_path, line, words):
+    (tmp_path / "xm").write_text(f"""#!/bin/sh
+case $1 in
+list) printf 'Name ID\\nDomain-0 0\\nTestGuest 1\\n' ;;
+trust) printf 'This host: SHA256:x\\n10.0.0.2 SHA256:y\\nhost3 SHA256:z\\n' ;;
+*) exec {XM} "$@" ;;
+esac
+""")
+    (tmp_path / "xm").chmod(0o755)
+    source = pathlib.Path(__file__).parents[2] / "src/xm/xm.bash-completion"
+    typed = line.split(" ")
+    function = f"_{typed[0]}"
+    done = subprocess.run(["bash", "-c", f'. {source}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); {function}; printf "%s\\n" "${{COMPREPLY[@]}}"',
+                           "bash", *typed], text=True, capture_output=True, timeout=120, check=True,
+                          env=dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}"))
+    assert done.stdout.split() == words and done.stderr == ""
 
 
 # xend away, or not itself
