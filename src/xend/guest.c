@@ -126,6 +126,7 @@ static struct vif_place vif_place_of(const struct domain *domain, unsigned numbe
 {
 	return (struct vif_place){.scripts = domain->xend->paths.scripts,
 		.vif_script = domain->xend->config.vif_script,
+		.network_script = domain->xend->config.network_script,
 		.domain = domain->config.name,
 		.id = domain->id,
 		.number = number};

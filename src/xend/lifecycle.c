@@ -27,14 +27,20 @@
 
 static int check_disks(const struct guest_config *config, enum disk_lock lock, struct error *error)
 {
-	for (size_t i = 0; i < config->disk_count; i++) {
-		int fd = disk_open(&config->disks[i], config->name, lock, error);
+	/* All at once, as the guest has them: one that is named twice is in use the second time. */
+	int fds[GUEST_DISKS_MAX], r = 0;
+	size_t opened = 0;
 
-		if (fd < 0 && !(fd == -ENOMEDIUM && config->disks[i].cdrom))
-			return fd;
-		cleanup_close(&fd);
+	for (size_t i = 0; r >= 0 && i < config->disk_count && i < GUEST_DISKS_MAX; i++) {
+		r = disk_open(&config->disks[i], config->name, lock, error);
+		if (r >= 0)
+			fds[opened++] = r;
+		else if (r == -ENOMEDIUM && config->disks[i].cdrom)
+			r = 0;
 	}
-	return 0;
+	while (opened)
+		close(fds[--opened]);
+	return r < 0 ? r : 0;
 }
 
 static int check_vifs(struct xend *xend, const struct guest_config *config, struct error *error)
@@ -44,6 +50,7 @@ static int check_vifs(struct xend *xend, const struct guest_config *config, stru
 	for (unsigned i = 0; r >= 0 && i < config->vif_count; i++) {
 		struct vif_place place = {.scripts = xend->paths.scripts,
 			.vif_script = xend->config.vif_script,
+			.network_script = xend->config.network_script,
 			.domain = config->name,
 			.number = i};
 

@@ -50,6 +50,14 @@ int machine_check(const struct guest_config *config, struct error *error)
 			"kernel= and "
 			"ramdisk= instead.",
 			config->name, config->bootloader);
+	if (config->kernel && strstr(config->kernel, "hvmloader"))
+		return error_set(error, EINVAL,
+			"Domain '%s' was an HVM guest of Xen, whose firmware %s Ferry does not run: name the "
+			"guest's "
+			"own kernel= and ramdisk= (files of the host; those in the guest's /boot will do), "
+			"and root= "
+			"for them.",
+			config->name, config->kernel);
 	if (!config->kernel)
 		return error_set(error, EINVAL,
 			"Domain '%s' has no kernel to boot: give kernel= in its configuration.",

@@ -3,16 +3,21 @@
 #include "base/log.h"
 #include "xend/process.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/wait.h>
+#include <time.h>
 
 #define SCRIPT_TIMEOUT_MS 30000
+#define SCRIPT_GRACE_MS 5000
+#define SCRIPT_TEXT_SIZE 4096
+#define SCRIPT_DRAIN_MAX 64
 #define SCRIPT_WORDS_MAX 16
 #define SCRIPT_PATH "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -24,39 +29,86 @@ static void vif_name(const struct guest_vif *vif, const struct vif_place *place,
 		snprintf(name, IFNAMSIZ, "vif%u.%u", place->id % 10000000, place->number % 100);
 }
 
-/* Reads what the script says until it ends; keeps its last line. */
-static void read_output(int fd, char *line, size_t size)
+static int left_ms(const struct timespec *end)
 {
-	char text[4096];
-	size_t length = 0;
+	struct timespec now;
+	int64_t left;
 
-	*line = 0;
-	for (;;) {
-		struct pollfd ready = {.fd = fd, .events = POLLIN};
-		ssize_t n = poll(&ready, 1, SCRIPT_TIMEOUT_MS) > 0
-				    ? read(fd, text + length, sizeof(text) - 1 - length)
-				    : 0;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	left = (end->tv_sec - now.tv_sec) * 1000 + (end->tv_nsec - now.tv_nsec) / 1000000;
+	return left > 0 ? (int)left : 0;
+}
 
-		if (n <= 0)
-			break;
-		length += (size_t)n;
-		if (length == sizeof(text) - 1) {
-			memmove(text, text + length / 2, length - length / 2);
-			length -= length / 2;
-		}
+/* Keeps the end of what the script says. False: nothing more for now, or ever. */
+static bool read_some(int fd, char text[static SCRIPT_TEXT_SIZE], size_t *length)
+{
+	ssize_t n = read(fd, text + *length, SCRIPT_TEXT_SIZE - 1 - *length);
+
+	if (n <= 0)
+		return false;
+	*length += (size_t)n;
+	if (*length == SCRIPT_TEXT_SIZE - 1) {
+		memmove(text, text + *length / 2, *length - *length / 2);
+		*length -= *length / 2;
 	}
+	return true;
+}
+
+/* Until the script has ended, whoever else still holds its output, or the time is over; keeps its last line.
+ * Returns whether it has ended. */
+static bool hear_out(int fd, int process, char *line, size_t size)
+{
+	struct pollfd ready[] = {{.fd = process, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
+	char text[SCRIPT_TEXT_SIZE];
+	size_t length = 0;
+	struct timespec end;
+	int left;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	end.tv_sec += SCRIPT_TIMEOUT_MS / 1000;
+	while ((left = left_ms(&end)) > 0 && !ready[0].revents) {
+		if (poll(ready, 2, left) < 0)
+			continue;
+		if (ready[1].revents && !read_some(fd, text, &length))
+			ready[1].fd = -1; /* closed */
+	}
+	for (unsigned i = 0; i < SCRIPT_DRAIN_MAX && ready[1].fd >= 0 && read_some(fd, text, &length); i++)
+		;
 	while (length && text[length - 1] == '\n')
 		length--;
 	text[length] = 0;
 	snprintf(line, size, "%.500s", strrchr(text, '\n') ? strrchr(text, '\n') + 1 : text);
+	return ready[0].revents;
+}
+
+/* Ends the script with what it has started, which is all in its process group. It may put things back first.
+ */
+static void stop_script(int process, pid_t pid)
+{
+	struct pollfd ended = {.fd = process, .events = POLLIN};
+
+	kill(-pid, SIGTERM);
+	if (poll(&ended, 1, SCRIPT_GRACE_MS) == 0)
+		log_warning("A network script (pid %d) does not end when asked to, and is killed.", (int)pid);
+	/* Not reaped before: the number is still its own. */
+	kill(-pid, SIGKILL);
+	process_wait(process, SCRIPT_GRACE_MS, NULL);
+}
+
+static bool has_failed(int process)
+{
+	siginfo_t info = {0};
+
+	return waitid(P_PIDFD, (id_t)process, &info, WEXITED | WNOWAIT | WNOHANG) < 0 ||
+	       info.si_code != CLD_EXITED || info.si_status != 0;
 }
 
 static int run_script(const char *const *arguments, const char *const *environment, struct error *error)
 {
 	_cleanup_close_ int output = -1, process = -1;
 	struct spawn spawn = {.arguments = arguments, .environment = environment, .pass = -1};
-	int ends[2], status = 0;
 	char last[512];
+	int ends[2];
 	pid_t pid;
 
 	if (pipe2(ends, O_CLOEXEC) < 0)
@@ -67,15 +119,21 @@ static int run_script(const char *const *arguments, const char *const *environme
 	close(ends[1]);
 	if (process < 0)
 		return process;
-	read_output(output, last, sizeof(last));
-	if (process_wait(process, SCRIPT_TIMEOUT_MS, &status) < 0) {
-		process_kill(process);
+	fcntl(output, F_SETFL, O_NONBLOCK);
+	if (!hear_out(output, process, last, sizeof(last))) {
+		stop_script(process, pid);
 		return error_set(error, ETIMEDOUT, "The script %s did not end within %d s and was stopped.",
 			arguments[0], SCRIPT_TIMEOUT_MS / 1000);
 	}
-	if (status)
+	if (has_failed(process)) {
+		kill(-pid, SIGKILL);
+		process_wait(process, -1, NULL);
 		return error_set(error, EIO, "The script %s failed: %s", arguments[0],
 			*last ? last : "it gave no reason.");
+	}
+	process_wait(process, -1, NULL);
+	if (*last)
+		log_warning("%s: %s", arguments[0], last);
 	return 0;
 }
 
@@ -89,21 +147,18 @@ static int script_path(char *path, size_t size, const char *scripts, const char 
 	return 0;
 }
 
-/* The bridge a vif without one gets: the first there is, as Xen's vif-bridge had it. */
-static void first_bridge(char name[IFNAMSIZ])
+void network_bridge(const char *line, char name[16])
 {
-	DIR *directory = opendir("/sys/class/net");
-	struct dirent *entry;
-	char path[300];
+	const char *word = line;
 
-	*name = 0;
-	while (directory && (entry = readdir(directory))) {
-		snprintf(path, sizeof(path), "/sys/class/net/%s/bridge", entry->d_name);
-		if (access(path, F_OK) == 0 && (!*name || strcmp(entry->d_name, name) < 0))
-			snprintf(name, IFNAMSIZ, "%.15s", entry->d_name);
+	snprintf(name, IFNAMSIZ, "%s", "xenbr0");
+	while (*(word += strspn(word, " \t\n"))) {
+		size_t length = strcspn(word, " \t\n");
+
+		if (length > 7 && !strncmp(word, "bridge=", 7))
+			snprintf(name, IFNAMSIZ, "%.*s", (int)length - 7, word + 7);
+		word += length;
 	}
-	if (directory)
-		closedir(directory);
 }
 
 static int find_bridge(
@@ -111,15 +166,19 @@ static int find_bridge(
 {
 	char path[300];
 
+	/* The host's other bridges are somebody else's: Docker's, libvirt's. */
 	if (!vif->bridge) {
-		first_bridge(name);
-		if (*name)
+		network_bridge(place->network_script, name);
+		snprintf(path, sizeof(path), "/sys/class/net/%s/bridge", name);
+		if (access(path, F_OK) == 0)
 			return 0;
 		return error_set(error, ENODEV,
-			"Network device %u of domain '%s' names no bridge and this host has none; set "
-			"network-script in "
-			"xend-config.sxp and restart xend, or make one.",
-			place->number, place->domain);
+			"Network device %u of domain '%s' names no bridge, and this host's bridge for such "
+			"guests, "
+			"%s, does not exist: set network-script in xend-config.sxp and restart xend (its log "
+			"says why "
+			"if the script failed), or name a bridge in vif=.",
+			place->number, place->domain, name);
 	}
 	snprintf(path, sizeof(path), "/sys/class/net/%.200s/bridge", vif->bridge);
 	if (strlen(vif->bridge) >= IFNAMSIZ || access(path, F_OK) < 0)

@@ -159,6 +159,7 @@ static void check_host(
 	for (unsigned i = 0; i < config->vif_count; i++) {
 		struct vif_place place = {.scripts = xend->paths.scripts,
 			.vif_script = xend->config.vif_script,
+			.network_script = xend->config.network_script,
 			.domain = config->name,
 			.number = i};
 

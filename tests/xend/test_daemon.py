@@ -42,6 +42,20 @@ class Daemon(unittest.TestCase):
         self.nothing_left()
         self.assertEqual(self.xend.create()["id"], 2)
 
+    def test_a_guest_that_names_no_bridge_joins_the_network_scripts(self):
+        rig.run("ip link add name br-docker type bridge")  # before xenbr0 and guests0 in any order
+        self.addCleanup(rig.run, "ip link del br-docker")
+        self.xend.create(vif=[""])
+        self.assertEqual(os.path.basename(os.readlink("/sys/class/net/vif1.0/master")), "xenbr0")
+        self.xend.post("/domains/1/destroy")
+        other = Xend(settings="(network-script 'network-bridge netdev=none bridge=guests0')")
+        self.addCleanup(other.close)
+        other.create(vif=[""])
+        self.assertEqual(os.path.basename(os.readlink("/sys/class/net/vif1.0/master")), "guests0")
+        other.post("/domains/1/destroy")
+        rig.run("ip link del guests0")
+        self.refused("guests0, does not exist: set network-script", other.create, vif=[""])
+
     def test_paused_from_the_start_and_later(self):
         self.xend.create(paused=True)
         self.assertEqual(self.xend.get("/domains/1")["state"], "--p---")
@@ -59,6 +73,12 @@ class Daemon(unittest.TestCase):
         files = self.xend.files
         self.refused("The kernel is no kernel", create, kernel=str(files / "not-a-kernel"))
         self.refused("Unable to read the kernel /nowhere", create, kernel="/nowhere")
+        self.refused("was an HVM guest of Xen", create, kernel="/usr/lib/xen/boot/hvmloader")
+        twice = {"disk": [f"file:{files}/disk,xvda,w", f"file:{files}/disk,xvdb,w"]}
+        sentence = self.refused("(xvdb)", create, **twice).sentence
+        # A dry run says the same.
+        self.assertEqual(self.refused("(xvdb)", self.xend.post, "/domains", {"config": self.xend.config(**twice), "dryrun": True}).sentence,
+                         sentence)
         self.refused("Unable to read the ramdisk /nowhere", create, ramdisk="/nowhere")
         self.refused("is not a file", create, kernel="/tmp")
         self.refused("has no kernel to boot", create, kernel=None)
