@@ -83,14 +83,14 @@ class QemuSide:
         uri = f"tcp:{self.link.dest_address}:18006"
         self.dest.command("migrate-incoming", uri=uri)
         start = time.monotonic()
-        _, status = self.source.migrate(uri, live, PATIENCE)
+        _, status = self.source.migrate(uri, live, self.options.patience or PATIENCE)
         if not live:
             self.dest.resume()
         end = time.monotonic()
         return start, end, status["ram"]["transferred"]
 
     def save(self, path):
-        self.source.migrate(f"exec:cat > {path} && sync {path}", live=False, patience=PATIENCE)
+        self.source.migrate(f"exec:cat > {path} && sync {path}", live=False, patience=self.options.patience or PATIENCE)
         self.source.close()
         self.source = None
 

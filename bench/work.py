@@ -73,4 +73,5 @@ ROWS = [
 ]
 
 SWEEP_RATES = [0, 2000, 5000, 10000, 20000, 40000, 80000]  # pages a second over 128 MiB
+SWEEP_PATIENCE_S = 40  # what has not arrived by then does not arrive
 SWEEP_TOUCHED = [64, 256, 512, 1024, 1536]  # MiB
