@@ -163,8 +163,8 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 		{"name = 'a' + 1", "line 1, column 12: '+' joins two strings, two numbers or two lists, "
 				   "found a string and a "
 				   "number."},
-		{"naem = 'a'", "line 1, column 1: unknown option 'naem': did you mean 'name'?."},
-		{"kernle = '/a'", "line 1, column 1: unknown option 'kernle': did you mean 'kernel'?."},
+		{"naem = 'a'", "line 1, column 1: unknown option 'naem': did you mean 'name'?"},
+		{"kernle = '/a'", "line 1, column 1: unknown option 'kernle': did you mean 'kernel'?"},
 		{"quux_frobnicate = 'a'", "line 1, column 1: unknown option 'quux_frobnicate'."},
 		{"kernel = 'vmlinuz'",
 			"line 1, column 10: kernel: expected a path that begins with '/', found 'vmlinuz'."},
@@ -274,7 +274,7 @@ static void mistakes_on_the_command_line_say_so(void **state)
 	} cases[] = {
 		{"memory=much", "the command line: memory: expected a whole number from 16 to 16777216, "
 				"found 'much'."},
-		{"memmory=64", "the command line: unknown option 'memmory': did you mean 'memory'?."},
+		{"memmory=64", "the command line: unknown option 'memmory': did you mean 'memory'?"},
 		{"memory", "the command line: expected NAME=VALUE, found 'memory'."},
 		{"disk=['a'", "the command line, line 1, column 5: expected ',' or ']' (of the '[' in line "
 			      "1, column 1), "
@@ -305,7 +305,7 @@ static void json_is_checked_like_a_file(void **state)
 			"memory: expected a whole number from 16 to 16777216, found True or False."},
 		{"{\"name\": {}}", "name: expected a string, a whole number or a list, found an object."},
 		{"{\"name\": \"a\\u0000b\"}", "name: expected text, found a NUL character in it."},
-		{"{\"nmae\": \"a\"}", "unknown option 'nmae': did you mean 'name'?."},
+		{"{\"nmae\": \"a\"}", "unknown option 'nmae': did you mean 'name'?"},
 		{"{\"disk\": [7]}", "disk: expected strings in the list, found 7."},
 		{"{\"disk\": [\"file:/a\\nb,xvda,w\"]}",
 			"disk: expected text in one line, found the control character 0x0a in it."},

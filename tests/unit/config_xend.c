@@ -110,7 +110,7 @@ static void mistakes_give_the_place_and_what_was_expected(void **state)
 			"a value with blanks belongs in quotes."},
 		{"(xend-relocation-hosts-alow '')",
 			"line 1, column 2: unknown option 'xend-relocation-hosts-alow': did you mean "
-			"'xend-relocation-hosts-allow'?."},
+			"'xend-relocation-hosts-allow'?"},
 		{"(xend-address 'abc)", "line 1, column 20: expected ' to end the text that begins in line "
 					"1, column 15; found the "
 					"end of the file."},
