@@ -54,3 +54,37 @@ struct forecast forecast_warm(uint64_t pages, double bytes_per_ns)
 	ns = rounds_downtime_ns(&rounds, pages);
 	return (struct forecast){.total_ns = ns, .downtime_ns = ns, .rounds = 1, .fits = true};
 }
+
+/* When the guest has to stop so that all is there by the deadline: the moment after which no more can be
+ * written than there is time for. */
+static int64_t last_moment(
+	uint64_t pages, double bytes_per_ns, const struct writing *writing, int64_t timeout_ns)
+{
+	double room = bytes_per_ns * (double)timeout_ns / PAGE_SIZE - (double)pages;
+	int64_t step = timeout_ns / 100, at = 0;
+
+	while (writing && at + step <= timeout_ns &&
+		(double)written(writing, (double)(at + step), pages) <= room)
+		at += step;
+	return at;
+}
+
+void forecast_limit(struct forecast *forecast, uint64_t pages, double bytes_per_ns,
+	const struct writing *writing, int64_t timeout_ns, bool may_not_stall)
+{
+	struct rounds rounds;
+
+	if (timeout_ns && forecast->total_ns > timeout_ns) {
+		rounds_begin(&rounds, 0);
+		rounds.bytes_per_ns = bytes_per_ns;
+		rounds.deadline = timeout_ns;
+		forecast->fits = false;
+		forecast->stays = may_not_stall || rounds_too_late(&rounds, pages, 0, 0);
+		if (!forecast->stays && writing) {
+			forecast->downtime_ns =
+				timeout_ns - last_moment(pages, bytes_per_ns, writing, timeout_ns);
+			forecast->total_ns = timeout_ns;
+		}
+	}
+	forecast->stays |= writing && may_not_stall && !forecast->fits;
+}

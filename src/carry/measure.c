@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 
 #define FIRST_LOOK_MS 100
 #define SECOND_LOOK_MS 400 /* after the first */
@@ -85,6 +86,7 @@ int measure_job(struct job *job, confine_function *confine, struct error *error)
 	double bytes_per_ns = (double)job_number(job, "bytes_per_second") / 1e9,
 	       rate = (double)job_number(job, "rate_mbit") / 8e3;
 	int channel = job_take_fd(job, "guest", error);
+	const char *on_stall = job_text(job, "on_stall");
 	bool live = job_flag(job, "live");
 	struct writing writing = {0};
 	struct forecast forecast;
@@ -107,12 +109,14 @@ int measure_job(struct job *job, confine_function *confine, struct error *error)
 		bytes_per_ns = rate;
 	forecast = live ? forecast_live(pages, bytes_per_ns, &writing, job_number(job, "max_downtime_ms"))
 			: forecast_warm(pages, bytes_per_ns);
+	forecast_limit(&forecast, pages, bytes_per_ns, live ? &writing : NULL,
+		job_number(job, "timeout_s") * NS_PER_S, on_stall && strcmp(on_stall, "cancel") == 0);
 	return job_event(job, "measured",
-		json_pack("{s:I, s:I, s:I, s:I, s:i, s:i, s:b}", "memory_bytes",
+		json_pack("{s:I, s:o*, s:I, s:I, s:i, s:i, s:b, s:b}", "memory_bytes",
 			(json_int_t)(pages * PAGE_SIZE), "written_pages_per_second",
-			live ? pages_a_second(&writing) : 0, "milliseconds",
+			live ? json_integer(pages_a_second(&writing)) : NULL, "milliseconds",
 			(json_int_t)(forecast.total_ns / NS_PER_MS), "downtime_ms",
 			(json_int_t)(forecast.downtime_ns / NS_PER_MS), "rounds", (int)forecast.rounds,
-			"slowed", (int)forecast.slowed, "fits", forecast.fits),
+			"slowed", (int)forecast.slowed, "fits", forecast.fits, "stays", forecast.stays),
 		error);
 }

@@ -38,10 +38,11 @@ static int measure(struct domain *domain, const struct migrate_options *options,
 
 	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:b, s:I, s:I, s:I}", "do", "measure", "guest", "fd", 0,
-				"live", options->live, "bytes_per_second", (json_int_t)bytes_per_second,
-				"rate_mbit", (json_int_t)options->rate_mbit, "max_downtime_ms",
-				(json_int_t)max_downtime_ms),
+			json_pack("{s:s, s:{s:i}, s:b, s:I, s:I, s:I, s:I, s:s}", "do", "measure", "guest",
+				"fd", 0, "live", options->live, "bytes_per_second",
+				(json_int_t)bytes_per_second, "rate_mbit", (json_int_t)options->rate_mbit,
+				"max_downtime_ms", (json_int_t)max_downtime_ms, "timeout_s",
+				(json_int_t)options->timeout_s, "on_stall", options->on_stall),
 			&guest, 1, error);
 	return r < 0 ? r : carrier_expect(&carrier, "measured", measured, error);
 }

@@ -145,20 +145,20 @@ static void print_migration(const char *domain, const char *host, const json_t *
 	double memory = json_number_value(json_object_get(done, "memory_bytes"));
 	long long slowed = json_integer_value(json_object_get(done, "slowed_percent"));
 
-	const char *late = json_is_true(json_object_get(done, "late")) ? ", later than --timeout gives" : "";
-
 	if (!rounds) { /* the line broke at the end: the peer said only that it runs the domain */
 		printf("Migrated %s to %s.\n", domain, host);
 		return;
 	}
-	printf("Migrated %s to %s in %.1f s%s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
-		json_number_value(json_object_get(done, "milliseconds")) / 1e3, late, rounds,
+	printf("Migrated %s to %s in %.1f s: %lld round%s, %.1f MB, downtime %lld ms", domain, host,
+		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
 		rounds == 1 ? "" : "s", bytes / 1e6,
 		(long long)json_number_value(json_object_get(done, "downtime_ms")));
 	if (memory >= bytes * 1.05)
 		printf(", compressed from %.1f MB", memory / 1e6);
 	if (slowed)
 		printf(", slowed by up to %lld %%", slowed);
+	if (json_is_true(json_object_get(done, "late")))
+		printf(", later than --timeout gives");
 	printf(".\n");
 }
 
@@ -218,13 +218,24 @@ static void print_forecast(const char *domain, const char *host, const json_t *d
 	long long slowed = json_integer_value(json_object_get(done, "slowed"));
 	long long rounds = json_integer_value(json_object_get(done, "rounds"));
 
-	printf("%s would take %s: about %.1f s in %lld round%s, downtime about %lld ms.\n", host, domain,
-		json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
-		rounds == 1 ? "" : "s", (long long)json_integer_value(json_object_get(done, "downtime_ms")));
-	printf("It uses %.1f MB of its memory, writes to %lld pages a second, and the line carries %.0f "
-	       "MB/s.\n",
-		json_number_value(json_object_get(done, "memory_bytes")) / 1e6,
-		(long long)json_integer_value(json_object_get(done, "written_pages_per_second")),
+	const json_t *writes = json_object_get(done, "written_pages_per_second");
+
+	if (json_is_true(json_object_get(done, "stays")))
+		printf("%s would take %s, but with --timeout and --on-stall as they are it would be given "
+		       "up, and "
+		       "%s stay here: it needs about %.1f s, with a downtime of about %lld ms.\n",
+			host, domain, domain, json_number_value(json_object_get(done, "milliseconds")) / 1e3,
+			(long long)json_integer_value(json_object_get(done, "downtime_ms")));
+	else
+		printf("%s would take %s: about %.1f s in %lld round%s, downtime about %lld ms.\n", host,
+			domain, json_number_value(json_object_get(done, "milliseconds")) / 1e3, rounds,
+			rounds == 1 ? "" : "s",
+			(long long)json_integer_value(json_object_get(done, "downtime_ms")));
+	printf("It uses %.1f MB of its memory, ",
+		json_number_value(json_object_get(done, "memory_bytes")) / 1e6);
+	if (writes)
+		printf("writes to %lld pages a second, ", (long long)json_integer_value(writes));
+	printf("and the line carries %.0f MB/s.\n",
 		json_number_value(json_object_get(done, "bytes_per_second")) / 1e6);
 	if (slowed)
 		printf("It writes faster than the line carries and would be slowed by %lld %% at the end.\n",

@@ -50,6 +50,29 @@ static void who_writes_faster_than_the_line_is_slowed(void **state)
 	assert_true(forecast.rounds > 2 && forecast.rounds < 100);
 }
 
+static void a_time_limit_is_kept_or_the_guest_stays(void **state)
+{
+	struct writing slow = writing(2000, 10000); /* 80 MB a second of a line of 1 GB a second */
+	struct forecast forecast = forecast_live(PAGES, GIGABYTE_A_SECOND, &slow, 1);
+	struct forecast limited = forecast;
+
+	(void)state;
+	forecast_limit(&limited, PAGES, GIGABYTE_A_SECOND, &slow, 60 * NS_PER_S, false);
+	assert_memory_equal(&limited, &forecast, sizeof(forecast));
+	/* A GiB in half a second: not on this line. */
+	forecast_limit(&limited, PAGES, GIGABYTE_A_SECOND, &slow, NS_PER_S / 2, false);
+	assert_true(limited.stays);
+	/* There is just the time, where it stops early enough. */
+	limited = forecast;
+	forecast_limit(&limited, PAGES, GIGABYTE_A_SECOND, &slow, 1100 * NS_PER_MS, false);
+	assert_true(!limited.stays && !limited.fits);
+	assert_int_equal(limited.total_ns, 1100 * NS_PER_MS);
+	assert_in_range(limited.downtime_ns / NS_PER_MS, 100, 1000);
+	limited = forecast;
+	forecast_limit(&limited, PAGES, GIGABYTE_A_SECOND, &slow, 1100 * NS_PER_MS, true);
+	assert_true(limited.stays);
+}
+
 static void nothing_touched_is_nothing_to_do(void **state)
 {
 	struct writing none = writing(0, 0);
@@ -65,6 +88,7 @@ int main(void)
 		cmocka_unit_test(an_idle_guest_takes_as_long_as_its_memory),
 		cmocka_unit_test(a_small_working_set_is_copied_again_and_fits),
 		cmocka_unit_test(who_writes_faster_than_the_line_is_slowed),
+		cmocka_unit_test(a_time_limit_is_kept_or_the_guest_stays),
 		cmocka_unit_test(nothing_touched_is_nothing_to_do),
 	};
 
