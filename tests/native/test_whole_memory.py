@@ -26,7 +26,8 @@ MOVES = int(os.environ.get("FERRY_MOVES", "3000" if EXHAUSTIVE else "16"))
 PATIENCE_S = 15  # half of the silence after which a line is given up
 ANEW = 12  # moves after which a guest whose memory is full by now gives way to another
 SIZES = [(40, 4000), (40, 40000), (3136, 4000)]  # MiB, pages written a second; the last has memory above 4 GiB
-GIVEN_UP = ("does not arrive in the time that --timeout gives", "writes its memory faster than it can be copied")
+TOO_LATE = "that --timeout gives: the "
+GIVEN_UP = (TOO_LATE, "does not arrive in the time that --timeout gives", "writes its memory faster than it can be copied")
 
 
 class Memory:
@@ -129,7 +130,7 @@ class Mover:
             self.here, self.there = self.there, self.here
             return True
         said = xm.process.communicate()[1]
-        assert "cancel" in options and any(words in said for words in GIVEN_UP), (options, said)
+        assert any(words in said for words in GIVEN_UP if "--on-stall=cancel" in options or words is TOO_LATE), (options, said)
         return False
 
     def cancel(self, *options):
@@ -191,8 +192,8 @@ class Mover:
         options = pick([["--live"], ["--live"], ["--live"], []])
         options = options + pick([[], [], ["-r", "800"], ["-r", "200"]]) + pick([[], ["--compress=yes"], ["--compress=no"]])
         if options[:1] == ["--live"]:
-            options += pick([[], ["--timeout", "1"], ["--timeout", "1"], ["--timeout", "2"]])
-            options += pick([[], ["--on-stall", "stop"], ["--on-stall", "cancel"]]) + pick([[], [], ["--max-downtime", "5"]])
+            options += pick([[], ["--timeout", "1"], ["--timeout", "2"], ["--timeout", "4"]])
+            options += pick([[], ["--on-stall=stop"], ["--on-stall=cancel"]]) + pick([[], [], ["--max-downtime", "5"]])
         return options
 
     def before(self):
