@@ -7,6 +7,7 @@ FERRY_EXHAUSTIVE=1 makes 3000 (FERRY_MOVES: so many).
 """
 
 import collections
+import contextlib
 import os
 import random
 import signal
@@ -40,8 +41,9 @@ class Memory:
             self.pid = int(record.read().split()[0])
         for fd in os.listdir(f"/proc/{self.pid}/fd"):
             path = f"/proc/{self.pid}/fd/{fd}"
-            if os.readlink(path).startswith("/memfd:guest-ram"):
-                self.fd = os.open(path, os.O_RDONLY)
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(path).startswith("/memfd:guest-ram"):
+                    self.fd = os.open(path, os.O_RDONLY)
         assert self.fd >= 0, "the guest's process has no memory"
         self.size = os.fstat(self.fd).st_size
 
