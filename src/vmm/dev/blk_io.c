@@ -317,17 +317,12 @@ void blk_reap_ready(struct virtio_blk *blk)
 	blk_submit(blk);
 }
 
-/*
- * Ends what is complete; true where that was anything. The kernel may do only a part of the deferred work
- * at a time and does not signal for the rest: it is asked until it has no more.
- */
+/* Ends what is complete; true where that was anything. */
 static bool reap(struct virtio_blk *blk)
 {
 	unsigned total = 0, count = 1;
 
 	while ((blk->in_flight || blk->flushing != FLUSH_NONE) && count) {
-		if (blk->ring.deferred)
-			io_uring_get_events(&blk->ring.ring);
 		count = reap_some(blk);
 		total += count;
 	}

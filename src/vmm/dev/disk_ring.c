@@ -17,20 +17,16 @@ static const uint8_t operations[] = {
 };
 
 /*
- * The eventfd, because polling the ring itself does not wake for deferred work: all of the ring's work is
- * done on the main thread, when it asks for it, so that no system call there is interrupted.
+ * Without IORING_SETUP_DEFER_TASKRUN: on an idle machine Linux 6.18 now and then signals the eventfd for no
+ * work that it has deferred, and the guest's request was never answered (tests/unit/blk_host.c, one run in
+ * two).
  */
 static int make(struct disk_ring *made)
 {
 	_cleanup_close_ int completed = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	const unsigned flags = IORING_SETUP_R_DISABLED;
 	int r = completed < 0 ? -errno
-			      : io_uring_queue_init(DISK_RING_SIZE, &made->ring,
-					flags | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN);
+			      : io_uring_queue_init(DISK_RING_SIZE, &made->ring, IORING_SETUP_R_DISABLED);
 
-	made->deferred = r == 0;
-	if (r == -EINVAL) /* before Linux 6.1 */
-		r = io_uring_queue_init(DISK_RING_SIZE, &made->ring, flags);
 	if (r < 0)
 		return r;
 	r = io_uring_register_eventfd(&made->ring, completed);

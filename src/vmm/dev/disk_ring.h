@@ -19,7 +19,6 @@
 struct disk_ring {
 	struct io_uring ring;
 	int completed; /* eventfd: signals an edge for completions */
-	bool deferred; /* it does its work when it is asked for completions */
 };
 
 /* Those that no disk has yet. All zero: none. */
