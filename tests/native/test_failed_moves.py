@@ -16,6 +16,7 @@ from pair import Pair
 
 FAILURES = 500 if EXHAUSTIVE else 12
 FIRST = 4  # after these everything that is made once has been made
+REMEMBERED = 65  # moves (ENDED_MAX in src/xend/moves.c), and one that is under way
 CUTS = [("→", "HELLO", 1), ("→", "TIME", 2), ("→", "OFFER", 1), ("←", "ACCEPT", 1), ("→", "PAGES", 1), ("→", "ROUND", 1), ("←", "ROUND", 1),
         ("→", "STATE", 1), ("→", "END", 1), ("←", "RECEIVED", 1), ("→", "COMMIT", 1)]
 
@@ -51,12 +52,13 @@ def files(host):
 
 
 def left_over(hosts):
-    """What could grow, of each host: tickets apart, of which refused ones are kept for a while on purpose."""
+    """What could grow, of each host: tickets apart, of which refused ones are kept for a while on purpose, and the latest moves."""
     found = []
     for host in hosts:
         guests = processes(host, "ferry-guest")
         kept = rows(host)
         kept.pop("tickets")
+        assert kept.pop("moves") <= REMEMBERED
         found.append({"xend": descriptors(host.process.pid), "guests": [fd for pid in guests for fd in descriptors(pid)], "rows": kept,
                       "carriers": processes(host, "ferry-carrier"), "files": files(host)})
     return found
