@@ -180,7 +180,7 @@ void moves_add_destination(
 	}
 	if (!at && store_destination(xend->store, name_or_id, host, sizeof(host), &at, &error) < 0)
 		log_error("%s", error.text);
-	if (!at || at <= since || !localtime_r(&at, &broken))
+	if (!at || at < since || !localtime_r(&at, &broken))
 		return;
 	strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &broken);
 	snprintf(sentence + strlen(sentence), size - strlen(sentence), " It was migrated to %s at %s.", host,

@@ -309,7 +309,8 @@ class Moves(unittest.TestCase):
             for name in ("TestGuest", "1"):
                 with self.assertRaises(Refused) as refused:
                     self.one.get(f"/domains/{name}")
-                self.assertEqual(refused.exception.sentence, f"Domain '{name}' does not exist.")
+                self.assertTrue(refused.exception.sentence.startswith(f"Domain '{name}' does not exist."))
+                self.assertNotIn("migrated", refused.exception.sentence)
             self.one.kill()
             self.one.start()
         # The same where it is made anew here, or another is given its name.
@@ -322,7 +323,8 @@ class Moves(unittest.TestCase):
             self.one.post("/domains/TestGuest/destroy")
             with self.assertRaises(Refused) as refused:
                 self.one.get("/domains/TestGuest")
-            self.assertEqual(refused.exception.sentence, "Domain 'TestGuest' does not exist.")
+            self.assertTrue(refused.exception.sentence.startswith("Domain 'TestGuest' does not exist."))
+            self.assertNotIn("migrated", refused.exception.sentence)
 
     def test_what_became_of_migrations_survives_xend(self):
         def told():
