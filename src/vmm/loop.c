@@ -127,6 +127,7 @@ static void run_deferred(struct loop *loop)
 	}
 }
 
+/* What is left of it when the loop is stopped is handled when it runs again: an edge does not come twice. */
 static void handle_batch(struct loop *loop)
 {
 	while (loop->batch_at < loop->batch_count && !loop->stopped) {
@@ -141,7 +142,8 @@ static void handle_batch(struct loop *loop)
 		else if (read(loop->wake, &ignored, sizeof(ignored)) < 0)
 			continue; /* another wake-up took it */
 	}
-	loop->batch_at = loop->batch_count = 0;
+	if (loop->batch_at == loop->batch_count)
+		loop->batch_at = loop->batch_count = 0;
 }
 
 int loop_run(struct loop *loop, struct error *error)
@@ -149,6 +151,7 @@ int loop_run(struct loop *loop, struct error *error)
 	int r = 0;
 
 	loop_lock(loop);
+	handle_batch(loop);
 	while (r == 0) {
 		int count;
 
