@@ -53,7 +53,10 @@ class Lives(unittest.TestCase):
         return self.xend.job("/restore", {"file": str(self.checkpoint)})
 
     def runs(self):
-        return self.xend.get("/domains/TestGuest")["state"] == "-b----"
+        try:
+            return self.xend.get("/domains/TestGuest")["state"] == "-b----"
+        except Refused:  # it has just ended
+            return False
 
     def ids(self):
         return {domain["name"]: domain["id"] for domain in self.xend.domains()[1:]}
