@@ -52,6 +52,15 @@ static int add_ticket(void *context, const struct stored_ticket *ticket)
 	return 0;
 }
 
+/* A run directory that outlived its boot is of guests that did not. */
+static json_t *this_boot(void)
+{
+	_cleanup_fclose_ FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+	char id[64];
+
+	return json_string(file && fscanf(file, "%63s", id) == 1 ? id : "");
+}
+
 static json_t *pack(const struct domain *domain)
 {
 	_cleanup_json_ json_t *config = guest_config_to_json(&domain->config);
@@ -63,13 +72,13 @@ static json_t *pack(const struct domain *domain)
 	domain_to_stored(domain, &stored);
 	if (store_each_ticket(domain->xend->store, add_ticket, &tickets, NULL) < 0)
 		return NULL;
-	return json_pack("{s:i, s:s, s:s, s:I, s:s, s:b, s:I, s:I, s:I, s:i, s:I, s:O, s:O, s:O}", "version",
-		1, "uuid", stored.uuid, "name", stored.name, "id", (json_int_t)stored.id, "phase",
-		phases[stored.phase], "paused", stored.paused, "restart_wanted_ns",
-		(json_int_t)stored.restart_wanted_ns, "booted_ns", (json_int_t)stored.booted_ns,
-		"early_reboots", (int)stored.early_reboots, "started_at", (json_int_t)stored.started_at,
-		"recorded_ns", (json_int_t)stored.recorded_ns, "config", config, "places", places, "tickets",
-		list);
+	return json_pack("{s:i, s:o, s:s, s:s, s:I, s:s, s:b, s:I, s:I, s:I, s:i, s:I, s:O, s:O, s:O}",
+		"version", 1, "boot", this_boot(), "uuid", stored.uuid, "name", stored.name, "id",
+		(json_int_t)stored.id, "phase", phases[stored.phase], "paused", stored.paused,
+		"restart_wanted_ns", (json_int_t)stored.restart_wanted_ns, "booted_ns",
+		(json_int_t)stored.booted_ns, "early_reboots", (int)stored.early_reboots, "started_at",
+		(json_int_t)stored.started_at, "recorded_ns", (json_int_t)stored.recorded_ns, "config",
+		config, "places", places, "tickets", list);
 }
 
 void guest_record_write(const struct domain *domain)
@@ -94,6 +103,7 @@ void guest_record_write(const struct domain *domain)
 
 json_t *guest_record_read(const struct xend *xend, const char *uuid, struct stored_domain *stored)
 {
+	_cleanup_json_ json_t *boot = this_boot();
 	json_t *record, *config, *places;
 	json_int_t id, started_at, recorded_ns, restart_wanted_ns, booted_ns;
 	struct guest_place place;
@@ -109,7 +119,8 @@ json_t *guest_record_read(const struct xend *xend, const char *uuid, struct stor
 		    "restart_wanted_ns", &restart_wanted_ns, "booted_ns", &booted_ns, "early_reboots",
 		    &early_reboots, "started_at", &started_at, "recorded_ns", &recorded_ns, "config", &config,
 		    "places", &places) < 0 ||
-		version != 1 || find(phases, ARRAY_SIZE(phases), phase) < 0 || id <= 0 || id > UINT32_MAX) {
+		version != 1 || !json_equal(json_object_get(record, "boot"), boot) ||
+		find(phases, ARRAY_SIZE(phases), phase) < 0 || id <= 0 || id > UINT32_MAX) {
 		json_decref(record);
 		return NULL;
 	}

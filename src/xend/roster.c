@@ -188,7 +188,7 @@ static void visit_without_record(struct roster *roster, const char *uuid, const 
 	unsigned id;
 	int r;
 
-	if (process < 0) {
+	if (process < 0 || process_wait_if_dying(process, pid, 0, NULL) != -ETIMEDOUT) {
 		remove_rest(uuid, place);
 		return;
 	}

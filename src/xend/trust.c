@@ -126,8 +126,11 @@ struct trust *trust_open(struct xend *xend)
 	struct trust *trust = calloc(1, sizeof(*trust));
 
 	/* Why there is none, the caller tells. */
-	if (trust && open_identity(xend, trust, &trust->unusable) >= 0)
+	if (trust && open_identity(xend, trust, &trust->unusable) >= 0) {
+		trust->unusable =
+			(struct error){0}; /* that there was no key before one was made is no trouble */
 		log_info("This host's key has the fingerprint %s.", trust->fingerprint);
+	}
 	if (xend->config.relocation_clear_text)
 		log_warning("Guests move in clear text, from and to anybody who is in "
 			    "xend-relocation-hosts-allow "

@@ -206,6 +206,20 @@ class Adopting(unittest.TestCase):
         self.restart()
         self.assertEqual(json.loads(self.record(domain).read_text())["name"], "TestGuest")
 
+    def test_a_run_directory_of_another_boot(self):
+        """Where it is on a disk: what is recorded there is of guests that ended with the host."""
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+
+        def reboot():
+            rig.kill(pid)
+            wait_until(lambda: rig.dead(pid), "its end")
+            self.change_record(domain, boot="another")
+            self.forget_everything()
+
+        self.restart(reboot)
+        self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
+
     def test_a_database_that_cannot_be_used(self):
         domain = self.xend.create()
         pid = self.xend.guest_pid(domain)

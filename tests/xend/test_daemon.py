@@ -303,6 +303,10 @@ class Daemon(unittest.TestCase):
         self.assertIn("/nonexistent", done.stderr)
         self.assertIn("Warning: The host's network is not set up for guests: ", done.stderr)
         self.assertIn("nosuch", done.stderr)
+        self.settings("")
+        (self.xend.root / "state/relocation.pem").unlink()  # a first start: a key is made
+        done = self.xend.command("restart")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("No guest can move", self.xend.log.read_text())
         self.assertEqual(self.xend.names(), [])
 
