@@ -38,6 +38,7 @@ struct send {
 	struct copy copy;
 	uint8_t ticket[16];
 	int64_t began, copied_at, sent_at, received_at, committed_at; /* monotonic ns */
+	bool all_sent;                                                /* every page, and the last ROUND */
 	bool committed;                                               /* COMMIT may have reached the peer */
 };
 
@@ -76,9 +77,16 @@ static int send_zeros(struct sink *sink, uint64_t first, uint64_t count, struct 
 				 : page_sender_zeros(&send->sender, first, count, error);
 }
 
+/* Once the last round is sent, what the peer says is its answer, which is heard in its place. */
 static int send_attend(struct sink *sink, struct error *error)
 {
-	return peer_attend(&CONTAINER_OF(sink, struct send, sink)->wire, error);
+	struct send *send = CONTAINER_OF(sink, struct send, sink);
+	int r;
+
+	if (!send->all_sent)
+		return peer_attend(&send->wire, error);
+	r = peer_keep_alive(&send->wire, error);
+	return r == 0 ? wire_cancelled(&send->wire, error) : r;
 }
 
 /* The proof goes on for as long as the peer lets us wait. */
@@ -121,6 +129,7 @@ static int send_round(struct sink *sink, unsigned number, struct error *error)
 	waited = send->wire.waited_ns;
 	if (r == 0)
 		r = peer_send(&send->wire, RECORD_ROUND, number, NULL, 0, error);
+	send->all_sent = sink->last;
 	if (r == 0 && !sink->last)
 		r = await_running_round(send, number, error);
 	else if (r == 0 && has_streams(send))
