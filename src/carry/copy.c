@@ -49,7 +49,7 @@ static void tell_progress(struct work *work, bool over)
 	struct rounds rounds = rounds_now(work);
 	int64_t ns = monotonic_ns() - work->began;
 	uint64_t bytes = copy->sent_pages * PAGE_SIZE;
-	bool known = copy->live && copy->rounds > 0 && !copy->sink->last;
+	bool known = copy->live && copy->rounds > 0 && !copy->sink->last && rounds.last_pages != UINT64_MAX;
 	uint64_t dirty = known ? rounds.last_pages : 0;
 
 	job_progress(copy->job,
