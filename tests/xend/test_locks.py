@@ -55,7 +55,7 @@ class Objections(unittest.TestCase):
                                 {"host": "10.0.0.1", "port": 18003, "live": live, "dryrun": True})
             self.assertTrue(done["fits"])
             self.assertGreater(done["bytes_per_second"], 1000)
-            self.assertEqual(done["written_pages_per_second"] > 0, live)
+            self.assertEqual(done.get("written_pages_per_second", 0) > 0, live)  # not looked at where the guest would stand still
             self.assertLess(done["downtime_ms"], 60000)
             self.assertEqual(self.one.get("/domains/TestGuest")["state"], "-b----")
         self.assertEqual((self.two.names(), self.two.guests()), ([], []))
