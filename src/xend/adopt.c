@@ -220,7 +220,9 @@ int adopt_all(struct xend *xend, struct error *error)
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	for_each(xend, find, DOMAIN_LIVE, DOMAIN_LIVE);
 	checkpoint_file_recover(xend);
-	handover_resume(xend);
+	r = handover_resume(xend, error);
+	if (r < 0)
+		return r;
 	for_each(xend, meet, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, supervise, DOMAIN_STARTING, DOMAIN_STARTING); /* who is to be started again */
 	await_all(xend);

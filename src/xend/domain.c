@@ -395,6 +395,9 @@ json_t *domain_describe(const struct domain *domain)
 		json_object_set_new(described, "trouble",
 			json_sprintf("Domain '%s' could not be started again yet: %s", domain->config.name,
 				trouble));
+	/* Whether it is this host's, another one says. */
+	if (domain->handed_over || (domain->phase == DOMAIN_STARTING && domain->state == GUEST_INCOMING))
+		json_object_set_new(described, "away", json_true());
 	if (domain->busy)
 		json_object_set_new(described, "busy", json_string(domain->busy));
 	guest_describe_disks(domain, described);

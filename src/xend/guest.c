@@ -482,6 +482,7 @@ void guest_end(struct domain *domain)
 	struct guest_place place;
 
 	guest_place_of(xend, domain->config.uuid, &place);
+	domain->silent_ms = 0;
 	guest_unwatch(domain);
 	guest_release_disks(domain);
 	cleanup_close(&domain->ram);

@@ -149,7 +149,7 @@ int guest_watch(struct domain *domain, struct error *error)
 	struct xend *xend = domain->xend;
 	_cleanup_json_ json_t *subscribe = json_pack("{s:s}", "do", "subscribe");
 	_cleanup_close_ int events = guest_connect(domain, error);
-	int r;
+	int r, ended;
 
 	if (events < 0)
 		return events;
@@ -161,13 +161,16 @@ int guest_watch(struct domain *domain, struct error *error)
 	if (fcntl(events, F_SETFL, O_NONBLOCK) < 0)
 		return error_set(error, errno, "Unable to listen to domain '%s': %s.", domain->config.name,
 			strerror(errno));
+	/* A descriptor of the loop's own: guest_end closes the domain's at any time. */
+	ended = fcntl(domain->process, F_DUPFD_CLOEXEC, 0);
+	if (ended < 0)
+		return error_set(error, errno, "Unable to listen to domain '%s': %s.", domain->config.name,
+			strerror(errno));
 	domain_ref(domain); /* until take_down */
 	domain->events = take_fd(&events);
 	domain->events_ready =
 		event_new(xend->base, domain->events, EV_READ | EV_PERSIST, events_ready, domain);
-	/* A descriptor of the loop's own: guest_end closes the domain's at any time. */
-	domain->process_ended = event_new(
-		xend->base, fcntl(domain->process, F_DUPFD_CLOEXEC, 0), EV_READ, process_ended, domain);
+	domain->process_ended = event_new(xend->base, ended, EV_READ, process_ended, domain);
 	if (!domain->events_ready || !domain->process_ended || event_add(domain->events_ready, NULL) < 0 ||
 		event_add(domain->process_ended, NULL) < 0)
 		return error_set(error, ENOMEM, "Unable to listen to domain '%s'.", domain->config.name);

@@ -349,6 +349,9 @@ int handover_force(struct domain *domain, bool keep, struct error *error)
 		xend_wait(domain->xend, -1);
 	while (domain->phase == DOMAIN_ENDING)
 		xend_wait(domain->xend, -1);
+	if (domain->handed_over && domain->phase == DOMAIN_LIVE)
+		return error_set(error, ECANCELED,
+			"xend is being stopped: nothing is decided about domain '%s'.", name);
 	if ((domain->phase == DOMAIN_GONE) == !keep)
 		return 0;
 	return error_set(error, EALREADY, "The other host has answered meanwhile: domain '%s' %s.", name,
@@ -394,6 +397,8 @@ static int collect(void *context, const struct stored_ticket *ticket)
 
 	if (!domain || (ticket->state != TICKET_COMMITTED && ticket->state != TICKET_GONE))
 		return 0;
+	if (domain->phase != DOMAIN_LIVE && !domain->again) /* its end is under way already */
+		return 0;
 	open = malloc(sizeof(*open));
 	if (!open)
 		return -ENOMEM;
@@ -410,14 +415,33 @@ static int collect(void *context, const struct stored_ticket *ticket)
 	return 0;
 }
 
-void handover_resume(struct xend *xend)
+static void drop(struct collection *collection)
+{
+	while (collection->first) {
+		struct open_ticket *open = collection->first;
+
+		collection->first = open->next;
+		domain_unref(open->domain);
+		free(open);
+	}
+}
+
+int handover_resume(struct xend *xend, struct error *failure)
 {
 	struct collection collection = {.xend = xend};
 	struct error error;
+	int r;
 
-	if (moves_load(xend, &error) < 0 || store_drop_departed(xend->store, &error) < 0 ||
-		store_each_ticket(xend->store, collect, &collection, &error) < 0)
+	if (moves_load(xend, &error) < 0)
 		log_error("%s", error.text);
+	if (store_drop_departed(xend->store, &error) < 0)
+		log_error("%s", error.text);
+	error_set(failure, ENOMEM, "Out of memory.");
+	r = store_each_ticket(xend->store, collect, &collection, failure);
+	if (r < 0) { /* who is in doubt is not known: nobody may be let run */
+		drop(&collection);
+		return r;
+	}
 	while (collection.first) {
 		struct open_ticket *open = collection.first;
 
@@ -432,6 +456,7 @@ void handover_resume(struct xend *xend)
 		}
 	}
 	moves_taken_up(xend);
+	return 0;
 }
 
 static int put(

@@ -78,8 +78,9 @@ json_t *handover_explain(struct domain *domain);
  */
 int handover_force(struct domain *domain, bool keep, struct error *error);
 
-/* At xend's start: settles what an earlier xend has left open, each in a worker. */
-void handover_resume(struct xend *xend);
+/* At xend's start: settles what an earlier xend has left open, each in a worker. An error: what is open
+ * cannot be known, and no guest may be let run. */
+int handover_resume(struct xend *xend, struct error *error);
 
 /* The destination's records. A ticket is taken once, and changes only as above. */
 int handover_receiving(struct xend *xend, const char *ticket, const char *uuid, struct error *error);

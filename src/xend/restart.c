@@ -15,8 +15,19 @@
 #define FIRST_PAUSE_MS 1000
 #define LONGEST_PAUSE_MS 30000
 
+/* What the predecessor was called, until the store has its other name. */
+struct former {
+	char *name, *uuid; /* owned; NULL: it is called so still */
+};
+
+static void former_free(struct former *former)
+{
+	free(former->name);
+	free(former->uuid);
+}
+
 /* The predecessor becomes another guest, so that its successor can have its name and uuid. */
-static int rename_kept(struct domain *domain, struct error *error)
+static int rename_kept(struct domain *domain, struct former *former, struct error *error)
 {
 	_cleanup_free_ char *name = NULL, *uuid = malloc(37);
 	int r;
@@ -26,13 +37,24 @@ static int rename_kept(struct domain *domain, struct error *error)
 	r = uuid_draw(uuid, error);
 	if (r < 0)
 		return r;
-	free(domain->config.name);
-	free(domain->config.uuid);
+	*former = (struct former){domain->config.name, domain->config.uuid};
 	domain->config.name = take_pointer(name);
 	domain->config.uuid = take_pointer(uuid);
 	domain->again = false;
 	domain->preserved = true;
 	return 0;
+}
+
+static void rename_back(struct domain *domain, struct former *former)
+{
+	if (!former->name)
+		return;
+	free(domain->config.name);
+	free(domain->config.uuid);
+	domain->config.name = take_pointer(former->name);
+	domain->config.uuid = take_pointer(former->uuid);
+	domain->again = true;
+	domain->preserved = false;
 }
 
 /* Its files follow its uuid. Where they cannot, there is nothing to be looked at. Lets go of the lock. */
@@ -61,6 +83,7 @@ static int succeed(struct domain *domain, bool keep, struct domain **result, str
 	_cleanup_guest_config_ struct guest_config config = {0};
 	_cleanup_json_ json_t *copy = guest_config_to_json(&domain->config);
 	_cleanup_free_ char *uuid = strdup(domain->config.uuid);
+	_cleanup_(former_free) struct former former = {0};
 	struct xend *xend = domain->xend;
 	struct domain *successor = NULL;
 	unsigned id;
@@ -84,13 +107,14 @@ static int succeed(struct domain *domain, bool keep, struct domain **result, str
 		r = domain_record(successor, error);
 	}
 	if (r >= 0 && keep) {
-		r = rename_kept(domain, error);
+		r = rename_kept(domain, &former, error);
 		r = r < 0 ? r : domain_record(domain, error);
 	}
 	if (r >= 0)
 		r = store_commit(xend->store, error);
 	if (r < 0) {
 		store_rollback(xend->store);
+		rename_back(domain, &former);
 		if (successor)
 			domain_unlist(successor);
 		return r;

@@ -19,7 +19,8 @@ static enum guest_reason reason_of(const struct domain *domain)
 
 static enum guest_action action_for(const struct domain *domain, enum guest_reason reason)
 {
-	if (domain->lost || domain->ended_before)
+	if (domain->lost || domain->ended_before ||
+		domain->preserved) /* preserved: looked at, and not started again */
 		return ACTION_DESTROY;
 	switch (reason) {
 	case REASON_POWEROFF:

@@ -200,7 +200,11 @@ static int refusal(const struct transfer *transfer, struct error *error)
 	const char *sentence = json_string_value(json_object_get(body, "error"));
 
 	if (sentence && *sentence)
-		return error_set(error, EREMOTEIO, "%s", sentence);
+		return error_set(error,
+			transfer->http.status == 404   ? ENOENT
+			: transfer->http.status == 409 ? EBUSY
+						       : EREMOTEIO,
+			"%s", sentence);
 	return error_set(error, EPROTO, "xend refuses with status %d and gives no reason (xm log may).",
 		transfer->http.status);
 }

@@ -146,7 +146,8 @@ static int converse(struct client *client, struct transfer *output, const char *
 		if (r < 0)
 			return r;
 		r = send_keys(&typing, client, input_path, error);
-		if (r == -EREMOTEIO && isatty(STDIN_FILENO)) /* a guest that boots or hangs does not listen */
+		if ((r == -EREMOTEIO || r == -EBUSY) &&
+			isatty(STDIN_FILENO)) /* a guest that boots or hangs does not listen */
 			r = write_all("\a", 1, error);
 		if (r < 0)
 			return end_follows(client, output, r);

@@ -109,6 +109,24 @@ static int list(struct host *host, json_t **domains, struct error *error)
 	return 0;
 }
 
+/*
+ * The guest of this uuid as it is now: with another ID where it has rebooted. NULL, with 0: it has gone, or
+ * what is left of it does not run.
+ */
+static int look_again(struct host *host, const char *uuid, json_t **domain, struct error *error)
+{
+	_cleanup_json_ json_t *domains = NULL;
+	int r = list(host, &domains, error);
+	json_t *one;
+	size_t i;
+
+	*domain = NULL;
+	json_array_foreach(domains, i, one) if (strcmp(text_of(one, "uuid"), uuid) == 0 &&
+						!strpbrk(text_of(one, "state"), "scd")) *domain =
+		json_incref(one);
+	return r;
+}
+
 /* How a guest leaves. Each in a process of its own: what it does, one line after the other. */
 
 enum way { SHUT_DOWN, SAVE, DESTROY, LEAVE };
@@ -123,24 +141,37 @@ static int post(struct host *host, const json_t *domain, const char *verb, struc
 	return client_call(&host->client, "POST", path, nothing, NULL, error);
 }
 
-static int shut_down(struct host *host, const json_t *domain, struct error *error)
+static int shut_down(struct host *host, const json_t *asked, struct error *error)
 {
+	_cleanup_json_ json_t *domain = json_incref((json_t *)(uintptr_t)asked);
 	time_t begin = time(NULL), left;
-	char path[128];
 	int r = 0;
 
-	snprintf(path, sizeof(path), "/domains/%lld/gone", json_integer_value(json_object_get(domain, "id")));
 	say("%s: is shutting down.", text_of(domain, "name"));
 	while ((left = begin + host->wait_s - time(NULL)) > 0) {
 		_cleanup_buffer_ struct buffer answer = {0};
+		json_t *now;
+		char path[128];
 
+		snprintf(path, sizeof(path), "/domains/%lld/gone",
+			json_integer_value(json_object_get(domain, "id")));
 		r = post(host, domain, "shutdown", error);
 		/* It may have been about to: then it is waited for like the others. */
-		if (r < 0 && r != -EBUSY)
+		if (r < 0 && r != -EBUSY && r != -ENOENT)
 			break;
 		r = client_fetch(&host->client, "GET", path, NULL, &answer,
 			(int)(left < PRESS_AGAIN_S ? left : PRESS_AGAIN_S), error);
 		if (r >= 0 || r == -ENOENT) {
+			/* It may have rebooted, and a xend that stops says nothing of anybody's end. */
+			r = look_again(host, text_of(asked, "uuid"), &now, error);
+			if (r < 0)
+				break;
+			if (now) {
+				json_decref(domain);
+				domain = now;
+				sleep(1);
+				continue;
+			}
 			say("%s: is down after %ld s.", text_of(domain, "name"), (long)(time(NULL) - begin));
 			return 0;
 		}
@@ -289,10 +320,37 @@ static int make_directory(const char *path, struct error *error)
 	return 0;
 }
 
+/* Who has gone to another host meanwhile is not to be started here. Whether there was one. */
+static bool drop_moved(struct host *host, json_t *record)
+{
+	_cleanup_json_ json_t *reply = NULL;
+	struct error ignored;
+	json_t *move, *domain;
+	size_t i, j;
+	bool dropped = false;
+
+	if (client_call(&host->client, "GET", "/migrations", NULL, &reply, &ignored) < 0)
+		return false;
+	json_array_foreach(json_object_get(reply, "migrations"), i, move)
+	{
+		if (strcmp(text_of(move, "state"), "done") != 0)
+			continue;
+		json_array_foreach(record, j,
+			domain) if (json_equal(json_object_get(domain, "id"), json_object_get(move, "id")) &&
+				    strcmp(text_of(domain, "name"), text_of(move, "name")) == 0)
+		{
+			json_array_remove(record, j);
+			dropped = true;
+			break;
+		}
+	}
+	return dropped;
+}
+
 static int stop(struct host *host, struct error *error)
 {
 	_cleanup_json_ json_t *domains = NULL, *earlier = load_record(host), *record = NULL;
-	int r = list(host, &domains, error);
+	int r = list(host, &domains, error), left;
 	json_t *domain;
 	size_t i;
 
@@ -302,16 +360,19 @@ static int stop(struct host *host, struct error *error)
 		return r;
 	json_array_foreach(domains, i, domain) name_checkpoint(host, domain);
 	record = json_array();
-	json_array_foreach(domains, i, domain) if (!strpbrk(text_of(domain, "state"), "scd"))
+	/* Whose they are that go or come at the moment, another host says. */
+	json_array_foreach(domains, i,
+		domain) if (!strpbrk(text_of(domain, "state"), "scd") && !json_object_get(domain, "away"))
 		json_array_append(record, domain);
 	add_earlier(earlier, record);
 	r = keep_record(host, record, error);
 	if (r < 0) /* they are all the better shut down */
 		say("%s", error->text);
 	say("%zu guests are to be shut down or saved.", json_array_size(domains));
-	return leave_all(host, domains) < 0
-		       ? error_set(error, EIO, "Not all guests could be shut down or saved.")
-		       : r;
+	left = leave_all(host, domains);
+	if (drop_moved(host, record) && keep_record(host, record, error) < 0)
+		say("%s", error->text);
+	return left < 0 ? error_set(error, EIO, "Not all guests could be shut down or saved.") : r;
 }
 
 /* How it comes back. */
@@ -360,7 +421,8 @@ static int bring_back(struct host *host, const json_t *domain, const json_t *her
 	return create(host, json_object_get(domain, "config"), error);
 }
 
-static int bring_all_back(struct host *host, const json_t *here, struct error *error)
+/* *waiting: those that did not come. */
+static int bring_all_back(struct host *host, const json_t *here, json_t **waiting, struct error *error)
 {
 	_cleanup_json_ json_t *record = load_record(host);
 	int failed = 0;
@@ -382,9 +444,12 @@ static int bring_all_back(struct host *host, const json_t *here, struct error *e
 		json_array_remove(record, i);
 		/* Before the next one: what has been brought back is not brought back twice. */
 		r = keep_record(host, record, error);
-		if (r < 0)
-			return r;
+		if (r < 0) {
+			fprintf(stderr, "%s\n", error->text);
+			failed = r;
+		}
 	}
+	*waiting = json_incref(record);
 	return failed ? error_set(error, -failed, "Not all guests could be brought back.") : 0;
 }
 
@@ -401,7 +466,9 @@ static int read_file(const char *path, const char *name, json_t **json, struct e
 	return r;
 }
 
-static int start_automatic(struct host *host, const json_t *here, struct error *error)
+/* Who is still to be brought back is not begun anew: its checkpoint, or its place elsewhere, would be lost.
+ */
+static int start_automatic(struct host *host, const json_t *here, const json_t *waiting, struct error *error)
 {
 	struct dirent **entries = NULL;
 	int count = scandir(host->automatic, &entries, NULL, alphasort), failed = 0;
@@ -418,6 +485,11 @@ static int start_automatic(struct host *host, const json_t *here, struct error *
 		r = read_file(path, entry->d_name, &config, error);
 		if (r >= 0 && is_here(here, "name", text_of(config, "name")))
 			continue;
+		if (r >= 0 && is_here(waiting, "name", text_of(config, "name"))) {
+			say("%s: is not begun anew (%s) while it is to be brought back.",
+				text_of(config, "name"), path);
+			continue;
+		}
 		if (r >= 0)
 			r = create(host, config, error);
 		if (r >= 0)
@@ -433,16 +505,16 @@ static int start_automatic(struct host *host, const json_t *here, struct error *
 
 static int start(struct host *host, struct error *error)
 {
-	_cleanup_json_ json_t *before = NULL, *after = NULL;
+	_cleanup_json_ json_t *before = NULL, *after = NULL, *waiting = NULL;
 	struct error first;
 	int r = list(host, &before, error), brought;
 
 	if (r < 0)
 		return r;
-	brought = bring_all_back(host, before, &first);
+	brought = bring_all_back(host, before, &waiting, &first);
 	r = list(host, &after, error);
 	if (r >= 0)
-		r = start_automatic(host, after, error);
+		r = start_automatic(host, after, waiting, error);
 	return brought < 0 ? error_set(error, first.code, "%s", first.text) : r;
 }
 

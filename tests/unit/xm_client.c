@@ -165,7 +165,7 @@ static void transfers_go_on_side_by_side(void **state)
 	assert_int_equal(json_integer_value(json_object_get(reply, "a")), 1);
 	transfer_free(&transfers[1]);
 	assert_int_equal(finish(&transfers[0], &error), 0);
-	assert_int_equal(finish(&transfers[2], &error), -EREMOTEIO);
+	assert_int_equal(finish(&transfers[2], &error), -EBUSY);
 	assert_string_equal(error.text, "No.");
 	transfer_free(&transfers[0]);
 	transfer_free(&transfers[2]);
