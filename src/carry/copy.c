@@ -14,7 +14,8 @@
 #define LOOK_EVERY_NS (200 * NS_PER_MS)
 #define FLUSH_LOOK_NS 100000
 #define FLUSH_LOOK_MOST_NS (20 * NS_PER_MS)
-#define FLUSH_EARLY_NS NS_PER_S /* so long a flush is waited for while the guest runs */
+#define FLUSH_EARLY_NS NS_PER_S     /* so long a flush is waited for while the guest runs */
+#define FLUSH_NEGLIGIBLE_NS 5000000 /* hardly anything is written meanwhile */
 
 /* What one copy_guest works with. */
 struct work {
@@ -355,13 +356,13 @@ static int copy_live(struct work *work, struct error *error)
 {
 	struct copy *copy = work->copy;
 	enum rounds_verdict verdict = ROUNDS_GO_ON;
+	bool flushed = false;
+	int64_t flushing_since;
 	uint64_t pages;
 	int r;
 
 	while (verdict == ROUNDS_GO_ON || verdict == ROUNDS_SLOW) {
 		r = copy_round(work, error);
-		if (r == 0)
-			r = flush_early(work, error);
 		if (r == 0)
 			r = begin_next(work, &pages, error);
 		if (r < 0)
@@ -371,6 +372,16 @@ static int copy_live(struct work *work, struct error *error)
 			verdict = ROUNDS_LATE;
 		if (verdict == ROUNDS_SLOW)
 			slow_guest(work);
+		if (verdict != ROUNDS_FITS || flushed)
+			continue;
+		/* What was written while it took its time comes in a round of its own. */
+		flushed = true;
+		flushing_since = monotonic_ns();
+		r = flush_early(work, error);
+		if (r < 0)
+			return r;
+		if (monotonic_ns() - flushing_since > FLUSH_NEGLIGIBLE_NS)
+			verdict = ROUNDS_GO_ON;
 	}
 	r = at_limit(work, verdict, pages, error);
 	if (r == 0)

@@ -41,8 +41,10 @@ static void look_again(void *context, uint32_t events)
 		hold->why[0] = '\0';
 		hold->tries = 0;
 		say(machine);
-	} else if (hold->waiting && machine_resume(machine, false, 0, &error) < 0) {
+	} else if (hold->waiting && machine->state == MACHINE_PAUSED &&
+		   machine_resume(machine, false, 0, &error) < 0) {
 		log_error("%s", error.text);
+		hold_watch(machine);
 	}
 }
 

@@ -18,6 +18,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define MMAP_THRESHOLD (64 << 10) /* larger pieces go back to the host as soon as they are free */
@@ -164,6 +165,7 @@ int main(int argc, char **argv)
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD);
 	turns_short();
+	tzset(); /* the sandbox has no /etc/localtime */
 	log_open(options.name, LOG_INFO_);
 	set_signals(options.name);
 	r = disk_rings_make(&rings, options.disks, &error);

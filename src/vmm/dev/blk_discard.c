@@ -61,6 +61,7 @@ static void finished(void *context, uint32_t events)
 		blk->in_flight--;
 		blk_answer(blk, request, VIRTIO_BLK_S_OK);
 	}
+	blk_submit(blk);
 	virtqueue_flush(blk_queue(blk));
 	if (blk->in_flight == 0)
 		virtio_settled(&blk->virtio);

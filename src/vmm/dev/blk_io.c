@@ -134,17 +134,19 @@ static void begin_flush(struct virtio_blk *blk)
 	blk->flushing = FLUSH_RUNNING;
 }
 
+/* The kernel tells of lost writes once: that outlives a flush that is begun again. */
 static void flush_done(struct virtio_blk *blk, int result)
 {
-	bool stale = blk->flushing == FLUSH_RUNNING_STALE;
+	bool again = result == -EINTR || result == -EAGAIN || blk->flushing == FLUSH_RUNNING_STALE;
 
 	blk->flushing = FLUSH_NONE;
 	/* What cannot be flushed (EINVAL: fsync(2)) holds nothing back. */
-	blk->flush_error = result < 0 && result != -EINVAL ? -result : 0;
-	if (stale || result == -EINTR || result == -EAGAIN)
+	if (result < 0 && result != -EINVAL && result != -EINTR && result != -EAGAIN) {
+		blk->flush_error = -result;
+		blk->lost_writes = true;
+	}
+	if (again)
 		begin_flush(blk);
-	else
-		blk->lost_writes |= blk->flush_error != 0;
 }
 
 int blk_flush(struct device *device, bool begin, struct error *error)
@@ -154,6 +156,7 @@ int blk_flush(struct device *device, bool begin, struct error *error)
 	if (blk->read_only)
 		return 0;
 	if (begin && blk->flushing == FLUSH_NONE) {
+		blk->flush_error = 0;
 		begin_flush(blk);
 		blk_submit(blk);
 	} else if (begin) {
@@ -273,6 +276,15 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 	}
 	if (result < 0 || (transfer && result == 0)) {
 		complain(blk, request, result < 0 ? -result : ENODATA);
+		return VIRTIO_BLK_S_IOERR;
+	}
+	/* The host's flush beside it may have been told what this one was not. */
+	if (request->type == VIRTIO_BLK_T_FLUSH && blk->flushing != FLUSH_NONE) {
+		blk_prepare(blk, request);
+		return -1;
+	}
+	if (request->type == VIRTIO_BLK_T_FLUSH && blk->lost_writes) {
+		blk->lost_writes = false;
 		return VIRTIO_BLK_S_IOERR;
 	}
 	if (!transfer)
