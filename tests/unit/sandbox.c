@@ -320,13 +320,13 @@ static int in_the_sandbox(bool (*try)(struct prison *))
 static bool cannot_be_tried(void)
 {
 	if (THREAD_SANITIZER) {
-		print_message(
-			"the thread sanitizer itself needs what the sandbox takes away: nothing was tried\n");
+		print_message("# the thread sanitizer itself needs what the sandbox takes away: nothing was "
+			      "tried\n");
 		return true;
 	}
 	if (geteuid() == 0)
 		return false;
-	print_message("only root can give up being root: nothing was tried\n");
+	print_message("# only root can give up being root: nothing was tried\n");
 	return true;
 }
 
@@ -349,7 +349,7 @@ static void no_way_leads_out(void **state)
 		int outcome = in_the_sandbox(ways[i].open);
 
 		if (outcome != CLOSED) {
-			print_message("%s: %s\n", ways[i].name,
+			print_message("# %s: %s\n", ways[i].name,
 				outcome == OPEN ? "a way out" : "could not be tried");
 			found++;
 		}
@@ -384,7 +384,7 @@ static void the_second_wall_stands_alone(void **state)
 	waitpid(child, &status, 0);
 	assert_true(WIFEXITED(status));
 	if (WEXITSTATUS(status) == 3) {
-		print_message("this kernel has no Landlock: nothing was tried\n");
+		print_message("# this kernel has no Landlock: nothing was tried\n");
 		skip();
 	}
 	assert_int_equal(WEXITSTATUS(status), 0);
