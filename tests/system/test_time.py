@@ -1,5 +1,6 @@
 """What a guest sees of a long time in which it did not run: the date is right, and nothing in it was late."""
 
+import os
 import struct
 
 import pytest
@@ -8,6 +9,7 @@ from checkpoints import changed, get_ends
 from ferrylab.observe import wait_until
 
 GAP_S = 600
+EXHAUSTIVE = os.environ.get("FERRY_EXHAUSTIVE") == "1"
 
 
 def stopped_earlier(state):
@@ -24,6 +26,7 @@ def seconds_off(guest, host):
     return max(before + GAP_S - there, there - after - GAP_S, 0)
 
 
+@pytest.mark.skipif(not EXHAUSTIVE, reason="an emulated guest on a busy machine has no time between the steps: only with FERRY_EXHAUSTIVE=1, on a quiet one")
 @pytest.mark.parametrize("vcpus", [1, 2])
 def test_ten_minutes_in_a_file(host1, running_guest, tmp_path, vcpus):
     """Watchdogs of three minutes, as systemd's services have them, do not expire, and a timer rings once."""
