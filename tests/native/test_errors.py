@@ -101,7 +101,7 @@ def test_too_little_memory(hosts, tmp_path):
     uuid = "cc0029f5-10a1-e6d0-3c92-19b0ea021f21"
     config = {"name": "Large", "uuid": uuid, "memory": mib, "vcpus": 1, "kernel": "/none"}
     path = checkpoint_file.write(tmp_path / "large", memory_mib=mib, domain={"name": "Large", "config": config})
-    said = refusal(hosts[0], "restore", str(path))
+    said = refusal(hosts[0], "restore", "--accept=kernel", str(path))
     assert f"Domain 'Large' needs {mib + 8} MiB" in said and "MiB left for guests; end another guest" in said
     without_guests(hosts[0])
 
