@@ -191,6 +191,15 @@ static bool wait_for_storage(
 	return !has_ended(domain) && !xend->stopping;
 }
 
+static bool ended_soon(struct domain *domain)
+{
+	long long deadline = monotonic_ms() + GUEST_END_MS;
+
+	while (!has_ended(domain) && !domain->xend->stopping && monotonic_ms() < deadline)
+		xend_wait(domain->xend, NOTICE_MS);
+	return has_ended(domain);
+}
+
 /* Until the memory is there: 0, or why it does not come. */
 static int follow(struct domain *domain, struct carrier *carrier, struct source *source, struct error *error)
 {
@@ -200,10 +209,14 @@ static int follow(struct domain *domain, struct carrier *carrier, struct source 
 
 		if (r >= 0 || has_ended(domain))
 			return r;
-		if (r == -EPIPE && ++died < CARRIERS_MAX)
-			log_warning("The carrier that brings domain '%s' its memory has died; another one "
+		/* A carrier may find the guest ended before its end is told here, or be wrong. */
+		if (r == -ESRCH && ended_soon(domain))
+			return r;
+		if ((r == -EPIPE || r == -ESRCH) && ++died < CARRIERS_MAX)
+			log_warning("The carrier that brings domain '%s' its memory has given up (%s); "
+				    "another one "
 				    "goes on.",
-				domain->config.name);
+				domain->config.name, error->text);
 		else if (!may_pass(r) || !wait_for_storage(domain, source, r, error))
 			return r;
 		take_away(carrier);
