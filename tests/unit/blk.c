@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -510,7 +511,7 @@ static void a_reset_waits_for_requests(void **state)
 
 struct other_kernel {
 	struct fixture *f;
-	bool over, busy_afterwards;
+	atomic_bool over, busy_afterwards;
 };
 
 /* As a vCPU's thread: what the device was asked to read is there when the write is over, and nothing comes

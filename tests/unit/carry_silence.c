@@ -29,8 +29,12 @@ static void begin(struct move *move, unsigned load_s, unsigned pause_s)
 	fake_guest_begin(&move->from, MIB_PAGES);
 	fake_guest_begin(&move->to, MIB_PAGES);
 	fake_guest_fill(&move->from, 3, MIB_PAGES / 2, 1);
+	pthread_mutex_lock(&move->to.lock);
 	move->to.load_s = load_s;
+	pthread_mutex_unlock(&move->to.lock);
+	pthread_mutex_lock(&move->from.lock);
 	move->from.pause_s = pause_s;
+	pthread_mutex_unlock(&move->from.lock);
 	fds[0] = move->from.carrier_end;
 	carrier_thread_begin(&move->source, send_job);
 	say_job(&move->source,
