@@ -53,9 +53,17 @@ void watch_look(struct xend *xend)
 		next = TAILQ_NEXT(watch, next);
 		if (!over && !reply_gone(watch->reply) && !xend->stopping)
 			continue;
-		if (over)
+		if (over) {
 			reply_line(watch->reply, json_object());
-		reply_end(watch->reply);
+			reply_end(watch->reply);
+		} else {
+			struct error error;
+
+			error_set(&error, ECANCELED,
+				"xend is being stopped, and domain '%s' has not ended yet.",
+				watch->domain->config.name);
+			reply_error(watch->reply, &error);
+		}
 		TAILQ_REMOVE(&xend->end_watches, watch, next);
 		xend->watchers--;
 		reply_unref(watch->reply);
@@ -74,7 +82,7 @@ struct stream_watch {
 	struct event *readable, *left, *stopped, *later;
 };
 
-static void end(struct stream_watch *watch)
+static void leave(struct stream_watch *watch)
 {
 	struct event *const events[] = {watch->readable, watch->left, watch->stopped, watch->later};
 	struct xend *xend = watch->xend;
@@ -83,12 +91,17 @@ static void end(struct stream_watch *watch)
 		if (events[i])
 			event_free(events[i]);
 	close(watch->stream);
-	reply_end(watch->reply);
 	reply_unref(watch->reply);
 	free(watch);
 	xend_lock(xend);
 	xend->watchers--;
 	xend_unlock(xend);
+}
+
+static void end(struct stream_watch *watch)
+{
+	reply_end(watch->reply);
+	leave(watch);
 }
 
 static void wait_for_more(struct stream_watch *watch)
@@ -127,7 +140,7 @@ static void over(evutil_socket_t fd, short what, void *argument)
 {
 	(void)fd;
 	(void)what;
-	end(argument);
+	leave(argument);
 }
 
 static void begin(void *argument)

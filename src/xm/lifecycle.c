@@ -64,6 +64,20 @@ static void press_again(struct xm *xm, const json_t *domains, size_t first, bool
 			press(xm, domain.id, reboots, NULL);
 }
 
+/* What xend says at a domain's end; one that is stopped before says something else, or nothing. */
+static int check_gone(struct transfer *transfer, const char *name, struct error *error)
+{
+	_cleanup_json_ json_t *answer =
+		json_loadb((const char *)transfer->answer.data, transfer->answer.size, 0, NULL);
+	const char *why = json_string_value(json_object_get(answer, "error"));
+	int r = transfer_result(transfer, error);
+
+	if (r < 0 || (json_is_object(answer) && !why))
+		return r;
+	return error_set(error, EIO, "Whether domain '%s' has ended is not known: %s", name,
+		why ? why : "xend has ended its answer without saying it; see xm list.");
+}
+
 /* Waits until this one of the domains is no longer there. */
 static int wait_gone(struct xm *xm, const json_t *domains, size_t at, bool reboots, struct error *error)
 {
@@ -96,7 +110,7 @@ static int wait_gone(struct xm *xm, const json_t *domains, size_t at, bool reboo
 				domain.name, PATIENCE_S, PRESS_AGAIN_S, domain.name, domain.name);
 		}
 	}
-	return r < 0 ? r : transfer_result(&transfer, error);
+	return r < 0 ? r : check_gone(&transfer, domain.name, error);
 }
 
 static const char *on_reboot(const struct domain *domain)
@@ -115,10 +129,14 @@ static int wait_back(struct xm *xm, const struct domain *gone, struct error *err
 		_cleanup_json_ json_t *json = NULL;
 		const char *busy, *trouble;
 		struct domain domain;
+		int r = domain_get(&xm->client, gone->name, &domain, &json, error);
 
-		if (domain_get(&xm->client, gone->name, &domain, &json, error) < 0)
+		if (r == -ENOENT)
 			return error_prefix(error, "Domain '%s' did not come back (its on_reboot is '%s'). ",
 				gone->name, on_reboot(gone));
+		if (r < 0)
+			return error_prefix(error,
+				"Domain '%s' has ended, and whether it came back is not known: ", gone->name);
 		busy = json_string_value(json_object_get(json, "busy"));
 		trouble = json_string_value(json_object_get(json, "trouble"));
 		if (domain.id != gone->id && (!busy || strncmp(busy, "being started", 13) != 0))

@@ -259,6 +259,33 @@ def test_reboot_does_not_wait_for_one_that_comes_no_more(xend):
     assert (code, out) == (1, "") and "Domain 'TestGuest' has ended and is kept" in err
 
 
+@pytest.mark.parametrize("words", [("shutdown", "-w", "TestGuest"), ("reboot", "-w", "TestGuest"), ("shutdown", "-w", "-a")])
+@pytest.mark.parametrize("said,why", [
+    ([{"event": "failed", "error": "xend is being stopped."}], "xend is being stopped."),
+    ([], "xend has ended its answer without saying it; see xm list."),
+])
+def test_a_xend_that_stops_says_nothing_of_an_end(xend, words, said, why):
+    def gone(handler):
+        handler.begin("application/json")
+        for line in said:
+            handler.chunk(line)
+        handler.end()
+    for verb in ("shutdown", "reboot"):
+        xend.routes["POST", f"/domains/1/{verb}"] = (200, {})
+    xend.routes["GET", "/domains/1/gone"] = gone
+    assert xend.xm(*words) == (1, "", f"Error: Whether domain 'TestGuest' has ended is not known: {why}\n")
+
+
+def test_a_xend_that_fails_says_nothing_of_coming_back(xend):
+    def gone(handler):
+        xend.routes["GET", "/domains/TestGuest"] = (500, {"error": "Out of memory."})
+        handler.json(200, {})
+    xend.routes["POST", "/domains/1/reboot"] = (200, {})
+    xend.routes["GET", "/domains/1/gone"] = gone
+    assert xend.xm("reboot", "-w", "TestGuest") == \
+        (1, "", "Error: Domain 'TestGuest' has ended, and whether it came back is not known: Out of memory.\n")
+
+
 def test_a_lost_press_of_the_button_is_made_again(xend):
     pressed, gone = [], threading.Event()
 
