@@ -34,13 +34,15 @@ int handover_commit(
 		r = store_drop_departures(store, domain->config.uuid, error);
 	if (r >= 0)
 		r = store_put_ticket(store, &stored, error);
+	/* The record beside the guest has its tickets, and is as old as the row. */
+	if (r >= 0)
+		r = domain_store(domain, error);
 	if (r >= 0)
 		r = store_commit(store, error);
 	if (r < 0) {
 		store_rollback(store);
 		return r;
 	}
-	domain->recorded_ns = boottime_ns(); /* newer than the row, which knows no tickets */
 	guest_record_write(domain);
 	domain->handed_over = true;
 	domain->cancel = -1;
@@ -63,12 +65,22 @@ void handover_gone(struct domain *domain, const char *ticket)
 
 void handover_back(struct domain *domain, const char *ticket)
 {
+	struct store *store = domain->xend->store;
 	struct error error;
+	int r = store_begin(store, false, &error);
 
-	if (store_drop_ticket(domain->xend->store, ticket, &error) < 0)
+	if (r >= 0)
+		r = store_drop_ticket(store, ticket, &error);
+	if (r >= 0)
+		r = domain_store(domain, &error);
+	if (r >= 0)
+		r = store_commit(store, &error);
+	if (r < 0) { /* the next xend asks again and hears the same */
+		store_rollback(store);
 		log_error("%s", error.text);
-	domain->recorded_ns = boottime_ns();
-	guest_record_write(domain);
+	} else {
+		guest_record_write(domain);
+	}
 	domain->handed_over = false;
 	if (guest_carry_on(domain, &error) < 0)
 		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);

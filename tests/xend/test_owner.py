@@ -87,10 +87,15 @@ class Owner(unittest.TestCase):
     def test_the_source_starts_again_meanwhile(self):
         self.hosts()
         self.hand_over(lambda: self.lead_to("three")).close()
+        self.one.create("Stays", disk=[])
+        with self.assertRaises(rig.Refused):
+            self.one.job("/domains/Stays/migrate", {"host": "10.0.0.3", "port": 1})
         self.one.kill()
         self.one.start()
+        self.assertNotIn("older than what is recorded", self.one.log.read_text())
+        self.one.post("/domains/Stays/destroy")
         self.stands_still("Another host answers at 10.0.0.3")
-        state = lambda: [move["state"] for move in self.one.get("/migrations")["migrations"]]
+        state = lambda: [move["state"] for move in self.one.get("/migrations")["migrations"] if move["name"] == "TestGuest"]
         self.assertEqual(state(), ["uncertain"])
         self.two.start()
         wait_until(lambda: (self.one.names(), self.two.names()) == ([], ["TestGuest"]), "one owner")
