@@ -93,7 +93,6 @@ static void find(struct domain *domain)
 	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error.text);
 	domain->dead = true;
 	domain->ended_before = !guest_has_place(domain);
-	domain->ended_before = !guest_has_place(domain);
 }
 
 /* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end. */
@@ -158,6 +157,7 @@ static bool listen_to(struct domain *domain)
 		silence_begin(domain, 0);
 		return false;
 	}
+	domain->found = domain->state == GUEST_SHUTDOWN;
 	log_info("Domain '%s' (ID %u) is found again.", domain->config.name, domain->id);
 	look_at_disks(domain);
 	if (domain->phase == DOMAIN_LIVE && !domain->busy)

@@ -28,14 +28,15 @@ struct domain {
 	unsigned id;
 	struct guest_config config; /* complete: has name and uuid */
 	enum domain_phase phase;
-	bool paused;         /* by the user */
-	bool preserved;      /* has ended and is kept (on_crash='preserve') */
-	bool again;          /* has ended, and it or its successor is to be started again (restart.h) */
-	bool no_successor;   /* somebody destroys it: it is not started again after all */
-	bool in_trouble;     /* it could not be started again yet; why: detail */
-	bool arrived;        /* restored or received, not booted here */
-	bool handed_over;    /* COMMIT is recorded: whether it is still ours, only the peer can say */
-	long long left_ms;   /* when it was complete elsewhere (lifecycle_leave), else 0; monotonic_ms() */
+	bool paused;       /* by the user */
+	bool preserved;    /* has ended and is kept (on_crash='preserve') */
+	bool again;        /* has ended, and it or its successor is to be started again (restart.h) */
+	bool no_successor; /* somebody destroys it: it is not started again after all */
+	bool in_trouble;   /* it could not be started again yet; why: detail */
+	bool arrived;      /* restored or received, not booted here */
+	bool found;        /* of an earlier xend, and not seen alive by this one: others may have it by now */
+	bool handed_over;  /* COMMIT is recorded: whether it is still ours, only the peer can say */
+	long long left_ms; /* when it was complete elsewhere (lifecycle_leave), else 0; monotonic_ms() */
 	struct doubt *doubt; /* the peer has not said so far (handover.h); NULL: no doubt */
 	int64_t started_at;  /* seconds since 1970 */
 	int64_t booted_ns;   /* the same as boottime_ns(): no clock that is set changes how long it runs */

@@ -287,11 +287,6 @@ int guest_start(struct domain *domain, enum guest_beginning beginning, struct gu
 		domain->state = incoming ? GUEST_INCOMING : GUEST_PAUSED;
 		r = guest_watch(domain, error);
 	}
-	if (r < 0) {
-		/* Taps first: guest_end takes their places in the bridge away. */
-		machine_files_close(&files);
-		guest_end(domain);
-	}
 	return r;
 }
 

@@ -41,8 +41,8 @@ void guest_place_remove(const struct guest_place *place);
 
 /*
  * Opens what the guest needs, starts its process and has it build the machine:
- * paused, or waiting for its state. On an error everything is taken back but the
- * domain itself. `memory_user` may be NULL. Lets go of the lock.
+ * paused, or waiting for its state. After an error guest_end is to follow. `memory_user` may be NULL. Lets go
+ * of the lock.
  */
 int guest_start(struct domain *domain, enum guest_beginning beginning, struct guest_memory_user *memory_user,
 	struct error *error);

@@ -63,7 +63,7 @@ static const struct {
 	{400, "Bad Request", {EINVAL, EACCES, EPERM, 0}},
 	{404, "Not Found", {ENOENT, ESRCH, 0}},
 	{408, "Request Timeout", {ETIME, 0}},
-	{409, "Conflict", {EEXIST, EBUSY, 0}},
+	{409, "Conflict", {EEXIST, EBUSY, EALREADY, 0}},
 	{413, "Content Too Large", {EFBIG, 0}},
 	{431, "Request Header Fields Too Large", {E2BIG, 0}},
 	{501, "Not Implemented", {EOPNOTSUPP, 0}},

@@ -13,6 +13,7 @@
 #include "xend/supervise.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -24,6 +25,7 @@
 #define LEAST_STEPS_MS 150
 #define LOOK_MS 50
 #define IDLE_NS 10000000
+#define DESTROY_MS 120000 /* for a job that is to give the domain free first */
 
 static int check_disks(const struct guest_config *config, enum disk_lock lock, struct error *error)
 {
@@ -103,12 +105,57 @@ int lifecycle_check_restart(struct domain *domain, struct error *error)
 	return r;
 }
 
-/* Of a domain that never became LIVE, or shall be no more: everything goes. */
-static void discard(struct domain *domain)
+/* How long somebody waits for an end, which takes as long as the kernel holds the process. */
+static long long end_patience_ms(const struct xend *xend)
 {
+	return xend->config.storage_timeout ? (long long)xend->config.storage_timeout * 1000 : LLONG_MAX;
+}
+
+/* Until nothing is left of the domain, or it has taken too long. Lets go of the lock. */
+static int await_end(struct domain *domain, long long since, struct error *error)
+{
+	long long patience = end_patience_ms(domain->xend), left = patience;
+
+	while (domain->phase != DOMAIN_GONE && (left = since + (patience - monotonic_ms())) > 0)
+		xend_wait(domain->xend, left < INT_MAX ? (int)left : INT_MAX);
+	if (domain->phase == DOMAIN_GONE)
+		return 0;
+	return error_set(error, EBUSY,
+		"Domain '%s' is ended, but its process %d has yet to end: the kernel does not let go of it, "
+		"as a "
+		"rule because of storage that does not answer. Until it does, its name, memory and disks are "
+		"taken, and xm list shows it.",
+		domain->config.name, (int)domain->pid);
+}
+
+static void end_for_good(void *argument)
+{
+	_cleanup_domain_ struct domain *domain = argument;
+	long long begin = monotonic_ms(), took_ms;
+
 	guest_end(domain);
+	took_ms = monotonic_ms() - begin;
+	if (took_ms >= end_patience_ms(domain->xend))
+		log_info("Domain '%s' (ID %u): its process has ended after %lld s; nothing is left of it.",
+			domain->config.name, domain->id, took_ms / 1000);
 	domain->busy = NULL;
 	domain_forget(domain);
+}
+
+/* Of a domain that never became LIVE, or shall be no more: everything goes, whatever holds its process. */
+static void discard(struct domain *domain)
+{
+	long long begin = monotonic_ms();
+	struct error error;
+
+	domain->phase = DOMAIN_ENDING;
+	domain->cancel = -1;
+	if (!domain->busy)
+		domain->busy = "being ended";
+	if (xend_worker(domain->xend, end_for_good, domain_ref(domain), NULL) < 0)
+		end_for_good(domain); /* the reference is its */
+	else if (await_end(domain, begin, &error) < 0)
+		log_warning("%s", error.text);
 }
 
 static int go_live(struct domain *domain, bool paused, struct error *error)
@@ -223,12 +270,18 @@ int lifecycle_start_again(struct domain *domain, struct error *error)
 		r = disks_look(domain->xend, config, 0, -1, error);
 	if (r >= 0)
 		r = domain_admit_again(domain, error);
+	/* While no xend was here, nobody was told that this host has it. Who asks from now on is. */
+	if (r >= 0 && domain->found)
+		r = peers_ask(domain, error);
 	domain_note_start(domain);
 	if (r >= 0)
 		r = guest_start(domain, GUEST_BOOT, NULL, error);
-	if (r < 0)
+	if (r < 0) {
+		guest_end(domain);
 		return r;
+	}
 	domain->again = false;
+	domain->found = false;
 	r = go_live(domain, false, error);
 	if (r >= 0)
 		r = guest_resume(domain, &(struct guest_resume){0}, error);
@@ -335,8 +388,11 @@ void lifecycle_finish(struct domain *domain)
 int lifecycle_destroy(struct domain *domain, struct error *error)
 {
 	struct xend *xend = domain->xend;
+	long long begin = monotonic_ms(), left;
 
 	while (domain->busy && domain->phase != DOMAIN_GONE) {
+		if (domain->phase == DOMAIN_ENDING)
+			return await_end(domain, begin, error);
 		domain->no_successor = !domain->handed_over;
 		if (domain->handed_over)
 			return error_set(error, EBUSY,
@@ -350,7 +406,14 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 			eventfd_write(domain->cancel, 1);
 		else if (domain->phase == DOMAIN_STARTING && domain->process >= 0)
 			pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
-		xend_wait(xend, -1);
+		left = begin + DESTROY_MS - monotonic_ms();
+		if (left <= 0)
+			return error_set(error, EBUSY,
+				"Domain '%s' is not destroyed yet: it is still %s, which has not ended "
+				"within %d s.%s",
+				domain->config.name, domain->busy, DESTROY_MS / 1000,
+				domain->again ? " It will not be started again." : "");
+		xend_wait(xend, (int)left);
 	}
 	if (domain->phase == DOMAIN_GONE)
 		return 0;
@@ -364,5 +427,5 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 	domain->busy = "being destroyed";
 	ending_by_order(domain, "destroyed", NULL, NULL);
 	lifecycle_finish(domain);
-	return 0;
+	return await_end(domain, begin, error);
 }

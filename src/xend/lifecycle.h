@@ -19,8 +19,9 @@ int lifecycle_check_restart(struct domain *domain, struct error *error);
 int lifecycle_create(struct xend *xend, struct guest_config *config, bool paused, struct domain **domain,
 	struct error *error);
 
-/* Starts a guest that has ended here and whose place in the list this domain has taken (restart.h). An error
- * leaves it there, STARTING. */
+/* Starts a guest that has ended here and whose place in the list this domain has taken (restart.h), where it
+ * was `found` after other hosts were asked. An error leaves it there, STARTING; -EALREADY: it runs on another
+ * host. */
 int lifecycle_start_again(struct domain *domain, struct error *error);
 
 /* Makes a domain that waits for its state (GUEST_RESTORE, GUEST_RESTORE_LAZY, GUEST_RECEIVE). It is busy
@@ -48,8 +49,12 @@ int lifecycle_record_end(struct domain *domain, struct error *error);
  */
 void lifecycle_leave(struct domain *domain);
 
-/* Ends the guest and forgets the domain. */
+/*
+ * Ends the guest and forgets the domain. Where the kernel does not let go of the guest's process, that goes
+ * on when this has returned, after storage-timeout: the domain is ENDING, and busy, until then.
+ */
 void lifecycle_finish(struct domain *domain);
 
-/* xm destroy: cancels the domain's job if it has one, then finishes it. */
+/* xm destroy: cancels the domain's job if it has one, then finishes it. An error also where its process has
+ * yet to end. */
 int lifecycle_destroy(struct domain *domain, struct error *error);

@@ -165,7 +165,7 @@ static void take_answer(struct inquiry *inquiry, const struct asked *asked, cons
 			return;
 		}
 	if (!disk)
-		error_set(&inquiry->found, EBUSY,
+		error_set(&inquiry->found, strcmp(how, states[0]) == 0 ? EALREADY : EBUSY,
 			"Domain '%s' %s already, as '%s' with ID %d there: one guest runs on one host only. "
 			"End it there first, or migrate it here.",
 			config->name, where, name, (int)id);

@@ -24,8 +24,8 @@ void peers_remember(struct xend *xend, const char *host, const char *address, un
 /* The same for the other end of a connection, whose xend listens on `port`. */
 void peers_remember_socket(struct xend *xend, int socket, unsigned port);
 
-/* -EBUSY with a sentence where another host has the guest, or a disk of it. The domain is enlisted already.
- * Lets go of the lock. */
+/* -EBUSY with a sentence where another host has the guest, or a disk of it; -EALREADY where the guest runs
+ * there. The domain is enlisted already. Lets go of the lock. */
 int peers_ask(struct domain *domain, struct error *error);
 
 /* What to answer a peer's question; a new object. Lets go of the lock. */

@@ -102,6 +102,7 @@ static int succeed(struct domain *domain, bool keep, struct domain **result, str
 		successor->busy = "being started again";
 		successor->again = true;
 		successor->early_reboots = domain->early_reboots;
+		successor->found = domain->found;
 		domain_note_start(successor);
 		/* Of the same uuid: it replaces the domain's. */
 		r = domain_record(successor, error);
@@ -151,7 +152,7 @@ static void tell_trouble(struct domain *domain, const struct error *error, long 
 }
 
 /* Until the successor runs; what is returned is not: 0, or -ECANCELED where it is not wanted, or not by this
- * xend. */
+ * xend; -EALREADY: another host runs the guest. */
 static int start_successor(struct domain **domain, bool keep, struct error *error)
 {
 	long long deadline = monotonic_ms() + RESTART_PATIENCE_S * 1000LL, pause_ms = FIRST_PAUSE_MS;
@@ -179,7 +180,7 @@ static int start_successor(struct domain **domain, bool keep, struct error *erro
 			return 0;
 		if ((*domain)->no_successor || xend->stopping)
 			return -ECANCELED;
-		if (monotonic_ms() >= deadline)
+		if (r == -EALREADY || monotonic_ms() >= deadline)
 			return r;
 		tell_trouble(*domain, error, pause_ms);
 		pause_before_next(*domain, pause_ms);
@@ -206,7 +207,9 @@ void restart_guest(struct domain *ended, bool keep, unsigned early_reboots)
 	if (r == -ECANCELED && !domain->no_successor) {
 		log_info("Domain '%s' is left for the next xend to be started again.", domain->config.name);
 	} else if (r < 0) {
-		if (r != -ECANCELED)
+		if (r == -EALREADY)
+			log_error("Domain '%s' is not started again: %s", domain->config.name, error.text);
+		else if (r != -ECANCELED)
 			log_error("Domain '%s' is not started again: %s It was tried for %d min.",
 				domain->config.name, error.text, RESTART_PATIENCE_S / 60);
 		ending_by_order(domain, r == -ECANCELED ? "destroyed" : "lost", NULL,

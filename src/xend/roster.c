@@ -75,6 +75,7 @@ static int take_up(struct roster *roster, const struct stored_domain *stored, st
 	domain = domain_adopt(roster->xend, &config, id);
 	if (!domain)
 		return error_set(error, ENOMEM, "Out of memory.");
+	domain->found = true;
 	domain->phase = phases[stored->phase];
 	domain->paused = stored->paused;
 	domain->preserved = stored->phase == STORED_PRESERVED;

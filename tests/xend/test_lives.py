@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """What is said to have happened to a guest has happened: saved, destroyed, restarted. Fake guests, all else real."""
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import unittest
 
 import rig
+from dead_storage import DeadStorage
 from rig import Refused, Xend, wait_until
 
 
@@ -419,6 +421,54 @@ class Restarts(Lives):
         for watcher in watchers:
             watcher.close()
         wait_until(lambda: self.ids().get("TestGuest", 0) > 2, "the new guest")
+
+
+class Waiting(Lives):
+    def test_a_xend_that_stops_says_of_no_guest_that_it_ended(self):
+        self.xend.create()
+        connection, response = self.xend.open("GET", "/domains/TestGuest/gone")
+        console, output = self.xend.open("GET", "/domains/TestGuest/console")
+        self.xend.command("stop")
+        self.assertEqual(json.loads(response.read())["error"], "xend is being stopped, and domain 'TestGuest' has not ended yet.")
+        connection.close()
+        with self.assertRaises(http.client.IncompleteRead):  # the end of the answer is that of the guest
+            output.read()
+        console.close()
+        self.xend.start()
+        connection, response = self.xend.open("GET", "/domains/TestGuest/gone")
+        self.xend.post("/domains/TestGuest/destroy")
+        self.assertEqual(json.loads(response.read()), {})
+        connection.close()
+
+
+class Held(Lives):
+    """The kernel does not let go of a guest's process: its storage does not answer."""
+
+    def setUp(self):
+        self.xend = Xend(settings="(storage-timeout 2)")
+        self.addCleanup(self.xend.close)
+        place = self.xend.root / "nfs"
+        place.mkdir()
+        self.storage = DeadStorage(place)
+        self.addCleanup(self.storage.close)
+        self.disk = [f"file:{place}/disk,xvda,w"]
+
+    def test_destroy_says_so_and_the_others_go_on(self):
+        pid = self.xend.guest_pid(self.xend.create("Far", disk=self.disk))
+        self.storage.answers.clear()
+        sentence = self.refused(f"Domain 'Far' is ended, but its process {pid} has yet to end", self.xend.post, "/domains/Far/destroy")
+        self.assertIn("storage that does not answer", sentence)
+        self.assertFalse(rig.dead(pid))
+        self.assertEqual(self.xend.get("/domains/Far")["state"][5], "d")
+        self.refused("has yet to end", self.xend.post, "/domains/Far/destroy")  # once more
+        self.xend.create("Near")
+        self.xend.post("/domains/Near/pause")
+        self.refused("Domain 'Far' exists already", self.xend.create, "Far", disk=[])
+        self.storage.answers.set()
+        wait_until(lambda: self.xend.names() == ["Near"], "its end")
+        self.assertTrue(rig.dead(pid))
+        self.assertEqual(len(self.xend.guests()), 1)
+        self.assertRegex(self.xend.log.read_text(), r"Domain 'Far' \(ID 1\): its process has ended after \d+ s")
 
 
 if __name__ == "__main__":

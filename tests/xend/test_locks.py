@@ -284,6 +284,46 @@ class TwoHosts(unittest.TestCase):
         self.assertNotIn("was not heard about", self.one.log.read_text())
         self.two.start()
 
+    def ends_while_xend_is_away(self, how):
+        """The next xend on the first host is to start it again."""
+        kernel = self.one.root / "kernel"
+        kernel.write_bytes(b"KERNEL")
+        domain = self.one.create(disk=[], uuid=self.UUID, kernel=str(kernel), extra="deaf")
+        if how == "in the middle of a reboot":
+            kernel.unlink()
+            self.end("reboot")
+            wait_until(lambda: self.one.get("/domains/TestGuest").get("trouble"), "a start that fails")
+            kernel.write_bytes(b"KERNEL")
+        self.one.kill()
+        if how == "reboots":
+            self.end("reboot")
+        if how == "crashes":
+            with sqlite3.connect(self.one.root / "state/xend.db") as store:
+                store.execute("UPDATE domains SET booted_ns = booted_ns - 100000000000")
+            rig.kill(self.one.guest_pid(domain))
+
+    def end(self, reason):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.connect(str(self.one.root / "run/guests" / self.UUID / "control"))
+            control.send(json.dumps({"do": "end", "reason": reason}).encode())
+            control.recv(65536)
+
+    def test_the_next_xend_starts_none_again_that_another_host_has_by_now(self):
+        for how in ("in the middle of a reboot", "reboots", "crashes"):
+            with self.subTest(how):
+                self.ends_while_xend_is_away(how)
+                self.two.create(disk=[], uuid=self.UUID)  # the first host is not there to object
+                self.one.start()
+                wait_until(lambda: self.one.names() == [], "its being given up")
+                self.assertIn("Domain 'TestGuest' is not started again: Domain 'TestGuest' runs on 10.0.0.1 already", self.one.log.read_text())
+                self.assertIn("runs on 10.0.0.1 already", self.one.get("/domains/TestGuest/ending")["detail"])
+                self.assertEqual((self.one.guests(), self.two.names()), ([], ["TestGuest"]))
+                self.two.post("/domains/TestGuest/destroy")
+                self.ends_while_xend_is_away(how)
+                self.one.start()
+                wait_until(lambda: [one["state"] for one in self.one.domains()[1:]] == ["-b----"], "its next start")
+                self.one.post("/domains/TestGuest/destroy")
+
 
 class Liars(unittest.TestCase):
     """A peer that speaks the protocol and says anything: nothing of it is believed that cannot be, or reaches a terminal."""
