@@ -396,6 +396,9 @@ static void a_lost_page_ends_the_migration(void **state)
 		fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
 		move.from.forgets = true;
 		fake_guest_run(&move.from, 0);
+		pthread_mutex_lock(&move.to.lock);
+		move.to.load_s = 2; /* meanwhile the source reads all, also where it is slow */
+		pthread_mutex_unlock(&move.to.lock);
 		begin_source(&move, true, 0, json_pack("{s:i}", "timeout_s", timeout_s));
 		begin_dest(&move);
 		accept_offer(&move);
