@@ -204,15 +204,22 @@ class Guests:
         host.run(f"sed -i '/{line}/d' /etc/xen/xend-config.sxp")
         if not self.secured:
             host.run(f"echo '{line}' >> /etc/xen/xend-config.sxp")
-        host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 &")
+        for _ in range(3):
+            host.run("setsid xend </dev/null >>/var/log/xen/xend.out 2>&1 &")
+            self.wait_for_xend(host)
+            if host.run("test -e /sys/class/net/xenbr0", check=False).status == 0:
+                break
+            host.run("xend stop")  # a busy machine's emulated host needed longer for its network than xend gives the script
+        if acquaint and host.name not in self.keys:
+            self.acquaint(host)
+
+    def wait_for_xend(self, host):
         deadline = time.monotonic() + PATIENCE
         while host.run("xm list", check=False).status != 0:
             if time.monotonic() > deadline:
                 words = host.run("tail -n 20 /var/log/xen/xend.out /var/log/xen/xend.log; xm list", check=False)
                 raise LabError(f"{host.name}: xend does not answer:\n{words.stdout}{words.stderr}")
             time.sleep(0.1)
-        if acquaint and host.name not in self.keys:
-            self.acquaint(host)
 
     def secure(self, secured):
         """Whether guests move through TLS from now on, or in clear text, which takes emulated processors much less time."""
