@@ -1,6 +1,7 @@
 #include "base/log.h"
 #include "base/printable.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -35,6 +36,7 @@ static enum log_level threshold = LOG_INFO_;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows */
 static struct kind kinds[KINDS];
 static unsigned with_left_out;
+static unsigned long lost; /* lines that standard error did not take */
 
 void log_open(const char *name, enum log_level least)
 {
@@ -42,12 +44,13 @@ void log_open(const char *name, enum log_level least)
 	threshold = least;
 }
 
-static void put(enum log_level level, const char *text)
+static void put_line(enum log_level level, const char *text)
 {
 	static const char *const names[] = {"DEBUG", "INFO", "WARNING", "ERROR"};
 	char shown[4096], line[4352], date[32], offset[8];
 	struct timespec now;
 	struct tm fields;
+	ssize_t written;
 	int length;
 
 	clock_gettime(CLOCK_REALTIME, &now);
@@ -58,9 +61,28 @@ static void put(enum log_level level, const char *text)
 	printable(text, strlen(text), PRINTABLE_LINE, shown, sizeof(shown));
 	length = snprintf(line, sizeof(line), "[%s.%03ld %s %s %d] %s: %s\n", date, now.tv_nsec / 1000000,
 		offset, program, (int)getpid(), names[level], shown);
-	/* One write a line, so that lines of several threads and processes stay whole. */
-	if (length > 0 && write(STDERR_FILENO, line, (size_t)length) < 0)
-		return;
+	/* One write a line, so that lines of several threads and processes stay whole. Who reads them may be
+	 * away, and nobody waits for that (src/xend/process_log.h). */
+	written = length > 0 ? write(STDERR_FILENO, line, (size_t)length) : 0;
+	if (written < 0 ? errno == EAGAIN : written < length)
+		lost++;
+}
+
+/* With the lock. */
+static void put(enum log_level level, const char *text)
+{
+	unsigned long before = lost;
+	char sentence[128];
+
+	if (before) {
+		snprintf(sentence, sizeof(sentence), "%lu lines were lost: they were not read in time.",
+			before);
+		lost = 0;
+		put_line(LOG_WARNING_, sentence);
+		if (lost) /* they still are not */
+			lost = before;
+	}
+	put_line(level, text);
 }
 
 static time_t now_s(void)

@@ -8,6 +8,8 @@
  *nobody who causes lines fills a disk with them.
  * Controls in the text are written as printable.h shows them: one line is one sentence of ours.
  *
+ * A standard error that does not block and takes no more loses lines; how many, the next that it takes says.
+ *
  * The level that is shown is set once, by the main file.
  */
 #pragma once

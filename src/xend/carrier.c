@@ -1,6 +1,7 @@
 #include "xend/carrier.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/process_log.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -21,8 +22,9 @@ int carrier_start(
 	unsigned number = xend->carriers_started++ % 0x1000000;
 	char program[320], user[32];
 	const char *const arguments[] = {program, "--job", "3", "--user", user, NULL};
-	struct spawn spawn = {.arguments = arguments, .output = -1, .record = carrier->record};
-	int pair[2];
+	struct spawn spawn = {.arguments = arguments, .record = carrier->record};
+	_cleanup_close_ int output = -1;
+	int pair[2], r;
 	pid_t pid;
 
 	snprintf(program, sizeof(program), "%s/ferry-carrier", xend->paths.libexec);
@@ -31,7 +33,14 @@ int carrier_start(
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_set(
 			error, errno, "Unable to make a channel to the carrier: %s.", strerror(errno));
+	r = process_log_make(&carrier->log, xend, NULL, "ferry-carrier", &output, error);
+	if (r < 0) {
+		close(pair[0]);
+		close(pair[1]);
+		return r;
+	}
 	spawn.pass = pair[1];
+	spawn.output = output;
 	/* A new process takes its time, and peers cause some. */
 	xend_unlock(xend);
 	carrier->process = process_spawn(&spawn, &pid, error);
@@ -40,8 +49,10 @@ int carrier_start(
 	if (carrier->process < 0) {
 		close(pair[0]);
 		unlink(carrier->record);
+		process_log_end(carrier->log);
 		return carrier->process;
 	}
+	process_log_listen(carrier->log, pid);
 	carrier->xend = xend;
 	carrier->channel = pair[0];
 	carrier->cancel = cancel;
@@ -190,6 +201,7 @@ void carrier_end(struct carrier *carrier)
 	close(carrier->channel);
 	carrier->xend = NULL;
 	if (carrier->outlives) {
+		process_log_end(carrier->log);
 		close(carrier->process);
 		return;
 	}
@@ -200,6 +212,7 @@ void carrier_end(struct carrier *carrier)
 		r = process_kill_within(carrier->process, KILLED_MS);
 	}
 	xend_lock(xend);
+	process_log_end(carrier->log);
 	if (r < 0) {
 		leave_straggler(carrier, xend);
 		return;

@@ -21,10 +21,11 @@
 struct carrier {
 	struct xend *xend; /* NULL: not started */
 	int channel, process;
-	int cancel;             /* eventfd that ends the job, -1: nothing does */
-	unsigned patience_s;    /* of a job whose storage may not answer: how long it may say nothing, 0: for
-				   ever */
-	struct reply *progress; /* who is told of progress, NULL: nobody; borrowed */
+	struct process_log *log; /* what it says */
+	int cancel;              /* eventfd that ends the job, -1: nothing does */
+	unsigned patience_s;     /* of a job whose storage may not answer: how long it may say nothing, 0: for
+				    ever */
+	struct reply *progress;  /* who is told of progress, NULL: nobody; borrowed */
 	void (*told)(void *context, json_t *progress); /* instead of `progress`; NULL: that */
 	void *context;
 	bool outlives; /* carrier_end lets it go on, and xend's stop does too (filling.h) */

@@ -57,12 +57,13 @@ struct domain {
 
 	/* the process; -1, NULL where there is none */
 	pid_t pid;
-	int process;         /* pidfd */
-	int ram;             /* memfd */
-	int events;          /* subscribed control connection; -1: a guest that has yet to be met */
-	int question;        /* control connection with a question that it has not answered (silence.h) */
-	bool being_met;      /* by a worker: it is listened to again (adopt.h) */
-	long long silent_ms; /* since when it does not answer, monotonic_ms(); 0: it does */
+	int process;             /* pidfd */
+	struct process_log *log; /* what it says; NULL: nothing is heard */
+	int ram;                 /* memfd */
+	int events;              /* subscribed control connection; -1: a guest that has yet to be met */
+	int question;            /* control connection with a question that it has not answered (silence.h) */
+	bool being_met;          /* by a worker: it is listened to again (adopt.h) */
+	long long silent_ms;     /* since when it does not answer, monotonic_ms(); 0: it does */
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;

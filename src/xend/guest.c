@@ -10,6 +10,7 @@
 #include "xend/machine.h"
 #include "xend/memory.h"
 #include "xend/network.h"
+#include "xend/process_log.h"
 #include "xend/shared_memory.h"
 #include "xend/silence.h"
 #include "xend/uuid.h"
@@ -32,6 +33,7 @@ void guest_place_of(const struct xend *xend, const char *uuid, struct guest_plac
 	snprintf(place->process, sizeof(place->process), "%s/process", place->directory);
 	snprintf(place->carrier, sizeof(place->carrier), "%s/carrier", place->directory);
 	snprintf(place->domain, sizeof(place->domain), "%s/domain", place->directory);
+	snprintf(place->log, sizeof(place->log), "%s/log", place->directory);
 }
 
 static int address_of(const char *path, struct sockaddr_un *address, struct error *error)
@@ -188,9 +190,11 @@ static int start_process(struct domain *domain, struct error *error)
 	char program[320], user[32], root[PATHS_EMPTY_MAX], disks[16];
 	const char *const arguments[] = {program, "--control", "3", "--user", user, "--root", root, "--disks",
 		disks, "--name", domain->config.name, NULL};
-	struct spawn spawn = {
-		.arguments = arguments, .output = -1, .own_network = true, .record = place.process};
-	_cleanup_close_ int control = -1;
+	struct spawn spawn = {.arguments = arguments, .own_network = true, .record = place.process};
+	_cleanup_close_ int control = -1, output = -1;
+	struct xend *xend = domain->xend;
+	pid_t pid = 0;
+	int process, r;
 
 	guest_place_of(domain->xend, domain->config.uuid, &place);
 	snprintf(program, sizeof(program), "%s/ferry-guest", domain->xend->paths.libexec);
@@ -202,10 +206,22 @@ static int start_process(struct domain *domain, struct error *error)
 	control = listen_at(place.control, error);
 	if (control < 0)
 		return control;
+	r = process_log_make(&domain->log, xend, place.log, domain->config.name, &output, error);
+	if (r < 0)
+		return r;
 	guest_record_write(domain); /* there before its process is */
 	spawn.pass = control;
-	domain->process = process_spawn(&spawn, &domain->pid, error);
-	return domain->process < 0 ? domain->process : 0;
+	spawn.output = output;
+	/* The program may be on storage that does not answer. */
+	xend_unlock(xend);
+	process = process_spawn(&spawn, &pid, error);
+	xend_lock(xend);
+	if (process < 0)
+		return process;
+	domain->process = process;
+	domain->pid = pid;
+	process_log_listen(domain->log, pid);
+	return 0;
 }
 
 static int create_machine(
@@ -434,6 +450,7 @@ int guest_find(struct domain *domain, struct error *error)
 	domain->process = process_find(place.process, &domain->pid);
 	if (domain->process < 0)
 		return error_set(error, ESRCH, "The process of domain '%s' is no more.", domain->config.name);
+	domain->log = process_log_find(domain->xend, place.log, domain->config.name, domain->pid);
 	return 0;
 }
 
@@ -466,6 +483,7 @@ void guest_place_remove(const struct guest_place *place)
 	unlink(place->process);
 	unlink(place->carrier);
 	unlink(place->domain);
+	unlink(place->log);
 	if (rmdir(place->directory) < 0 && errno != ENOENT)
 		log_warning("Unable to remove %s: %s.", place->directory, strerror(errno));
 }
@@ -491,6 +509,7 @@ void guest_end(struct domain *domain)
 		close(process);
 	}
 	xend_lock(xend);
+	process_log_end(take_pointer(domain->log));
 	filling_end(domain);
 	xend_unlock(xend);
 	for (; domain->vifs_online; domain->vifs_online--) {

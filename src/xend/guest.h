@@ -35,6 +35,7 @@ struct guest_place {
 	char process[128]; /* record of its process (process.h) */
 	char carrier[128]; /* of the carrier that brings it its memory (filling.h) */
 	char domain[128];  /* what xend knows of it (guest_record.h) */
+	char log[128];     /* what it says (process_log.h) */
 };
 void guest_place_of(const struct xend *xend, const char *uuid, struct guest_place *place);
 void guest_place_remove(const struct guest_place *place);

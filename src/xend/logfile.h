@@ -1,9 +1,9 @@
 /*
- * The log file: xend's standard error, which guests and carriers have from it. It is kept below a size.
+ * The log file: xend's standard error, to which only xend writes (process_log.h). It is kept below a size.
  *
- * Guests write to the file that they were started with, for as long as they live. So a log that has become
- * too large is copied to logfile.1 (that to .2, and so on) and made empty where it is: everybody writes at
- * its end.
+ * Guests of an older xend write to the file that they were started with, for as long as they live. So a log
+ * that has become too large is copied to logfile.1 (that to .2, and so on) and made empty where it is:
+ * everybody writes at its end.
  */
 #pragma once
 

@@ -8,6 +8,7 @@
 #include "base/printable.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <regex.h>
@@ -296,6 +297,42 @@ static void a_line_cannot_be_forged(void **state)
 	assert_non_null(strstr(text, "bad name 'a\\x1b[2J\\n[2026-01-31 xend 1] INFO: Forged'."));
 }
 
+/* All that there is in the pipe. */
+static void read_away(int pipe, char *text, size_t size)
+{
+	ssize_t length = 0, more;
+
+	while ((more = read(pipe, text + length, size - 1 - (size_t)length)) > 0)
+		length += more;
+	text[length] = 0;
+}
+
+static void lines_that_nobody_reads_are_lost_and_counted(void **state)
+{
+	static char text[1 << 20];
+	char filling[1024] = {0};
+	int ends[2], errors = dup(STDERR_FILENO);
+	unsigned fit;
+
+	(void)state;
+	assert_true(errors >= 0 && pipe2(ends, O_NONBLOCK) == 0 && dup2(ends[1], STDERR_FILENO) >= 0);
+	while (write(ends[1], filling, sizeof(filling)) > 0)
+		;
+	for (int i = 0; i < 7; i++)
+		greet();
+	read_away(ends[0], text, sizeof(text));
+	greet();
+	greet();
+	read_away(ends[0], text, sizeof(text));
+	fit = count_of(text, "Hello.");
+	assert_true(dup2(errors, STDERR_FILENO) >= 0);
+	assert_int_equal(fit, 2);
+	assert_int_equal(count_of(text, "WARNING: 7 lines were lost: they were not read in time.\n"), 1);
+	close(ends[0]);
+	close(ends[1]);
+	close(errors);
+}
+
 static void lines_tell_the_local_time_and_its_offset(void **state)
 {
 	char text[256];
@@ -332,6 +369,7 @@ int main(void)
 		cmocka_unit_test(all_of_an_answer_is_shown_not_obeyed),
 		cmocka_unit_test(a_line_cannot_be_forged),
 		cmocka_unit_test(a_flood_of_lines_is_counted),
+		cmocka_unit_test(lines_that_nobody_reads_are_lost_and_counted),
 		cmocka_unit_test(lines_tell_the_local_time_and_its_offset),
 	};
 

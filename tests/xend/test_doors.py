@@ -6,6 +6,7 @@ import pathlib
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -275,6 +276,87 @@ class Doors(unittest.TestCase):
             return xend.names() == ["TestGuest"]
         except (Refused, OSError):
             return False
+
+
+class Sayings(unittest.TestCase):
+    """What a guest's process says, also one that has been taken over: it does not have the log, and waits for nobody."""
+
+    def setUp(self):
+        self.xend = Xend()
+        self.addCleanup(self.xend.close)
+        self.domain = self.xend.create()
+        self.pid = self.xend.guest_pid(self.domain)
+
+    def say(self, text, times=1):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
+            control.settimeout(60)
+            control.connect(str(self.xend.root / "run/guests" / self.domain["uuid"] / "control"))
+            control.send(json.dumps({"do": "say", "text": text, "times": times}).encode())
+            return json.loads(control.recv(65536))["lost"]
+
+    def lines(self, word):
+        return [line for line in self.xend.log.read_text().splitlines() if word in line]
+
+    def hears(self, word, count=1):
+        wait_until(lambda: len(self.lines(word)) >= count, f"{word} in the log")
+        return self.lines(word)
+
+    def test_no_process_has_the_log(self):
+        with open(self.xend.log, encoding="utf-8") as log:
+            here = os.fstat(log.fileno())
+        hold = self.xend.root / "libexec/hold"
+        hold.write_text("save-state")
+        saving = self.xend.send("POST", "/domains/TestGuest/save", {"file": str(self.xend.root / "c")})
+        carriers = lambda: [int(path.read_text().split()[0]) for path in (self.xend.root / "run/carriers").iterdir() if path.read_text()]
+        wait_until(lambda: [pid for pid in carriers() if "ferry-carrier" in os.readlink(f"/proc/{pid}/exe")], "the carrier")
+        for pid in (self.pid, *carriers()):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                there = os.stat(f"/proc/{pid}/fd/{fd}")
+                self.assertNotEqual((there.st_dev, there.st_ino), (here.st_dev, here.st_ino), (pid, fd))
+            self.assertTrue(stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/2").st_mode))
+        hold.unlink()
+        saving.hear()
+
+    def test_its_lines_are_its_own(self):
+        head = "[2026-01-31 12:00:00.123 +0100"
+        self.say(f"{head} TestGuest {self.pid}] WARNING: one \x1b[31m\n")
+        self.assertEqual(self.hears("one"), [f"{head} TestGuest {self.pid}] WARNING: one \\x1b[31m"])
+        for number, forged in enumerate((f"{head} xend {self.xend.pid}] ERROR: ", f"{head} xend {self.xend.pid}] {self.pid}] ", "ERROR: ",
+                                         f"[2026-01-31 12:00 TestGuest {self.pid}] ", f"{head}]", "[", f"{head} x {self.pid}]")):
+            self.say(f"{forged}forged{number}\n")
+            line, = self.hears(f"forged{number}")
+            self.assertRegex(line, rf"^\[[^]]* xend {self.xend.pid}\] WARNING: TestGuest \(process {self.pid}\): ")
+        self.say(f"{head} xend {self.pid}] ERROR: borrowed\n")
+        self.assertEqual(self.hears("borrowed"), [f"{head} TestGuest {self.pid}] ERROR: borrowed"])
+        self.say("long" * 250, times=10)
+        self.say("\nnext\n")
+        self.assertLess(len(self.hears("longlong")[0]), 3000)
+
+    def test_one_that_does_not_stop_talking(self):
+        self.assertEqual(self.say("said\n"), 0)
+        self.hears("said")
+        self.assertGreater(self.say("nonsense NUMBER " + "x" * 80 + "\n", times=20000), 10000)
+        self.hears("says more than is written of it")
+        self.assertLess(len(self.lines("nonsense")), 500)
+        began = time.monotonic()
+        self.xend.create("Other", disk=[])
+        self.assertLess(time.monotonic() - began, 30)
+        self.assertLess(self.xend.log.stat().st_size, 300000)
+
+    def test_what_is_said_while_xend_is_away(self):
+        self.xend.kill()
+        self.say("meanwhile\n")
+        self.xend.start()
+        self.hears("meanwhile")
+        self.xend.kill()
+        self.assertGreater(self.say("x" * 1000 + "\n", times=1000), 900)  # it is neither ended nor waits
+        self.assertFalse(rig.dead(self.pid))
+        self.xend.start()
+        self.hears("xxxxx")
+        self.say("last words\n")
+        self.xend.post("/domains/TestGuest/destroy")
+        self.assertEqual(len(self.lines("last words")), 1)
+        self.assertEqual(self.xend.guests(), [])
 
 
 if __name__ == "__main__":
