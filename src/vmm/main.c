@@ -5,6 +5,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/turns.h"
+#include "vmm/boot.h"
 #include "vmm/control.h"
 #include "vmm/cpuid.h"
 #include "vmm/dev/disk_ring.h"
@@ -25,7 +26,8 @@
 
 struct options {
 	int control;
-	int kvm; /* only tell what guests see here: -1 */
+	int kvm;   /* only tell what guests see here: -1 */
+	int check; /* only look whether a guest could boot: -1 */
 	uid_t uid;
 	gid_t gid;
 	unsigned disks;   /* how many the guest will have */
@@ -38,23 +40,30 @@ static void usage(void)
 	fprintf(stderr, "usage: ferry-guest --control FD [--user UID:GID] [--root DIRECTORY] [--disks N] "
 			"[--name NAME]\n"
 			"       ferry-guest --features FD [--user UID:GID] [--root DIRECTORY]\n"
+			"       ferry-guest --check FD [--user UID:GID] [--root DIRECTORY]\n"
 			"Runs one guest with N disks for xend, which hands it FD, a listening SOCK_SEQPACKET "
 			"socket; or\n"
 			"tells on standard output what a guest would see of the processor, given FD, "
-			"/dev/kvm. It sees\n"
+			"/dev/kvm; or\n"
+			"tells on FD, a SOCK_SEQPACKET socket, whether a guest that is described there could "
+			"boot. It sees\n"
 			"no file but those in DIRECTORY, which is empty.\n");
 }
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option known[] = {{"control", required_argument, NULL, 'c'},
-		{"features", required_argument, NULL, 'f'}, {"user", required_argument, NULL, 'u'},
-		{"name", required_argument, NULL, 'n'}, {"disks", required_argument, NULL, 'd'},
-		{"root", required_argument, NULL, 'r'}, {0}};
+		{"features", required_argument, NULL, 'f'}, {"check", required_argument, NULL, 'k'},
+		{"user", required_argument, NULL, 'u'}, {"name", required_argument, NULL, 'n'},
+		{"disks", required_argument, NULL, 'd'}, {"root", required_argument, NULL, 'r'}, {0}};
 	int option, end;
 
-	*options = (struct options){
-		.control = -1, .kvm = -1, .uid = (uid_t)-1, .gid = (gid_t)-1, .name = "ferry-guest"};
+	*options = (struct options){.control = -1,
+		.kvm = -1,
+		.check = -1,
+		.uid = (uid_t)-1,
+		.gid = (gid_t)-1,
+		.name = "ferry-guest"};
 	while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
 		end = 0;
 		if (option == 'n')
@@ -68,13 +77,15 @@ static bool parse_options(int argc, char **argv, struct options *options)
 			continue;
 		else if (option == 'f' && sscanf(optarg, "%d%n", &options->kvm, &end) == 1 && !optarg[end])
 			continue;
+		else if (option == 'k' && sscanf(optarg, "%d%n", &options->check, &end) == 1 && !optarg[end])
+			continue;
 		else if (option == 'u' &&
 			 sscanf(optarg, "%u:%u%n", &options->uid, &options->gid, &end) == 2 && !optarg[end])
 			continue;
 		else
 			return false;
 	}
-	return optind == argc && (options->control >= 0) != (options->kvm >= 0);
+	return optind == argc && (options->control >= 0) + (options->kvm >= 0) + (options->check >= 0) == 1;
 }
 
 /* Its only effect is that KVM_RUN returns (vcpu.c). */
@@ -129,6 +140,40 @@ static int tell_features(int system, struct error *error)
 	return 0;
 }
 
+/* Loads what a guest would boot, as for `create`, into the memory that is given for that, and runs nothing.
+ */
+static int load(int socket, struct error *error)
+{
+	_cleanup_message_ struct message request = {0};
+	_cleanup_machine_config_ struct machine_config config = MACHINE_CONFIG_NONE;
+	struct memory memory = {0};
+	struct boot_entry entry;
+	int r = channel_receive(socket, &request, error);
+
+	if (r >= 0)
+		r = machine_config_parse(&config, &request, json_object_get(request.body, "machine"), error);
+	if (r >= 0 && config.incoming)
+		r = error_set(error, EINVAL, "A guest whose state is to come does not boot.");
+	if (r >= 0)
+		r = memory_map(&memory, config.ram, config.memory_size, false, error);
+	if (r < 0)
+		return r;
+	config.ram = -1;
+	r = boot_load(&memory, config.kernel, config.ramdisk, config.command_line, &entry, error);
+	memory_unmap(&memory);
+	return r;
+}
+
+static int check(int socket, struct error *error)
+{
+	_cleanup_json_ json_t *well = json_pack("{s:b}", "ok", true);
+	struct error found;
+
+	if (load(socket, &found) < 0)
+		return channel_reply_error(socket, &found);
+	return channel_send(socket, well, NULL, 0, error);
+}
+
 static int run(
 	struct loop *loop, struct disk_rings *rings, const struct options *options, struct error *error)
 {
@@ -173,6 +218,8 @@ int main(int argc, char **argv)
 		r = sandbox_enter(options.root, options.uid, options.gid, &error);
 	if (r == 0 && options.kvm >= 0) {
 		r = tell_features(options.kvm, &error);
+	} else if (r == 0 && options.check >= 0) {
+		r = check(options.check, &error);
 	} else if (r == 0) {
 		loop = loop_new(&error);
 		r = loop ? run(loop, &rings, &options, &error) : -EIO;

@@ -177,3 +177,35 @@ int boot_files_check(struct xend *xend, const struct guest_config *config, struc
 	}
 	return 0;
 }
+
+static int open_image(const char *what, const char *path, const char *domain, struct error *error)
+{
+	char place[HOST_PATH_MAX];
+	_cleanup_close_ int fd = open(host_path(path, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	struct stat info;
+
+	if (fd < 0 || fstat(fd, &info) < 0)
+		return error_set(error, errno, "Unable to read the %s %s of domain '%s': %s.", what, path,
+			domain, strerror(errno));
+	if (!S_ISREG(info.st_mode))
+		return error_set(
+			error, EINVAL, "The %s %s of domain '%s' is not a file.", what, path, domain);
+	return take_fd(&fd);
+}
+
+int boot_files_open(const struct guest_config *config, int *kernel, int *ramdisk, struct error *error)
+{
+	*ramdisk = -1;
+	*kernel = open_image("kernel", config->kernel, config->name, error);
+	if (*kernel < 0)
+		return *kernel;
+	if (config->ramdisk)
+		*ramdisk = open_image("ramdisk", config->ramdisk, config->name, error);
+	return config->ramdisk && *ramdisk < 0 ? *ramdisk : 0;
+}
+
+int boot_files_explain(const struct guest_config *config, struct error *error)
+{
+	return error_prefix(error, "Domain '%s' with kernel %s%s%s: ", config->name, config->kernel,
+		config->ramdisk ? " and ramdisk " : "", config->ramdisk ? config->ramdisk : "");
+}

@@ -29,5 +29,10 @@ json_t *boot_files_portray(struct xend *xend, const struct guest_config *config)
 void boot_files_compare(struct xend *xend, const struct guest_config *config, const json_t *portrait,
 	const char *then, json_t *objections);
 
+/* Opens both (-1: there is no ramdisk), for the caller to close, also after an error. Without the lock. */
+int boot_files_open(const struct guest_config *config, int *kernel, int *ramdisk, struct error *error);
+/* Puts before a sentence of ferry-guest, which knows no paths, which they are. */
+int boot_files_explain(const struct guest_config *config, struct error *error);
+
 /* Whether the guest could be started again from them: 0, or a sentence. */
 int boot_files_check(struct xend *xend, const struct guest_config *config, struct error *error);

@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/raw_bytes.h"
+#include "xend/boot_files.h"
 #include "xend/disks.h"
 #include "xend/filling.h"
 #include "xend/guest_disks.h"
@@ -85,7 +86,7 @@ static int listen_at(const char *path, struct error *error)
 	return take_fd(&fd);
 }
 
-static int open_kvm(struct error *error)
+int guest_open_kvm(struct error *error)
 {
 	int fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 
@@ -109,21 +110,6 @@ static int open_faults(void)
 	return fd;
 }
 
-static int open_image(const char *what, const char *path, const char *domain, struct error *error)
-{
-	char place[HOST_PATH_MAX];
-	_cleanup_close_ int fd = open(host_path(path, place), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	struct stat info;
-
-	if (fd < 0 || fstat(fd, &info) < 0)
-		return error_set(error, errno, "Unable to read the %s %s of domain '%s': %s.", what, path,
-			domain, strerror(errno));
-	if (!S_ISREG(info.st_mode))
-		return error_set(
-			error, EINVAL, "The %s %s of domain '%s' is not a file.", what, path, domain);
-	return take_fd(&fd);
-}
-
 static struct vif_place vif_place_of(const struct domain *domain, unsigned number)
 {
 	return (struct vif_place){.scripts = domain->xend->paths.scripts,
@@ -141,7 +127,7 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 	const struct guest_config *config = &domain->config;
 	bool incoming = beginning != GUEST_BOOT;
 
-	files->kvm = open_kvm(error);
+	files->kvm = guest_open_kvm(error);
 	if (files->kvm < 0)
 		return files->kvm;
 	if (beginning == GUEST_RESTORE_LAZY)
@@ -152,14 +138,10 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 	if (files->ram < 0)
 		return files->ram;
 	if (!incoming) {
-		files->kernel = open_image("kernel", config->kernel, config->name, error);
-		if (files->kernel < 0)
-			return files->kernel;
-	}
-	if (!incoming && config->ramdisk) {
-		files->ramdisk = open_image("ramdisk", config->ramdisk, config->name, error);
-		if (files->ramdisk < 0)
-			return files->ramdisk;
+		int r = boot_files_open(config, &files->kernel, &files->ramdisk, error);
+
+		if (r < 0)
+			return r;
 	}
 	for (unsigned i = 0; i < config->disk_count; i++) {
 		files->disks[i] = disk_open(&config->disks[i], config->name,
@@ -263,8 +245,7 @@ static int explain(const struct domain *domain, bool incoming, int r, struct err
 	if (r == -EPIPE || r == -ECONNRESET || r == -ECONNREFUSED)
 		return guest_explain(domain, r, error);
 	if (r < 0 && !incoming)
-		return error_prefix(error, "Domain '%s' with kernel %s%s%s: ", config->name, config->kernel,
-			config->ramdisk ? " and ramdisk " : "", config->ramdisk ? config->ramdisk : "");
+		return boot_files_explain(config, error);
 	return r < 0 ? error_prefix(error, "Domain '%s': ", config->name) : r;
 }
 

@@ -69,6 +69,9 @@ int guest_adopt(struct domain *domain, struct error *error);
 /* Ends the process, takes taps and run directory away. Harmless when there is none. Lets go of the lock. */
 void guest_end(struct domain *domain);
 
+/* /dev/kvm, owned by the caller. */
+int guest_open_kvm(struct error *error);
+
 /* A new control connection, owned by the caller. */
 int guest_connect(const struct domain *domain, struct error *error);
 

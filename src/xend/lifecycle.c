@@ -1,6 +1,7 @@
 #include "xend/lifecycle.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/boot_check.h"
 #include "xend/boot_files.h"
 #include "xend/disks.h"
 #include "xend/endings.h"
@@ -74,6 +75,8 @@ int lifecycle_check(struct xend *xend, struct guest_config *config, struct error
 		r = check_vifs(xend, config, error);
 	if (r >= 0)
 		r = boot_files_check(xend, config, error);
+	if (r >= 0)
+		r = boot_check(xend, config, error);
 	if (r < 0)
 		return r;
 	xend_unlock(xend);
@@ -97,6 +100,8 @@ int lifecycle_check_restart(struct domain *domain, struct error *error)
 		r = check_vifs(xend, &config, error);
 	if (r >= 0)
 		r = boot_files_check(xend, &config, error);
+	if (r >= 0)
+		r = boot_check(xend, &config, error);
 	if (r < 0)
 		return r;
 	xend_unlock(xend);

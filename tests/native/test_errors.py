@@ -1,6 +1,7 @@
 """Each reason for which a checkpoint cannot be restored, or a guest not saved: one sentence, exit status 1, nothing left."""
 
 import os
+import pathlib
 import struct
 
 import checkpoint_file
@@ -94,6 +95,26 @@ def test_a_guest_that_runs(hosts, saved):
     host.xm("rename", "Native", "Other")
     said = refusal(host, "restore", saved)
     assert "The uuid " in said and f"is in use by domain 'Other' with ID {number}: they are the same guest" in said
+
+
+def test_a_dry_run_says_what_a_start_would_say(hosts, kernel, tmp_path):
+    """Kernels that are none, of all kinds, and what does not fit; and a guest that could boot."""
+    whole = pathlib.Path(kernel).read_bytes()
+    large = tmp_path / "large"
+    with open(large, "wb") as file:
+        file.truncate(20 << 20)
+    for content, ramdisk, sentence in ((b"#!/bin/sh\n", None, "The kernel is no kernel"), (b"", None, "The kernel is"),
+                                       (whole[:200], None, "The kernel is"), (whole[:5000], None, "The kernel"), (os.urandom(65536), None, "The kernel is no kernel"),
+                                       (whole, large, "The ramdisk of 20 MiB is too large for the guest's memory of 16 MiB")):
+        image = tmp_path / "image"
+        image.write_bytes(content)
+        config = pathlib.Path(hosts[0].write_config("Native", str(image), 16, 1, ""))
+        if ramdisk:
+            config.write_text(config.read_text() + f"ramdisk = '{ramdisk}'\n")
+        said = refusal(hosts[0], "create", "-n", str(config))
+        assert sentence in said and said == refusal(hosts[0], "create", str(config))
+    hosts[0].xm("create", "-n", hosts[0].write_config("Native", kernel, 16, 1, ""))
+    without_guests(hosts[0])
 
 
 def test_too_little_memory(hosts, tmp_path):

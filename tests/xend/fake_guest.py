@@ -254,6 +254,15 @@ class Guest:
         os._exit(0)
 
 
+if "--check" in sys.argv:
+    with socket.socket(fileno=int(sys.argv[sys.argv.index("--check") + 1])) as asked:
+        asked_of, given, _, _ = socket.recv_fds(asked, 65536, 8)
+        began = json.loads(asked_of)["machine"]["boot"]
+        if os.pread(given[began["kernel"]["fd"]], 6, 0) == b"DEADLY":
+            os.abort()
+        fits = os.pread(given[began["kernel"]["fd"]], 6, 0) == b"KERNEL"
+        asked.send(json.dumps({"ok": True} if fits else {"error": "The kernel is no kernel.", "errno": 22}).encode())
+    sys.exit(0)
 if "--features" in sys.argv:
     json.dump(processor(of_the_host=True), sys.stdout)
     sys.exit(0)

@@ -142,7 +142,19 @@ class Daemon(unittest.TestCase):
         self.assertEqual(answer["name"], "TestGuest")
         body["config"]["kernel"] = "/nowhere"
         self.refused("Unable to read the kernel", self.xend.post, "/domains", body)
+        body["config"]["kernel"] = str(self.xend.files / "not-a-kernel")
+        self.refused(f"Domain 'TestGuest' with kernel {self.xend.files}/not-a-kernel: The kernel is no kernel", self.xend.post, "/domains", body)
+        deadly = self.xend.files / "deadly"
+        deadly.write_bytes(b"DEADLY")
+        body["config"]["kernel"] = str(deadly)
+        self.refused("The process that looks whether it boots has ended", self.xend.post, "/domains", body)
         self.nothing_left()
+
+    def test_no_reboot_with_a_kernel_that_is_none(self):
+        self.xend.create()
+        (self.xend.files / "kernel").write_bytes(b"#!/bin/sh\n")
+        self.refused("The kernel is no kernel", self.xend.post, "/domains/TestGuest/reboot")
+        self.assertEqual(self.xend.get("/domains/TestGuest")["state"], "-b----")
 
     def test_shutdown_and_who_waits_for_it(self):
         self.xend.create()
