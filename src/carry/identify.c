@@ -27,9 +27,10 @@ int identify_job(struct job *job, confine_function *confine, struct error *error
 	r = wire_handshake(&wire, error);
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r,
-			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow, "
-			"and has it "
-			"no (xend-relocation-clear-text yes)?",
+			"%s closed the connection at once, and its log says why (xm log there): this host "
+			"may "
+			"not be in its xend-relocation-hosts-allow, it may have (xend-relocation-clear-text "
+			"yes), or its own key or certificates may not be usable.",
 			host);
 	if (r < 0)
 		return r;

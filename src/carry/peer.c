@@ -146,9 +146,11 @@ int peer_greet(struct wire *wire, enum peer_purpose purpose, const uint8_t ticke
 		r = receive_hello(wire, &theirs, false, error);
 	if (r == -EPIPE || r == -ECONNRESET)
 		return error_set(error, -r,
-			"%s closed the connection at once. Is this host in its xend-relocation-hosts-allow, "
-			"and is "
-			"its xend-relocation-clear-text the same as here (%s)?",
+			"%s closed the connection at once, and its log says why (xm log there): this host "
+			"may "
+			"not be in its xend-relocation-hosts-allow, its xend-relocation-clear-text not be "
+			"the "
+			"same as here (%s), or its own key or certificates not be usable.",
 			wire->peer, wire->tls ? "no" : "yes");
 	if (r < 0)
 		return r;

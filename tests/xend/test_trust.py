@@ -144,7 +144,8 @@ class Trust(unittest.TestCase):
         path.write_text("no key")
         self.two.start()
         self.refused(["cannot be used"], self.two.get, "/trust")
-        self.refused([f"{HERE} closed the connection"], self.migrate)
+        self.refused([f"{HERE} closed the connection at once, and its log says why", "its own key or certificates not be usable"], self.migrate)
+        self.logged(self.two, "cannot be used")
         self.assertEqual(path.read_text(), "no key")
 
     def test_the_destination_knows_another_key(self):
