@@ -1,5 +1,5 @@
-/* The block device when the host's storage is slow to flush, fails, is full or is another than before. */
-#include "rig.h"
+/* The block device when the host's storage is full, can do less or is another than before. */
+#include "host_disk.h"
 #include "base/cleanup.h"
 #include "vmm/dev/blk.h"
 #include "vmm/dev/blk_device.h"
@@ -18,170 +18,11 @@
 #include <sys/stat.h>
 #include <cmocka.h>
 
-#define SLOT 4
-#define SECTORS 4096u
-#define IMAGE_SIZE (SECTORS * 512u)
-#define ALL UINT64_MAX
 #define SMALL "/tmp" /* in a name space of this test's own: a file system of 1 MiB */
 
 #define RAMFS "/srv"
 
 static bool has_small_storage, has_ramfs;
-
-struct fixture {
-	struct rig *rig;
-	struct driver driver;
-	struct device *disk;
-	int image; /* the device's own descriptor */
-	char path[64];
-	uint64_t headers, statuses, data;
-	unsigned holds;
-	char why[160];
-};
-
-static struct fixture *holding;
-
-static void hold(void *machine, const char *why)
-{
-	(void)machine;
-	holding->holds++;
-	snprintf(holding->why, sizeof(holding->why), "%s", why);
-}
-
-static void open_disk(struct fixture *f, struct rig *rig, const struct virtio_blk_options *options)
-{
-	struct error error = {0};
-
-	rig->platform.hold = hold;
-	f->image = open(f->path, O_RDWR | O_CLOEXEC);
-	f->disk = virtio_blk_new(&rig->platform, SLOT, f->image, options, &error);
-	if (!f->disk)
-		fail_msg("%s", error.text);
-}
-
-static void set_up(struct fixture *f, const char *directory, bool full_is_error, bool no_discard)
-{
-	const struct virtio_blk_options options = {
-		.serial = "xvda", .full_is_error = full_is_error, .no_discard = no_discard};
-	int fd;
-
-	memset(f, 0, sizeof(*f));
-	holding = f;
-	snprintf(f->path, sizeof(f->path), "%s/ferry-disk-XXXXXX", directory);
-	fd = mkstemp(f->path);
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, IMAGE_SIZE), 0);
-	close(fd);
-	f->rig = rig_new();
-	open_disk(f, f->rig, &options);
-	driver_probe(&f->driver, f->rig, SLOT);
-	driver_start(&f->driver, ALL, 256);
-	f->headers = rig_allocate(f->rig, 4096);
-	f->statuses = rig_allocate(f->rig, 4096);
-	f->data = rig_allocate(f->rig, 4 << 20);
-}
-
-static void tear_down(struct fixture *f)
-{
-	rig_free(f->rig);
-	unlink(f->path);
-}
-
-static uint8_t *status_of(struct fixture *f, unsigned number)
-{
-	return (uint8_t *)rig_at(f->rig, f->statuses) + number;
-}
-
-/* Request `number` of `size` bytes, which has its own header, status and (64 KiB of) data. */
-static void ask(struct fixture *f, unsigned number, uint32_t type, uint64_t sector, uint32_t size)
-{
-	struct virtio_blk_outhdr *header = (struct virtio_blk_outhdr *)rig_at(f->rig, f->headers) + number;
-	const struct piece pieces[] = {{f->headers + number * sizeof(*header), sizeof(*header), false},
-		{f->data + number * 65536, size, type == VIRTIO_BLK_T_IN}, {f->statuses + number, 1, true}};
-	const struct piece short_pieces[] = {pieces[0], pieces[2]};
-
-	*header = (struct virtio_blk_outhdr){.type = type, .sector = sector};
-	*status_of(f, number) = 0xee;
-	driver_add(&f->driver, 0, size ? pieces : short_pieces, size ? 3 : 2, false);
-	driver_kick(&f->driver, 0);
-}
-
-static uint8_t answer(struct fixture *f, unsigned number, uint32_t type, uint64_t sector, uint32_t size)
-{
-	ask(f, number, type, sector, size);
-	driver_wait(&f->driver, 0);
-	return *status_of(f, number);
-}
-
-/* ---- flush ---- */
-
-struct flushing {
-	struct fixture *f;
-	struct error error;
-	int result;
-};
-
-static bool flushed(void *context)
-{
-	struct flushing *flushing = context;
-
-	flushing->result = flushing->f->disk->class->flush(flushing->f->disk, false, &flushing->error);
-	return flushing->result != -EINPROGRESS;
-}
-
-static int flush(struct fixture *f, struct error *error)
-{
-	struct flushing flushing = {.f = f};
-
-	flushing.result = f->disk->class->flush(f->disk, true, &flushing.error);
-	if (flushing.result == -EINPROGRESS)
-		rig_run_until(f->rig, flushed, &flushing);
-	*error = flushing.error;
-	return flushing.result;
-}
-
-static void a_disk_is_flushed_running_and_paused(void **state)
-{
-	struct fixture f;
-	struct error error;
-
-	(void)state;
-	set_up(&f, "/var/tmp", false, false);
-	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_OUT, 0, 65536), VIRTIO_BLK_S_OK);
-	assert_int_equal(flush(&f, &error), 0);
-	rig_pause(f.rig);
-	assert_int_equal(flush(&f, &error), 0);
-	/* One that begins while another is under way is another, and both are over in the end. */
-	f.disk->class->flush(f.disk, true, &error);
-	assert_int_equal(flush(&f, &error), 0);
-	rig_resume(f.rig);
-	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_IN, 0, 65536), VIRTIO_BLK_S_OK);
-	/* And the disk may go while one is under way. */
-	f.disk->class->flush(f.disk, true, &error);
-	tear_down(&f);
-}
-
-static void a_flush_that_fails_names_the_disk_and_the_guest_hears_of_it(void **state)
-{
-	_cleanup_close_ int no_file = open("/", O_PATH | O_CLOEXEC), aside = -1;
-	struct fixture f;
-	struct error error;
-
-	(void)state;
-	set_up(&f, "/var/tmp", false, false);
-	aside = dup(f.image);
-	assert_int_equal(
-		dup3(no_file, f.image, O_CLOEXEC), f.image); /* whatever is done with it is an error */
-	assert_int_equal(flush(&f, &error), -EBADF);
-	assert_string_equal(error.text, "Disk xvda cannot be flushed: Bad file descriptor. What the guest "
-					"has written may not be on it.");
-	assert_int_equal(dup3(aside, f.image, O_CLOEXEC), f.image);
-	/* The kernel tells of lost writes once, and it has told us. */
-	assert_int_equal(answer(&f, 0, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_IOERR);
-	assert_int_equal(answer(&f, 1, VIRTIO_BLK_T_FLUSH, 0, 0), VIRTIO_BLK_S_OK);
-	assert_int_equal(flush(&f, &error), 0);
-	tear_down(&f);
-}
 
 /* ---- storage that is full ---- */
 
@@ -531,8 +372,6 @@ static void a_device_discards_by_its_own_call(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(a_disk_is_flushed_running_and_paused),
-		cmocka_unit_test(a_flush_that_fails_names_the_disk_and_the_guest_hears_of_it),
 		cmocka_unit_test(the_guest_waits_for_room),
 		cmocka_unit_test(a_guest_that_waits_for_room_moves),
 		cmocka_unit_test(a_reset_forgets_what_waits),

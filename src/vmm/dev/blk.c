@@ -167,7 +167,7 @@ static void notified(struct virtio_device *virtio, unsigned index)
 
 static bool blk_busy(struct device *device)
 {
-	return CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio)->in_flight > 0;
+	return blk_is_busy(CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio));
 }
 
 /* Making and ending it */

@@ -36,6 +36,7 @@ struct virtio_blk {
 	bool lost_writes;        /* as that told, and the guest does not know */
 	struct request *free_requests;
 	struct request *held, **held_end; /* those that found the image's storage full */
+	struct request *beside; /* flushes of the guest that are over, and wait for what the host's is told */
 	unsigned used_requests;
 
 	/* The saved state beside virtio's: as the guest knows the disk; 0: from before there was this. */
@@ -50,6 +51,12 @@ struct virtio_blk {
 static inline struct virtqueue *blk_queue(struct virtio_blk *blk)
 {
 	return &blk->virtio.queues[0];
+}
+
+/* Requests are neither answered nor held. */
+static inline bool blk_is_busy(const struct virtio_blk *blk)
+{
+	return blk->in_flight > 0 || blk->beside;
 }
 
 /* Takes a ring; its end waits for all that is under way. */

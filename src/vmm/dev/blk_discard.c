@@ -63,7 +63,7 @@ static void finished(void *context, uint32_t events)
 	}
 	blk_submit(blk);
 	virtqueue_flush(blk_queue(blk));
-	if (blk->in_flight == 0)
+	if (!blk_is_busy(blk))
 		virtio_settled(&blk->virtio);
 	virtqueue_again(blk_queue(blk));
 }

@@ -134,16 +134,38 @@ static void begin_flush(struct virtio_blk *blk)
 	blk->flushing = FLUSH_RUNNING;
 }
 
-/* The kernel tells of lost writes once: that outlives a flush that is begun again. */
+static struct request *take_first(struct request **list)
+{
+	struct request *request = *list;
+
+	if (request)
+		*list = request->next_free;
+	return request;
+}
+
+/*
+ * The kernel tells of lost writes once (fsync(2)), and of two flushes beside each other either: all of the
+ * guest's that were answered beside this one hear of it, or else the next one does. That outlives a flush
+ * that is begun again.
+ */
 static void flush_done(struct virtio_blk *blk, int result)
 {
-	bool again = result == -EINTR || result == -EAGAIN || blk->flushing == FLUSH_RUNNING_STALE;
+	bool undone = result == -EINTR || result == -EAGAIN;
+	/* What cannot be flushed (EINVAL) holds nothing back. */
+	bool failed = result < 0 && result != -EINVAL && !undone;
+	bool again = undone || blk->flushing == FLUSH_RUNNING_STALE;
 
 	blk->flushing = FLUSH_NONE;
-	/* What cannot be flushed (EINVAL: fsync(2)) holds nothing back. */
-	if (result < 0 && result != -EINVAL && result != -EINTR && result != -EAGAIN) {
+	if (failed) {
 		blk->flush_error = -result;
 		blk->lost_writes = true;
+	}
+	if (!undone && blk->beside) {
+		uint8_t status = blk->lost_writes ? VIRTIO_BLK_S_IOERR : VIRTIO_BLK_S_OK;
+
+		blk->lost_writes = false;
+		for (struct request *request; (request = take_first(&blk->beside));)
+			blk_answer(blk, request, status);
 	}
 	if (again)
 		begin_flush(blk);
@@ -197,18 +219,9 @@ static void hold(struct virtio_blk *blk, struct request *request, int code)
 		platform->hold(platform->machine, why);
 }
 
-static struct request *take_held(struct virtio_blk *blk)
-{
-	struct request *request = blk->held;
-
-	if (request)
-		blk->held = request->next_free;
-	return request;
-}
-
 void blk_drop_held(struct virtio_blk *blk)
 {
-	for (struct request *request; (request = take_held(blk));)
+	for (struct request *request; (request = take_first(&blk->held));)
 		blk_give_back(blk, request);
 }
 
@@ -218,7 +231,7 @@ void blk_quiet(struct device *device)
 	uint16_t heads[BLK_QUEUE_SIZE];
 	unsigned count = 0;
 
-	for (struct request *request; (request = take_held(blk));) {
+	for (struct request *request; (request = take_first(&blk->held));) {
 		heads[count++] = request->chain.head;
 		blk_give_back(blk, request);
 	}
@@ -278,9 +291,10 @@ static int outcome(struct virtio_blk *blk, struct request *request, int result)
 		complain(blk, request, result < 0 ? -result : ENODATA);
 		return VIRTIO_BLK_S_IOERR;
 	}
-	/* The host's flush beside it may have been told what this one was not. */
+	/* The host's flush beside it may be told what this one was not. */
 	if (request->type == VIRTIO_BLK_T_FLUSH && blk->flushing != FLUSH_NONE) {
-		blk_prepare(blk, request);
+		request->next_free = blk->beside;
+		blk->beside = request;
 		return -1;
 	}
 	if (request->type == VIRTIO_BLK_T_FLUSH && blk->lost_writes) {
@@ -352,7 +366,7 @@ static void ring_ready(void *context, uint32_t events)
 	if (!reap(blk))
 		return;
 	virtqueue_flush(queue);
-	if (blk->in_flight == 0)
+	if (!blk_is_busy(blk))
 		virtio_settled(&blk->virtio);
 	if (full)
 		virtqueue_again(queue);
@@ -412,6 +426,8 @@ void blk_close_ring(struct virtio_blk *blk, struct loop *loop)
 		}
 		io_uring_cqe_seen(&blk->ring.ring, cqe);
 	}
+	for (struct request *request; (request = take_first(&blk->beside));)
+		blk_give_back(blk, request);
 	loop_remove(loop, &blk->completed);
 	loop_remove(loop, &blk->again);
 	close(blk->again.fd);
