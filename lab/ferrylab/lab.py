@@ -93,6 +93,9 @@ class Host(Machine):
         command = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-name", self.name,
             "-machine", "microvm,acpi=on,pcie=on,rtc=on,pit=on,pic=on,usb=off",
+            # The firmware that QEMU takes for this by itself is SeaBIOS with some, whose ACPI tables are at the end of
+            # memory: the ramdisk is laid over them.
+            "-bios", "qboot.rom",
             # No XSAVE: the emulation lets guests write XCR0 behind the back of the host's KVM.
             "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,-la57,-xsave,+svm,+npt",
             "-rtc", "base=utc,clock=host",
