@@ -23,16 +23,24 @@
 /*
  * How long the guest runs between two steps: until it has nothing to do, in two looks. One that always has
  * something to do is let run for a moment only; it takes some steps to know that, for where hosts are
- * emulated or overloaded, a guest needs a hundred times as long to come to rest as elsewhere.
+ * emulated, a guest needs a hundred times as long to come to rest as elsewhere.
+ *
+ * Long is what it has had of its processors, not what has passed: a guest whose host has no time for it has
+ * not had its chance to answer, however long ago the step was. What a look was late by does not count either,
+ * for this host stood still itself then, or was too busy.
  */
 #define LOOK_NS NS_PER_MS
+#define LOOK_MOST_NS (100 * NS_PER_MS)
 #define RESTS 2
 #define FIRST_STEPS 3
 #define FIRST_PATIENCE_NS                                                                                    \
 	(200 * NS_PER_MS) /* also while its memory is still coming, from which nothing is learnt */
 #define PATIENCE_LEAST_NS (3 * NS_PER_MS)
 #define PATIENCE_MOST_NS (1000 * NS_PER_MS)
-#define LONGEST_NS (60 * 1000 * NS_PER_MS) /* then the rest is made up at once */
+/* Then it is not waited for any more, and then the rest is made up at once. */
+#define HURRY_NS (30 * 1000 * NS_PER_MS)
+#define LONGEST_NS (60 * 1000 * NS_PER_MS)
+#define LONGEST_PASSED_NS (10 * LONGEST_NS) /* whatever it has had */
 
 uint64_t catch_up_step(uint64_t gap)
 {
@@ -112,6 +120,8 @@ static int64_t patience(const struct catch_up *catch_up)
 {
 	int64_t most = 4 * catch_up->usual;
 
+	if (catch_up->spent > HURRY_NS)
+		return PATIENCE_LEAST_NS;
 	if (catch_up->usual == 0 && catch_up->tries < FIRST_STEPS)
 		most = FIRST_PATIENCE_NS;
 	if (catch_up->memory_comes && most < FIRST_PATIENCE_NS)
@@ -121,24 +131,59 @@ static int64_t patience(const struct catch_up *catch_up)
 					 : most;
 }
 
+static uint64_t cpu_time(const struct vcpus *vcpus)
+{
+	uint64_t total = 0;
+
+	for (uint32_t i = 0; i < vcpus->count; i++)
+		total += vcpu_cpu_time(&vcpus->vcpu[i]);
+	return total;
+}
+
+/* What the guest had since the last look: each of those that run its part of it. Where all wait, or this KVM
+ * does not tell who does, it is the time. */
+static int64_t had(struct catch_up *catch_up)
+{
+	const struct vcpus *vcpus = catch_up->vcpus;
+	uint64_t total = cpu_time(vcpus);
+	int64_t got = (int64_t)(total - catch_up->cpu_time);
+	uint32_t running = 0;
+
+	catch_up->cpu_time = total;
+	for (uint32_t i = 0; i < vcpus->count; i++)
+		running += vcpus->vcpu[i].stats >= 0 && !vcpu_halted(&vcpus->vcpu[i]);
+	if (running == 0 || got / running > catch_up->interval)
+		return catch_up->interval;
+	return got / running;
+}
+
 /* Looks again in a moment, which is the longer the longer it has been waited: looking takes the guest's time.
  */
 static int look_again(struct catch_up *catch_up, int64_t waited)
 {
-	struct itimerspec in = {.it_value.tv_nsec = waited / 8 > LOOK_NS ? waited / 8 : LOOK_NS};
+	int64_t interval = waited / 8;
+	struct itimerspec in = {0};
 
+	interval = interval < LOOK_NS ? LOOK_NS : interval > LOOK_MOST_NS ? LOOK_MOST_NS : interval;
+	catch_up->interval = interval;
+	in.it_value.tv_nsec = interval;
 	return timerfd_settime(catch_up->timer.fd, 0, &in, NULL) < 0 ? -errno : 0;
 }
 
 /* It has come to rest after so long, or not. */
-static void learn(struct catch_up *catch_up, int64_t ran)
+static void learn(struct catch_up *catch_up)
 {
 	if (catch_up->memory_comes)
 		return;
 	catch_up->tries++;
 	catch_up->usual /= 2;
-	if (catch_up->rests >= RESTS && ran > catch_up->usual)
-		catch_up->usual = ran;
+	if (catch_up->rests >= RESTS && catch_up->had > catch_up->usual)
+		catch_up->usual = catch_up->had;
+}
+
+static bool too_long(const struct catch_up *catch_up)
+{
+	return catch_up->spent > LONGEST_NS || monotonic() - catch_up->began > LONGEST_PASSED_NS;
 }
 
 static void begin_step(struct catch_up *catch_up)
@@ -155,17 +200,21 @@ static void begin_step(struct catch_up *catch_up)
 static void look(void *context, uint32_t events)
 {
 	struct catch_up *catch_up = context;
-	int64_t ran = monotonic() - catch_up->ran_since;
+	int64_t more;
 	uint64_t expirations;
 
 	(void)events;
 	if (read(catch_up->timer.fd, &expirations, sizeof(expirations)) != sizeof(expirations) ||
 		catch_up->parking)
 		return;
+	more = had(catch_up);
+	catch_up->had += more;
+	catch_up->spent += more;
 	catch_up->rests = has_nothing_to_do(catch_up->vcpus) ? catch_up->rests + 1 : 0;
-	if (catch_up->rests < RESTS && ran < patience(catch_up) && look_again(catch_up, ran) == 0)
+	if (catch_up->rests < RESTS && catch_up->had < patience(catch_up) && !too_long(catch_up) &&
+		look_again(catch_up, monotonic() - catch_up->ran_since) == 0)
 		return;
-	learn(catch_up, ran);
+	learn(catch_up);
 	begin_step(catch_up);
 }
 
@@ -187,7 +236,8 @@ static int begin(struct catch_up *catch_up, struct vcpus *vcpus, struct error *e
 	catch_up->parking = false;
 	catch_up->steps = 1;
 	catch_up->rests = catch_up->tries = 0;
-	catch_up->usual = 0;
+	catch_up->usual = catch_up->had = catch_up->spent = 0;
+	catch_up->cpu_time = cpu_time(vcpus);
 	catch_up->began = catch_up->ran_since = monotonic();
 	return 0;
 }
@@ -235,7 +285,7 @@ static bool make_step(struct catch_up *catch_up, struct guest_time *time, struct
 		return true;
 	lack = behind(catch_up, time);
 	forward = lack < catch_up->step ? lack : catch_up->step;
-	if (monotonic() - catch_up->began > LONGEST_NS) {
+	if (too_long(catch_up)) {
 		log_warning("The guest's clock is still %.1f s behind and goes forward by that at once.",
 			(double)lack / NS_PER_S);
 		forward = lack;
@@ -258,6 +308,8 @@ void catch_up_parked(struct catch_up *catch_up)
 	catch_up->rests = 0;
 	if (!make_step(catch_up, &time, &error) && look_again(catch_up, 0) == 0) {
 		catch_up->ran_since = monotonic();
+		catch_up->had = 0;
+		catch_up->cpu_time = cpu_time(catch_up->vcpus);
 		vcpus_run(catch_up->vcpus);
 		return;
 	}

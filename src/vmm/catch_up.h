@@ -5,7 +5,8 @@
  * believes of the date is wrong; but time must not jump either, or all that has been waiting for an answer at
  * most three minutes gives it up, although nobody had a moment to answer: systemd kills every service with a
  * watchdog. So the guest's time catches up with the world's in steps that are small for what waits, and
- * between them the guest runs until it has nothing left to do. Ten minutes take half a second so.
+ * between them the guest runs until it has nothing left to do, for as long as it is given processors to do
+ * it. Ten minutes take half a second so, and longer on a host that has no time for the guest.
  *
  * Such is the default. With "jump" all of the gap is made up at once, with "stop" none.
  *
@@ -35,7 +36,10 @@ struct catch_up {
 	unsigned steps, rests, tries;
 	bool parking; /* the vCPUs are leaving the guest, for a step */
 	int64_t began, ran_since;
-	int64_t usual; /* how long the guest runs after a step before it has nothing to do; 0: not known */
+	uint64_t cpu_time;  /* of all vCPUs, at the last look */
+	int64_t interval;   /* from the last look to the next */
+	int64_t had, spent; /* what the guest had of its processors since the last step, and in all */
+	int64_t usual;      /* how much of it a step takes before it has nothing to do; 0: not known */
 	struct watch timer;
 	struct vcpus *vcpus;
 };

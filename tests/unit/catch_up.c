@@ -1,5 +1,6 @@
-/* A guest's time over a pause: how far it goes at once, and that in the end nothing is missing. The clocks
- * are numbers here, and the guest has nothing to do. */
+/* A guest's time over a pause: how far it goes at once, that it has had its chance to answer before it goes
+ * on, and that in the end nothing is missing. The clocks are numbers here, and so is what the guest has to
+ * do. */
 #include "vmm/catch_up.h"
 
 #include "base/cleanup.h"
@@ -7,6 +8,8 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #define S 1000000000ull
@@ -16,6 +19,60 @@ static uint64_t real, guest, guest_at; /* the host's time; the guest's, and when
 static uint64_t longest;               /* way that the guest's time went at once */
 static unsigned sets;
 static bool broken;
+
+/*
+ * The guest's one processor, which tells whether it waits (stats >= 0): after each step it has to run for
+ * `work` ns, and is given one in `share` of the time; 0: it never comes to rest. `late`: how long each look
+ * takes, as if this whole host were slow. `leap`: how far the host's monotonic time is ahead.
+ */
+static struct {
+	int64_t work;
+	unsigned share, late_ms;
+	int64_t leap;
+	int64_t before, since; /* monotonic ns of the last step */
+	unsigned hurried;      /* steps that came before the work was done */
+} load;
+
+int __real_clock_gettime(clockid_t clock, struct timespec *now);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now);
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *now)
+{
+	int r = __real_clock_gettime(clock, now);
+
+	if (clock == CLOCK_MONOTONIC)
+		now->tv_sec += load.leap;
+	return r;
+}
+
+static int64_t monotonic(void)
+{
+	struct timespec now;
+
+	__real_clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * (int64_t)S + now.tv_nsec;
+}
+
+static int64_t ran(void)
+{
+	return load.share ? (monotonic() - load.since) / load.share : 0;
+}
+
+uint64_t __wrap_vcpu_cpu_time(const struct vcpu *vcpu)
+{
+	(void)vcpu;
+	return (uint64_t)(load.before + (load.work && ran() > load.work ? load.work : ran()));
+}
+
+bool __wrap_vcpu_halted(const struct vcpu *vcpu)
+{
+	bool rests = load.work && ran() >= load.work;
+
+	(void)vcpu;
+	if (load.late_ms)
+		usleep(load.late_ms * 1000);
+	return rests;
+}
 
 uint64_t __wrap_clock_realtime(void)
 {
@@ -39,7 +96,10 @@ int __wrap_clock_set(const struct kvm *kvm, const int *vcpus, uint32_t count, co
 	guest = time->instant.kvmclock + forward;
 	guest_at = real;
 	longest = forward > longest ? forward : longest;
-	sets++;
+	if (sets++ > 0 && load.work)
+		load.hurried += ran() < load.work;
+	load.before = (int64_t)vcpu_cpu_time(NULL);
+	load.since = monotonic();
 	return 0;
 }
 
@@ -61,7 +121,7 @@ void __wrap_vcpus_run(struct vcpus *vcpus)
 
 struct rig {
 	struct platform platform;
-	struct vcpus vcpus; /* none: they are always parked */
+	struct vcpus vcpus; /* none, or one that is always parked */
 	struct catch_up catch_up;
 	unsigned leave_after; /* steps */
 };
@@ -94,6 +154,8 @@ static struct rig *new_rig(enum clock_over_pause how)
 	guest = 5 * S;
 	guest_at = real - 3 * S;
 	longest = sets = 0;
+	memset(&load, 0, sizeof(load));
+	load.since = monotonic();
 	broken = false;
 	return rig;
 }
@@ -257,6 +319,84 @@ static void what_cannot_be_set_keeps_the_guest_from_running(void **state)
 	free_rig(rig);
 }
 
+/* Ten minutes in steps of 3 s, or fewer. */
+static struct rig *with_a_processor(uint64_t gap)
+{
+	struct rig *rig = new_rig(CLOCK_CATCH_UP);
+
+	rig->vcpus.count = rig->vcpus.parked_count = 1;
+	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
+	guest_at = real += gap;
+	guest = 8 * S;
+	return rig;
+}
+
+/* However little of a processor the host gives it: after each step it has had what it needs to answer. */
+static void a_starved_guest_is_waited_for(void **state)
+{
+	struct rig *rig = with_a_processor(10 * S);
+
+	(void)state;
+	load.work = 6 * MS;
+	load.share = 60;
+	go_on(rig, 0, 0);
+	assert_int_equal(shown() - 8 * S, real - 1000000 * S);
+	assert_int_equal(sets, 5);
+	assert_int_equal(load.hurried, 0);
+	assert_int_equal(longest, 2 * S);
+	free_rig(rig);
+}
+
+/* As where the host itself is emulated on a busy machine: looks come late, and the guest runs no more than
+ * they. */
+static void what_a_look_was_late_by_does_not_count(void **state)
+{
+	struct rig *rig = with_a_processor(4 * S);
+
+	(void)state;
+	load.work = 600 * MS;
+	load.share = 1;
+	load.late_ms = 60;
+	go_on(rig, 0, 0);
+	assert_int_equal(sets, 2);
+	assert_int_equal(load.hurried, 0);
+	free_rig(rig);
+}
+
+/* The date is right soon in a guest that never rests, in one whose KVM does not tell, and in one that does
+ * not run at all. */
+static void time_does_not_wait_for_ever(void **state)
+{
+	static const struct {
+		unsigned share;
+		int stats;
+		int64_t leap;
+	} cases[] = {{1, 1, 0}, {3, 1, 0}, {1, -1, 0}, {0, -1, 0}, {0, 1, 700}};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct rig *rig = with_a_processor(40 * S);
+
+		load.share = cases[i].share;
+		rig->vcpus.vcpu[0].stats = cases[i].stats;
+		rig->leave_after = 0;
+		load.leap = 0;
+		if (cases[i].leap) {
+			struct error error;
+
+			assert_int_equal(catch_up_go_on(&rig->catch_up, &rig->vcpus, 0, &error), 0);
+			load.leap = cases[i].leap;
+			assert_int_equal(loop_run(rig->platform.loop, &error), 0);
+			assert_true(longest > 30 * S);
+		} else {
+			go_on(rig, 0, 0);
+			assert_int_equal(longest, 2 * S);
+		}
+		assert_int_equal(shown() - 8 * S, real - 1000000 * S);
+		free_rig(rig);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -268,6 +408,9 @@ int main(void)
 		cmocka_unit_test(a_user_may_want_a_jump_or_none),
 		cmocka_unit_test(a_clock_that_was_set_back_does_not_take_the_guests_along),
 		cmocka_unit_test(what_cannot_be_set_keeps_the_guest_from_running),
+		cmocka_unit_test(a_starved_guest_is_waited_for),
+		cmocka_unit_test(what_a_look_was_late_by_does_not_count),
+		cmocka_unit_test(time_does_not_wait_for_ever),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
