@@ -15,14 +15,7 @@
 
 void guest_config_free(struct guest_config *config)
 {
-	char *const *const strings[] = {&config->name, &config->uuid, &config->kernel, &config->ramdisk,
-		&config->root, &config->extra, &config->bootloader, &config->bootargs, &config->bootentry,
-		&config->cpus, &config->ip, &config->netmask, &config->gateway, &config->hostname,
-		&config->dhcp, &config->interface, &config->nfs_server, &config->nfs_root,
-		&config->on_xend_start, &config->on_xend_stop, &config->on_disk_full, &config->disk_discard};
-
-	for (size_t i = 0; i < ARRAY_SIZE(strings); i++)
-		free(*strings[i]);
+	guest_options_free(config);
 	for (size_t i = 0; i < config->disk_count; i++)
 		guest_disk_free(&config->disks[i]);
 	for (size_t i = 0; i < config->vif_count; i++)
@@ -217,6 +210,26 @@ int guest_config_from_file(struct guest_config *config, const char *path, const 
 	if (r >= 0 && text_keep_bytes(&text, &size) < 0)
 		r = error_set(error, ENOMEM, "Out of memory.");
 	return r < 0 ? r : guest_config_from_text(config, path, text, size, overrides, override_count, error);
+}
+
+int guest_config_name_after(struct guest_config *config, const char *path, struct error *error)
+{
+	const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+	size_t length = strlen(base);
+	_cleanup_free_ char *name = NULL;
+
+	if (config->name)
+		return 0;
+	if (length > 4 && (!strcmp(base + length - 4, ".cfg") || !strcmp(base + length - 4, ".sxp")))
+		length -= 4;
+	name = strndup(base, length);
+	if (!name)
+		return error_set(error, ENOMEM, "Out of memory.");
+	if (guest_name_check(name, NULL) < 0)
+		return error_set(
+			error, EINVAL, "%s: the guest configuration has no name: add name = \"…\".", path);
+	config->name = take_pointer(name);
+	return 0;
 }
 
 static int read_json(struct guest_config *config, const json_t *json, struct error *error)
@@ -496,6 +509,9 @@ void guest_config_help(struct buffer *out)
 			}
 			snprintf(text, sizeof(text), "; default %s)",
 				guest_action_name((enum guest_action)option->fallback));
+			line(out, text);
+		} else if (option->choices) {
+			snprintf(text, sizeof(text), " (%s)", option->choices);
 			line(out, text);
 		}
 		if (option->without_effect) {

@@ -124,6 +124,9 @@ void guest_config_free(struct guest_config *config);
 int guest_config_from_file(struct guest_config *config, const char *path, const char *const *overrides,
 	size_t override_count, struct error *error);
 
+/* A configuration without a name gets that of its file, without .cfg or .sxp. */
+int guest_config_name_after(struct guest_config *config, const char *path, struct error *error);
+
 /* The same from text in memory; `source` stands for the path in messages. */
 int guest_config_from_text(struct guest_config *config, const char *source, const char *text, size_t size,
 	const char *const *overrides, size_t override_count, struct error *error);

@@ -37,6 +37,29 @@ static enum guest_action *action_of(const struct guest_option *option, const str
 	return (enum guest_action *)((char *)config + option->offset);
 }
 
+void guest_options_free(struct guest_config *config)
+{
+	for (size_t i = 0; i < guest_option_count; i++)
+		switch (guest_options[i].kind) {
+		case OPTION_NAME:
+		case OPTION_UUID:
+		case OPTION_TEXT:
+		case OPTION_WORD:
+		case OPTION_PATH:
+		case OPTION_CPUS:
+		case OPTION_ADDRESS:
+			free(*text_of(&guest_options[i], config));
+			break;
+		case OPTION_NUMBER:
+		case OPTION_ACTION:
+		case OPTION_DISKS:
+		case OPTION_VIFS:
+		case OPTION_NICS:
+		case OPTION_KEPT:
+			break;
+		}
+}
+
 void guest_options_defaults(struct guest_config *config)
 {
 	for (size_t i = 0; i < guest_option_count; i++) {

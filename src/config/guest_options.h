@@ -51,6 +51,9 @@ int guest_option_set(const struct guest_option *option, struct guest_config *con
 /* The option's JSON value (new reference), or NULL where it was not given. */
 json_t *guest_option_json(const struct guest_option *option, const struct guest_config *config);
 
+/* Frees the texts of all options, not disks, vifs and `kept`. */
+void guest_options_free(struct guest_config *config);
+
 /* Sets all fallbacks in a fresh configuration. */
 void guest_options_defaults(struct guest_config *config);
 

@@ -40,26 +40,6 @@ static int find_file(char **found, const char *name, const char *directories, st
 		directories);
 }
 
-/* A domain that has no name gets its file's. */
-static int name_after_file(struct guest_config *config, const char *file, struct error *error)
-{
-	const char *slash = strrchr(file, '/'), *base = slash ? slash + 1 : file;
-	_cleanup_free_ char *name = strdup(base);
-	size_t length = strlen(base);
-
-	if (config->name)
-		return 0;
-	if (!name)
-		return error_set(error, ENOMEM, "Out of memory.");
-	if (length > 4 && (!strcmp(base + length - 4, ".cfg") || !strcmp(base + length - 4, ".sxp")))
-		name[length - 4] = '\0';
-	if (guest_name_check(name, NULL) < 0)
-		return error_set(
-			error, EINVAL, "%s: the guest configuration has no name: add name = \"…\".", file);
-	config->name = take_pointer(name);
-	return 0;
-}
-
 static void print_warnings(const struct guest_config *config, const char *file)
 {
 	_cleanup_json_ json_t *warnings = guest_config_warnings(config);
@@ -118,7 +98,7 @@ static int read_config(
 	fflush(stdout);
 	r = guest_config_from_file(
 		config, *file, arguments->words + first, arguments->word_count - first, error);
-	return r < 0 ? r : name_after_file(config, *file, error);
+	return r < 0 ? r : guest_config_name_after(config, *file, error);
 }
 
 /* Posts the configuration; what xend makes of it is in `json` and `domain`. */
@@ -185,7 +165,9 @@ static int create(struct xm *xm, const struct arguments *arguments, struct error
 const struct command start_commands[] = {
 	{"create", NULL, "<ConfigFile> [vars]", "Start a domain as a configuration file says.",
 		{{"help_config", 0, NULL, "list the options of configuration files"},
-			{"dryrun", 'n', NULL, "check everything, print the configuration, start nothing"},
+			{"dryrun", 'n', NULL,
+				"check all but what only the start shows, print the configuration, start "
+				"nothing"},
 			{"paused", 'p', NULL, "leave the domain paused"},
 			{"console_autoconnect", 'c', NULL, "attach to the console"},
 			{"quiet", 'q', NULL, "print nothing but errors"},

@@ -155,8 +155,9 @@ const struct command domain_commands[] = {
 	{"list", "ls", "[Domain...]", "List the host and its domains, or those named.",
 		{{"long", 'l', NULL, "print all that is known of them, as S-expressions"},
 			{"state", 0, "STATE",
-				"only domains that are running, blocked, paused, shutdown, crashed or "
-				"dying"}},
+				"only domains that are running, blocked, paused, shutdown (or halted), "
+				"crashed "
+				"or dying; all: as without it"}},
 		0, 10000, list},
 	{"domid", NULL, "<Domain>", "Print the ID of a domain.", {{0}}, 1, 1, domid},
 	{"domname", NULL, "<Domain>", "Print the name of a domain.", {{0}}, 1, 1, domname},

@@ -408,16 +408,24 @@ static int create(struct host *host, const json_t *config, struct error *error)
 	return client_call(&host->client, "POST", "/domains", body, NULL, error);
 }
 
+static bool is_saved(const json_t *domain)
+{
+	return access(text_of(domain, "checkpoint"), F_OK) == 0;
+}
+
+static bool stays_down(const json_t *domain)
+{
+	return !is_saved(domain) && (strcmp(option_of(domain, "on_xend_start"), "ignore") == 0 ||
+					    strcmp(option_of(domain, "on_xend_stop"), "destroy") == 0);
+}
+
 /* 1: there is nothing to bring back. */
 static int bring_back(struct host *host, const json_t *domain, const json_t *here, struct error *error)
 {
-	if (is_here(here, "uuid", text_of(domain, "uuid")))
+	if (is_here(here, "uuid", text_of(domain, "uuid")) || stays_down(domain))
 		return 1;
-	if (access(text_of(domain, "checkpoint"), F_OK) == 0)
+	if (is_saved(domain))
 		return restore(host, domain, error);
-	if (strcmp(option_of(domain, "on_xend_start"), "ignore") == 0 ||
-		strcmp(option_of(domain, "on_xend_stop"), "destroy") == 0)
-		return 1;
 	return create(host, json_object_get(domain, "config"), error);
 }
 
@@ -430,7 +438,7 @@ static int bring_all_back(struct host *host, const json_t *here, json_t **waitin
 	for (size_t i = 0; i < json_array_size(record);) {
 		_cleanup_json_ json_t *domain = json_incref(json_array_get(record, i));
 		const char *name = text_of(domain, "name");
-		bool saved = access(text_of(domain, "checkpoint"), F_OK) == 0;
+		bool saved = is_saved(domain);
 		int r = bring_back(host, domain, here, error);
 
 		if (r == 0)
@@ -454,13 +462,13 @@ static int bring_all_back(struct host *host, const json_t *here, json_t **waitin
 }
 
 /* The configuration of a file, as xm create reads it. */
-static int read_file(const char *path, const char *name, json_t **json, struct error *error)
+static int read_file(const char *path, json_t **json, struct error *error)
 {
 	_cleanup_guest_config_ struct guest_config config = {0};
 	int r = guest_config_from_file(&config, path, NULL, 0, error);
 
-	if (r >= 0 && !config.name && !(config.name = strdup(name)))
-		r = error_set(error, ENOMEM, "Out of memory.");
+	if (r >= 0)
+		r = guest_config_name_after(&config, path, error);
 	if (r >= 0)
 		*json = guest_config_to_json(&config);
 	return r;
@@ -482,7 +490,7 @@ static int start_automatic(struct host *host, const json_t *here, const json_t *
 		snprintf(path, sizeof(path), "%s/%s", host->automatic, entry->d_name);
 		if (entry->d_name[0] == '.' || entry->d_name[strlen(entry->d_name) - 1] == '~')
 			continue;
-		r = read_file(path, entry->d_name, &config, error);
+		r = read_file(path, &config, error);
 		if (r >= 0 && is_here(here, "name", text_of(config, "name")))
 			continue;
 		if (r >= 0 && is_here(waiting, "name", text_of(config, "name"))) {
@@ -525,9 +533,9 @@ static int status(struct host *host, struct error *error)
 	size_t i;
 
 	(void)error;
-	json_array_foreach(record, i, domain)
+	json_array_foreach(record, i, domain) if (!stays_down(domain))
 		say("%s: is to be %s at the next start.", text_of(domain, "name"),
-			access(text_of(domain, "checkpoint"), F_OK) == 0 ? "restored" : "started");
+			is_saved(domain) ? "restored" : "started");
 	return 0;
 }
 

@@ -486,7 +486,8 @@ static void options_without_effect_are_named(void **state)
 {
 	static const char text[] =
 		"name = 'a'\nmaxmem = 128\ncpu_weight = 256\nvnc = 0\nvfb = ['vnc=1']\npci = []\n"
-		"on_xend_start = 'ignore'\ncpus = '0'\non_crash = 'coredump-restart'\n"
+		"on_xend_start = 'ignore'\nclock_over_pause = 'stop'\ncpus = '0'\non_crash = "
+		"'coredump-restart'\n"
 		"vif = ['rate=1MB/s']\n";
 	static const char kept[] = "name = 'a'\non_crash = 'rename-restart'\ndisk = ['file:/d,xvda,?']\n";
 	_cleanup_guest_config_ struct guest_config config = {0};

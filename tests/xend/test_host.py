@@ -45,7 +45,9 @@ class Host(unittest.TestCase):
         self.assertEqual(self.xend.names(), [])
         wait_until(lambda: not self.xend.guests(), "the end of those that are saved")
         self.assertEqual(len(os.listdir(self.saves)), 4)
-        self.assertIn("Saved: is to be restored", self.xendomains("status"))
+        said = self.xendomains("status")
+        self.assertIn("Saved: is to be restored", said)
+        self.assertNotIn("Left", said)
         # The host's next boot: another one, as the database has it.
         self.xend.kill()
         self.xend.start()
@@ -92,7 +94,7 @@ class Host(unittest.TestCase):
         self.assertEqual(json.loads(self.record.read_text()), [])
 
     def test_the_directory_auto(self):
-        for name, more in (("One", ""), ("Two", "memory = 'much'"), ("Three", "")):
+        for name, more in (("One", ""), ("Two", "memory = 'much'"), ("Three.cfg", "")):
             (self.automatic / name).write_text(f"kernel = '{self.xend.files}/kernel'\nmemory = 32\n{more}\n")
         (self.automatic / "One~").write_text("an editor's")
         said = self.xendomains("start", 1)

@@ -150,7 +150,7 @@ def test_create_help_config_lists_options(xend):
     code, out, err = xend.xm("create", "--help_config")
     assert code == 0 and "memory         memory in MiB (16 to 16777216, default 128)\n" in out
     assert max(map(len, out.splitlines())) < 80 and "9223372036854775807" not in out
-    assert "preserve, rename-restart" in " ".join(out.split())
+    assert "preserve, rename-restart" in " ".join(out.split()) and "(hold|error)" in out
 
 
 # pause, unpause, destroy, shutdown, reboot
@@ -832,7 +832,7 @@ def test_wrong_values_are_named(xend):
 @pytest.mark.parametrize("line,words", [
     ("xm mig", ["migrate"]), ("xm help mig", ["migrate"]), ("xm migrate T", ["TestGuest"]), ("xm migrate TestGuest ", ["10.0.0.2", "host3"]),
     ("xm migrate --live TestGuest h", ["host3"]), ("xm migrate --on-stall = ", ["stop", "cancel"]), ("xm migrate --compress = y", ["yes"]),
-    ("xm list --state = r", ["running"]), ("xm migrate --ca", ["--cancel"]), ("xm trust h", ["host3"]), ("xm rename T", ["TestGuest"]),
+    ("xm list --state = r", ["running"]), ("xm restore --accept = d", ["disks"]), ("xm migrate --accept = ", ["kernel", "clock"]), ("xm migrate --ca", ["--cancel"]), ("xm trust h", ["host3"]), ("xm rename T", ["TestGuest"]),
     ("xm rename TestGuest ", []), ("xend st", ["start", "stop", "status"])])
 def test_completion(xend, tmp_path, line, words):
     (tmp_path / "xm").write_text(f"""#!/bin/sh
