@@ -311,7 +311,7 @@ static void restore(struct call *call)
 		    "eager", &eager, "name", &options.clone.name, "disk", &options.clone.disk, "vif",
 		    &options.clone.vif, "accept", &options.accept))
 		return;
-	if (objections_check_accepted(options.accept, &error) < 0) {
+	if (objections_check_accepted(options.accept, true, &error) < 0) {
 		reply_error(call->reply, &error);
 		return;
 	}
@@ -350,7 +350,7 @@ static void migrate(struct call *call)
 		reply_error(call->reply, &error);
 		return;
 	}
-	if (objections_check_accepted(options.accept, &error) < 0) {
+	if (objections_check_accepted(options.accept, false, &error) < 0) {
 		reply_error(call->reply, &error);
 		return;
 	}

@@ -13,7 +13,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-static const char *const acceptable[] = {ACCEPT_KERNEL, ACCEPT_CLOCK, ACCEPT_DISKS};
+/* Disks do not differ from what they were where a guest moves. */
+static const struct {
+	const char *word;
+	bool only_restore;
+} acceptable[] = {{ACCEPT_KERNEL, false}, {ACCEPT_CLOCK, false}, {ACCEPT_DISKS, true}};
 
 static json_t *portray_disks(const struct guest_config *config)
 {
@@ -38,7 +42,7 @@ bool objections_accepted(const json_t *accept, const char *what)
 	return false;
 }
 
-int objections_check_accepted(const json_t *accept, struct error *error)
+int objections_check_accepted(const json_t *accept, bool restores, struct error *error)
 {
 	if (accept && !json_is_array(accept))
 		return error_set(error, EINVAL, "'accept' is no list of words.");
@@ -47,11 +51,13 @@ int objections_check_accepted(const json_t *accept, struct error *error)
 		bool known = false;
 
 		for (size_t j = 0; word && j < ARRAY_SIZE(acceptable); j++)
-			known |= strcmp(word, acceptable[j]) == 0;
+			known |= strcmp(word, acceptable[j].word) == 0 &&
+				 (restores || !acceptable[j].only_restore);
 		if (!known)
-			return error_set(error, EINVAL,
-				"There is no difference '%s' to accept: expected %s or %s.", word ? word : "",
-				ACCEPT_KERNEL ", " ACCEPT_CLOCK, ACCEPT_DISKS);
+			return error_set(error, EINVAL, "There is no difference '%s' to accept: expected %s.",
+				word ? word : "",
+				restores ? ACCEPT_KERNEL ", " ACCEPT_CLOCK " or " ACCEPT_DISKS
+					 : ACCEPT_KERNEL " or " ACCEPT_CLOCK);
 	}
 	return 0;
 }

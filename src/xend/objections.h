@@ -25,7 +25,7 @@ void objections_portray_machine(struct domain *domain, json_t *offer);
  * Differences that a user may take as they are (--accept): an array of their names, where a difference that
  * it names is no objection. 0, or a sentence that says which there are.
  */
-int objections_check_accepted(const json_t *accept, struct error *error);
+int objections_check_accepted(const json_t *accept, bool restores, struct error *error);
 bool objections_accepted(const json_t *accept, const char *what);
 
 /*
