@@ -134,7 +134,7 @@ json_t *saved_disks_portray(struct xend *xend, const struct guest_config *config
 	looking->hurry = hurry;
 	r = errand_run(xend, &errand, &looking, cancel, &error);
 	if (!looking || r < 0) {
-		log_warning("The checkpoint of domain '%s' says nothing of its disks: %s.", config->name,
+		log_warning("The checkpoint of domain '%s' says nothing of its disks: %s", config->name,
 			error.text);
 		if (looking)
 			forget(looking);
