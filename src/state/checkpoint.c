@@ -66,7 +66,7 @@ static bool all_zero(const uint8_t *data, size_t size)
 	return size == 0 || (data[0] == 0 && memcmp(data, data + 1, size - 1) == 0);
 }
 
-/* The header's verdicts 1 to 3, and its numbers. */
+/* The header's verdicts 1 to 5, and its numbers. */
 static int decode_header(struct checkpoint *to, const uint8_t block[CHECKPOINT_PAGE],
 	struct section sections[SECTIONS_MAX], uint32_t *section_count, struct error *error)
 {
