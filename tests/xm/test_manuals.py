@@ -25,8 +25,10 @@ def test_xm_lists_all_commands_and_options(xend):
 
 def test_every_option_of_a_guest_is_named(xend):
     page = re.sub(r"^\.(It )?Cm ", " ", text_of("xmdomain.cfg.5"), flags=re.M)
-    for line in re.findall(r"^\w.*", xend.xm("create", "--help_config")[1], re.M):
+    for line in re.findall(r"^\w.*(?:\n .*)*", xend.xm("create", "--help_config")[1], re.M):
         assert re.search(rf"[ \n]{line.split()[0]}\b", page), line
+        for word in "|".join(re.findall(r"\(([a-z-]+(?:\|[a-z-]+)+)\)", line)).split("|"):
+            assert re.search(rf"[ \n]{word}\b", page), (line, word)
 
 
 def test_every_setting_of_xend_is_named():
