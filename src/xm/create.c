@@ -165,9 +165,7 @@ static int create(struct xm *xm, const struct arguments *arguments, struct error
 const struct command start_commands[] = {
 	{"create", NULL, "<ConfigFile> [vars]", "Start a domain as a configuration file says.",
 		{{"help_config", 0, NULL, "list the options of configuration files"},
-			{"dryrun", 'n', NULL,
-				"check all but what only the start shows, print the configuration, start "
-				"nothing"},
+			{"dryrun", 'n', NULL, "check everything, print the configuration, start nothing"},
 			{"paused", 'p', NULL, "leave the domain paused"},
 			{"console_autoconnect", 'c', NULL, "attach to the console"},
 			{"quiet", 'q', NULL, "print nothing but errors"},
