@@ -61,8 +61,12 @@ static int refuse_unowned(struct xend *xend, struct error *error)
 static void end(void *argument)
 {
 	_cleanup_domain_ struct domain *domain = argument;
+	struct error error;
 
 	lifecycle_finish(domain);
+	/* The ticket that it has left by was still its own when handover_resume looked. */
+	if (store_drop_departed(domain->xend->store, &error) < 0)
+		log_error("%s", error.text);
 }
 
 /* In a worker, since its process may be held by storage that does not answer. */
