@@ -44,6 +44,7 @@ static const int allowed[] = {
 	SCMP_SYS(ftruncate),
 	SCMP_SYS(fsync),
 	SCMP_SYS(fdatasync),
+	SCMP_SYS(fadvise64),
 	SCMP_SYS(dup),
 	/* the control socket and console streams */
 	SCMP_SYS(accept4),

@@ -210,6 +210,9 @@ static void blk_resume(struct device *device)
 {
 	struct virtio_blk *blk = CONTAINER_OF(virtio_of(device), struct virtio_blk, virtio);
 
+	if (!blk->has_run)
+		image_forget(&blk->image);
+	blk->has_run = true;
 	if (blk->resized)
 		virtio_config_changed(&blk->virtio);
 	blk->resized = false;
@@ -283,6 +286,7 @@ struct device *virtio_blk_new(struct platform *platform, unsigned slot, int imag
 	}
 	if (image_examine(&blk->image, image_fd, options->read_only, error) < 0)
 		return NULL;
+	image_forget(&blk->image); /* most of it: there is less to do when the guest waits for it */
 	blk->read_only = options->read_only;
 	blk->full_is_error = options->full_is_error;
 	blk->capacity = blk->image.size / SECTOR;

@@ -4,7 +4,7 @@
  * only where O_DIRECT cannot take the guest's buffers they pass through one of ours.
  *
  * System calls: io_uring_enter, munmap of the ring, fstat, statx, ioctl(BLKGETSIZE64, BLKSSZGET),
- * fcntl(F_GETFL, F_SETFL), timerfd_create, timerfd_settime, read, close.
+ * fcntl(F_GETFL, F_SETFL), fadvise64, timerfd_create, timerfd_settime, read, close.
  */
 #pragma once
 

@@ -43,6 +43,7 @@ struct virtio_blk {
 	uint64_t capacity; /* sectors of 512 */
 	uint32_t block_size;
 	bool resized; /* the driver has to be told */
+	bool has_run; /* the guest has, here */
 
 	struct request requests[BLK_QUEUE_SIZE]; /* resident are only as many as were ever in flight at once
 						  */

@@ -1,4 +1,5 @@
 #include "vmm/dev/blk_image.h"
+#include "base/log.h"
 #include "base/status.h"
 
 #include <errno.h>
@@ -64,6 +65,7 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 			return r;
 	}
 	image->size -= image->size % image->block_size;
+	image->cached = true;
 	if (!(flags & O_DIRECT))
 		return 0;
 	direct_alignment(image, &memory, &position);
@@ -73,9 +75,19 @@ int image_examine(struct image *image, int fd, bool read_only, struct error *err
 				"Unable to use a disk image through the host's cache: %s.", strerror(errno));
 		return 0;
 	}
+	image->cached = false;
 	/* Lengths of the pieces have to be whole blocks too. */
 	image->memory_alignment = memory > position ? memory : position;
 	return 0;
+}
+
+void image_forget(const struct image *image)
+{
+	int r = image->cached ? posix_fadvise(image->fd, 0, 0, POSIX_FADV_DONTNEED) : 0;
+
+	if (r)
+		log_warning("What this host's cache has of a disk image may be older than the image: %s.",
+			strerror(r));
 }
 
 bool image_takes(const struct image *image, const struct iovec *iov, unsigned count)
