@@ -2,12 +2,14 @@
 
 import os
 import pathlib
+import signal
 import struct
 
 import checkpoint_file
 import pytest
 from checkpoint_file import RAM_AT, number_after
 from conftest import TOP
+from kills import processes, read, wait_for
 from test_native import LINE, names, start
 
 MIB = 1 << 20
@@ -169,3 +171,13 @@ def test_a_place_where_nothing_can_be_saved(hosts, heartbeat, kernel, tmp_path):
     assert "is not a file and is not replaced" in refusal(host, "save", "--force", "Native", "/dev/null")
     assert "Domain 'None'" in refusal(host, "save", "None", there)
     assert os.listdir(tmp_path) == ["there"] and os.path.getsize(there) == 0
+
+
+def test_a_page_of_a_guests_memory_that_fails_is_named(hosts, heartbeat, kernel):
+    """The signal that says so comes from here: a test that breaks the machine's memory would outlive itself."""
+    start(hosts[0], heartbeat, kernel, memory=64, line="tsc_khz=2000000 touch=4")
+    guest, = processes(hosts[0], "ferry-guest")
+    os.kill(guest, signal.SIGBUS)
+    wait_for(lambda: names(hosts[0]) == ["Domain-0"], "the end of the guest")
+    said = read(f"{hosts[0].root}/xend.log")
+    assert f"[{guest}]: ERROR: A page of the guest's memory has failed (SIGBUS): the host's memory is broken or used up;" in said, said[-3000:]
