@@ -11,4 +11,5 @@ struct control;
 /* Serves the listening socket (taken over in case of success) on the machine's loop. NULL with a sentence on
  * failure. */
 struct control *control_new(struct machine *machine, int listening, struct error *error);
+/* The machine's loop does not run any more. */
 void control_free(struct control *control);
