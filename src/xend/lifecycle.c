@@ -148,10 +148,10 @@ static void end_for_good(void *argument)
 }
 
 /* Of a domain that never became LIVE, or shall be no more: everything goes, whatever holds its process. */
-static void discard(struct domain *domain)
+static void discard(struct domain *listed)
 {
 	/* The caller may have none but that of the list of domains, which it leaves meanwhile. */
-	_cleanup_domain_ struct domain *held = domain_ref(domain);
+	_cleanup_domain_ struct domain *domain = domain_ref(listed);
 	long long begin = monotonic_ms();
 	struct error error;
 
