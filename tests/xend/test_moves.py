@@ -415,6 +415,7 @@ class Moves(unittest.TestCase):
                 restore.close()
                 self.one.start()
                 wait_until(lambda: not self.carriers(), "the carrier's end")
+                wait_until(lambda: self.running() or not self.one.names(), "its running, or its end")
                 if not self.one.names():
                     wait_until(lambda: not self.one.guests(), "its end")
                     self.one.job("/restore", options)
