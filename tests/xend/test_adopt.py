@@ -177,6 +177,58 @@ class Adopting(unittest.TestCase):
         self.restart(self.forget_everything)
         self.guest_is("TestGuest", pid, state="-b----")
 
+    def leave_in_doubt(self, domain, *more):
+        """What a xend that was killed leaves of a guest that another host has not answered for."""
+        self.xend.kill()
+        self.ask_database("UPDATE domains SET paused = 0")
+        self.ask_database("INSERT INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES ('00000000-0000-4000-8000-000000000009', ?, 1, '127.0.0.1', 9, "
+                          "strftime('%s'))", domain["uuid"])
+        for sql in more:
+            self.ask_database(sql)
+
+    def keep(self):
+        self.xend.post("/domains/TestGuest/handover", {"settle": "keep"})
+        wait_until(lambda: self.xend.get("/domains/TestGuest")["state"] == "-b----", "its going on")
+
+    def test_who_is_in_doubt_is_known_without_the_history(self):
+        """Of migrations, which cannot be read: that lets nobody run who may run elsewhere."""
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.xend.post("/domains/TestGuest/pause")
+        self.leave_in_doubt(domain, "ALTER TABLE moves RENAME COLUMN host TO lost")
+        self.xend.start()
+        wait_until(lambda: "open whether it runs on 127.0.0.1" in self.xend.domains()[1].get("doubt", ""), "the doubt")
+        self.assertTrue(self.xend.domains()[1]["away"])
+        self.guest_is("TestGuest", pid, state="--p---")
+        self.assertIn("lost", self.ask_database("SELECT sql FROM sqlite_master WHERE name = 'moves'")[0][0])
+        self.keep()
+
+    def test_tickets_that_cannot_be_read(self):
+        """Then nobody is let run, and xend says why it does not start."""
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.xend.post("/domains/TestGuest/pause")
+        self.leave_in_doubt(domain, "ALTER TABLE tickets RENAME COLUMN state TO lost")
+        refused = self.xend.command("start")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("no such column: state", refused.stderr)
+        self.assertFalse(rig.dead(pid))
+        self.ask_database("ALTER TABLE tickets RENAME COLUMN lost TO state")
+        self.xend.start()
+        wait_until(lambda: "doubt" in self.xend.domains()[1], "the doubt")
+        self.guest_is("TestGuest", pid, state="--p---")
+        self.keep()
+
+    def test_the_end_of_a_guest_that_had_left_is_finished(self):
+        """It was being ended: whose it is was known by then, and is not asked any more."""
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.leave_in_doubt(domain, "UPDATE domains SET phase = 2")
+        self.xend.start()
+        wait_until(lambda: rig.dead(pid) and self.xend.guests() == [], "its end")
+        self.assertEqual(self.xend.names(), [])
+        self.assertNotIn("is open until", self.xend.log.read_text())
+
     def test_nothing_is_recorded_of_a_guest(self):
         """An older xend has started it, or its record could not be written: what its process knows is enough."""
         known, silent = self.xend.create("Known"), self.xend.create("Silent", disk=[])

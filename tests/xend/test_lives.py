@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 import unittest
@@ -245,6 +246,9 @@ class Endings(Lives):
 
 
 class Restarts(Lives):
+    def record(self, domain):
+        return json.loads((self.xend.root / "run/guests" / domain["uuid"] / "domain").read_text())
+
     def again(self, sentence="the new guest"):
         wait_until(lambda: self.ids().get("TestGuest", 0) > 1 and self.runs(), sentence)
 
@@ -285,6 +289,40 @@ class Restarts(Lives):
         self.assertEqual(self.ids(), {"Kept": 1, "TestGuest": 2})
         self.xend.post("/domains/Kept/destroy")
         self.assertEqual(self.ids(), {"TestGuest": 2})
+
+    def test_a_kept_guest_is_not_started_when_its_process_dies(self):
+        """Neither while xend is here nor before the next one comes."""
+        for away in (False, True):
+            domain = self.xend.create(on_poweroff="preserve")
+            self.ends(domain["uuid"], "poweroff")
+            wait_until(lambda: self.record(domain)["phase"] == "preserved", "its end")
+            self.xend.kill()
+            with sqlite3.connect(self.xend.root / "state/xend.db") as store:  # long ago: not right after its start
+                store.execute("UPDATE domains SET booted_ns = booted_ns - 100000000000")
+            if not away:
+                self.xend.start()
+                self.assertEqual(self.xend.get("/domains/TestGuest")["state"], "---s--")
+            rig.kill(self.xend.guest_pid(domain))
+            if away:
+                self.xend.start()
+            wait_until(lambda: (self.ids(), self.xend.guests()) == ({}, []), "its being taken away")
+        self.assertEqual(self.xend.create()["id"], 3)
+
+    def test_a_guest_is_kept_only_where_that_can_be_recorded(self):
+        """Until then it is called as it was, and there is one of it."""
+        domain = self.xend.create(disk=[], on_reboot="rename-restart")
+        filler = self.full_store()
+        self.ends(domain["uuid"], "reboot")
+        wait_until(lambda: "Unable to write xend's database" in self.xend.get("/domains/TestGuest").get("trouble", ""), "a start that fails")
+        for _ in range(2):
+            self.assertEqual(self.ids(), {"TestGuest": 1})
+            self.assertEqual(self.xend.get("/domains/TestGuest")["uuid"], domain["uuid"])
+            time.sleep(1.5)
+        filler.unlink()
+        self.again()
+        self.assertEqual(set(self.ids()), {"TestGuest-1", "TestGuest"})
+        self.assertEqual(self.xend.get("/domains/TestGuest")["uuid"], domain["uuid"])
+        self.assertEqual((self.xend.get("/domains/TestGuest-1")["state"], len(self.xend.guests())), ("---s--", 2))
 
     def test_destroy_during_a_reboot_destroys(self):
         for when in ("ending", "waiting"):
