@@ -203,6 +203,7 @@ static int start_process(struct domain *domain, struct error *error)
 	domain->process = process;
 	domain->pid = pid;
 	process_log_listen(domain->log, pid);
+	xend_changed(xend); /* somebody may want it ended */
 	return 0;
 }
 
@@ -431,6 +432,7 @@ int guest_find(struct domain *domain, struct error *error)
 	domain->process = process_find(place.process, &domain->pid);
 	if (domain->process < 0)
 		return error_set(error, ESRCH, "The process of domain '%s' is no more.", domain->config.name);
+	process_log_end(domain->log);
 	domain->log = process_log_find(domain->xend, place.log, domain->config.name, domain->pid);
 	return 0;
 }

@@ -359,8 +359,8 @@ int handover_force(struct domain *domain, bool keep, struct error *error)
 	xend_changed(domain->xend);
 	while (domain->handed_over && domain->phase == DOMAIN_LIVE && !domain->xend->stopping)
 		xend_wait(domain->xend, -1);
-	while (domain->phase == DOMAIN_ENDING)
-		xend_wait(domain->xend, -1);
+	if (domain->phase == DOMAIN_ENDING && lifecycle_await_end(domain, error) < 0)
+		return -error->code;
 	if (domain->handed_over && domain->phase == DOMAIN_LIVE)
 		return error_set(error, ECANCELED,
 			"xend is being stopped: nothing is decided about domain '%s'.", name);

@@ -117,7 +117,7 @@ static long long end_patience_ms(const struct xend *xend)
 }
 
 /* Until nothing is left of the domain, or it has taken too long. Lets go of the lock. */
-static int await_end(struct domain *domain, long long since, struct error *error)
+static int await_end_since(struct domain *domain, long long since, struct error *error)
 {
 	long long patience = end_patience_ms(domain->xend), left = patience;
 
@@ -131,6 +131,11 @@ static int await_end(struct domain *domain, long long since, struct error *error
 		"rule because of storage that does not answer. Until it does, its name, memory and disks are "
 		"taken, and xm list shows it.",
 		domain->config.name, (int)domain->pid);
+}
+
+int lifecycle_await_end(struct domain *domain, struct error *error)
+{
+	return await_end_since(domain, monotonic_ms(), error);
 }
 
 static void end_for_good(void *argument)
@@ -161,7 +166,7 @@ static void discard(struct domain *listed)
 		domain->busy = "being ended";
 	if (xend_worker(domain->xend, end_for_good, domain_ref(domain), NULL) < 0)
 		end_for_good(domain); /* the reference is its */
-	else if (await_end(domain, begin, &error) < 0)
+	else if (await_end_since(domain, begin, &error) < 0)
 		log_warning("%s", error.text);
 }
 
@@ -399,7 +404,7 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 
 	while (domain->busy && domain->phase != DOMAIN_GONE) {
 		if (domain->phase == DOMAIN_ENDING)
-			return await_end(domain, begin, error);
+			return await_end_since(domain, begin, error);
 		domain->no_successor = !domain->handed_over;
 		if (domain->handed_over)
 			return error_set(error, EBUSY,
@@ -434,5 +439,5 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 	domain->busy = "being destroyed";
 	ending_by_order(domain, "destroyed", NULL, NULL);
 	lifecycle_finish(domain);
-	return await_end(domain, begin, error);
+	return await_end_since(domain, begin, error);
 }

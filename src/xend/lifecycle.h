@@ -55,6 +55,10 @@ void lifecycle_leave(struct domain *domain);
  */
 void lifecycle_finish(struct domain *domain);
 
+/* Waits until nothing is left of a domain that is ENDING; an error where that takes longer than
+ * storage-timeout. Lets go of the lock. */
+int lifecycle_await_end(struct domain *domain, struct error *error);
+
 /* xm destroy: cancels the domain's job if it has one, then finishes it. An error also where its process has
  * yet to end. */
 int lifecycle_destroy(struct domain *domain, struct error *error);

@@ -227,6 +227,7 @@ class Adopting(unittest.TestCase):
         self.xend.start()
         wait_until(lambda: rig.dead(pid) and self.xend.guests() == [], "its end")
         self.assertEqual(self.xend.names(), [])
+        time.sleep(1)  # long enough to ask
         self.assertNotIn("is open until", self.xend.log.read_text())
 
     def test_nothing_is_recorded_of_a_guest(self):
