@@ -74,11 +74,20 @@ void fill_end(struct fill *fill)
 
 /* ---- into the guest ---- */
 
+/* Who follows a living guest for which this was said wrongly needs to know what it was that told so. */
+static int ended(const char *sign, struct error *error)
+{
+	return error_set(
+		error, ESRCH, "The guest has ended before all of its memory was there (%s).", sign);
+}
+
 static int refused(int code, struct error *error)
 {
-	/* ENOENT: a process that is ending has left its guest's memory, but not yet its own. */
-	if (code == ESRCH || code == ENOENT)
-		return error_set(error, ESRCH, "The guest has ended before all of its memory was there.");
+	if (code == ESRCH)
+		return ended("its process has no memory any more: ESRCH", error);
+	/* A process that is ending has left its guest's memory, but not yet its own. */
+	if (code == ENOENT)
+		return ended("its memory is not mapped, or not waited for, any more: ENOENT", error);
 	return error_set(error, code, "The guest's process does not take its memory: %s.", strerror(code));
 }
 
@@ -126,6 +135,10 @@ static int place_zeros(struct fill *fill, uint64_t page, struct error *error)
 	while (ioctl(fill->faults, UFFDIO_ZEROPAGE, &zero) < 0) {
 		if (errno == EEXIST)
 			return wake(fill, page, 1, error);
+		/* The guest's process has heard that all is there since we read who misses this page, and so
+		 * has ended everybody's waiting. */
+		if (errno == ENOENT && fill->told)
+			return 0;
 		if (errno != EAGAIN)
 			return refused(errno, error);
 	}
@@ -274,7 +287,7 @@ static int take_answer(struct fill *fill, struct error *error)
 	int r = channel_receive(fill->guest->channel, &answer, error);
 
 	if (r == -EPIPE || r == -ECONNRESET)
-		return refused(ESRCH, error);
+		return ended("its process has closed the connection", error);
 	if (r == 0)
 		r = channel_error_of(answer.body, error);
 	if (r < 0)
@@ -344,5 +357,8 @@ int fill_complete(struct fill *fill, struct error *error)
 
 	while (r == 0 && (fill->missing || !fill->alone))
 		r = serve_next(fill, error);
-	return r == 0 ? fill_call(fill, json_pack("{s:s}", "do", "filled"), NULL, error) : r;
+	if (r < 0)
+		return r;
+	fill->told = true;
+	return fill_call(fill, json_pack("{s:s}", "do", "filled"), NULL, error);
 }

@@ -43,6 +43,7 @@ struct fill {
 	unsigned used, wanted_count;
 	uint64_t wanted[FILL_WANTED_MAX];
 	bool asked;     /* the guest's process has yet to answer */
+	bool told;      /* that all memory is there: it stops waiting for any at some moment from here on */
 	bool alone;     /* xend has said go-on: what becomes of xend does not matter any more */
 	bool xend_gone; /* that is what became of it */
 };

@@ -7,10 +7,13 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <cmocka.h>
 
 #define MIB_PAGES 256u
@@ -214,6 +217,71 @@ static void test_the_next_carrier(void **state)
 	tear_down(&both);
 }
 
+/* A page that is missed when all is there: the carrier has read who misses it, and is as slow as it can be. */
+static struct {
+	struct fake_guest *guest;
+	struct touch touch;
+	pthread_t thread;
+	sem_t heard;
+} late;
+
+int __real_ioctl(int fd, unsigned long request, void *argument);
+int __wrap_ioctl(int fd, unsigned long request, void *argument);
+
+int __wrap_ioctl(int fd, unsigned long request, void *argument)
+{
+	if (request == UFFDIO_ZEROPAGE && late.guest) {
+		sem_post(&late.heard);
+		while (!late.guest->filled)
+			usleep(1000);
+	}
+	return __real_ioctl(fd, request, argument);
+}
+
+static void miss_late(struct fake_guest *guest)
+{
+	late.touch = (struct touch){guest, EMPTY, 1};
+	late.guest = guest;
+	pthread_create(&late.thread, NULL, touch, &late.touch);
+	sem_wait(&late.heard);
+}
+
+/* A guest's process that waits for no page any more has not ended. */
+static void test_what_is_missed_when_all_is_there(void **state)
+{
+	struct both both = {0};
+
+	(void)state;
+	set_up(&both);
+	sem_init(&late.heard, 0, 0);
+	both.to.when_told = miss_late;
+	restore(&both);
+	go_on(&both);
+	assert_filled(&both);
+	pthread_join(late.thread, NULL);
+	late.guest = NULL;
+	assert_int_equal(late.touch.seen, 0);
+	tear_down(&both);
+}
+
+/* Which of its signs a guest's end was known by is said. */
+static void test_a_guest_that_ends(void **state)
+{
+	struct both both = {0};
+	struct message failed;
+
+	(void)state;
+	set_up(&both);
+	restore(&both);
+	shutdown(both.to.server_end, SHUT_RDWR);
+	failed = carrier_event(&both.carrier, "failed");
+	assert_int_equal(json_integer_value(json_object_get(failed.body, "errno")), ESRCH);
+	assert_non_null(strstr(json_string_value(json_object_get(failed.body, "error")),
+		"its process has closed the connection"));
+	message_free(&failed);
+	tear_down(&both);
+}
+
 static void test_damage_stays_outside(void **state)
 {
 	struct both both = {0};
@@ -270,6 +338,8 @@ int main(void)
 		cmocka_unit_test(test_zeros_take_no_memory),
 		cmocka_unit_test(test_without_xend),
 		cmocka_unit_test(test_the_next_carrier),
+		cmocka_unit_test(test_what_is_missed_when_all_is_there),
+		cmocka_unit_test(test_a_guest_that_ends),
 		cmocka_unit_test(test_damage_stays_outside),
 		cmocka_unit_test(test_a_guest_that_cannot_wait),
 	};

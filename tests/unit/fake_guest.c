@@ -177,6 +177,8 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 			(json_int_t)(uintptr_t)guest->ram);
 	}
 	if (strcmp(verb, "filled") == 0) {
+		if (guest->when_told)
+			guest->when_told(guest);
 		end_faults(guest);
 		guest->filled = true;
 		return json_pack("{s:b}", "ok", 1);

@@ -44,6 +44,7 @@ struct fake_guest {
 	uint64_t
 		looks_at; /* the page that load-state looks at, as devices do; its first bytes go to `seen` */
 	uint64_t seen;
+	void (*when_told)(struct fake_guest *guest); /* that all is there; before it waits no more. NULL: nothing */
 	atomic_bool filled;
 };
 
