@@ -77,8 +77,7 @@ void fill_end(struct fill *fill)
 /* Who follows a living guest for which this was said wrongly needs to know what it was that told so. */
 static int ended(const char *sign, struct error *error)
 {
-	return error_set(
-		error, ESRCH, "The guest has ended before all of its memory was there (%s).", sign);
+	return error_set(error, ESRCH, "The guest has ended before all of its memory was there (%s).", sign);
 }
 
 static int refused(int code, struct error *error)

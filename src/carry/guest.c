@@ -232,3 +232,10 @@ int guest_load_state(struct guest *guest, const struct buffer *state, struct err
 
 	return request ? call(guest, request, &fd, NULL, error) : -EIO;
 }
+
+int guest_translate_clock(struct guest *guest, int64_t realtime_offset_ns, struct error *error)
+{
+	return call(guest,
+		json_pack("{s:s, s:I}", "do", "clock", "realtime_offset_ns", (json_int_t)realtime_offset_ns),
+		NULL, NULL, error);
+}

@@ -64,3 +64,5 @@ int guest_faults(struct guest *guest, int *faults, uint64_t *base, struct error 
 /* The request that hands the guest its state, NULL on an error; *fd, the caller's, goes with it. */
 json_t *guest_state_request(const struct buffer *state, int *fd, struct error *error);
 int guest_load_state(struct guest *guest, const struct buffer *state, struct error *error);
+/* Our real time is so far ahead of that in the state that was loaded. */
+int guest_translate_clock(struct guest *guest, int64_t realtime_offset_ns, struct error *error);

@@ -30,7 +30,7 @@ struct record_rule {
 
 static const struct record_rule record_rules[RECORD_TYPES] = {
 	[RECORD_CLOCK] = {"CLOCK", 0, 0, CLOCK_EXCHANGES - 1},
-	[RECORD_TIME] = {"TIME", 0, 0, UINT64_MAX},
+	[RECORD_TIME] = {"TIME", 0, 0, INT64_MAX},
 	[RECORD_OFFER] = {"OFFER", OFFER_DIGEST_SIZE + DESCRIPTION_MAX, CHECKPOINT_PAGE, CHECKPOINT_RAM_MAX},
 	[RECORD_ACCEPT] = {"ACCEPT", PEER_TOKEN_SIZE, 0, PEER_STREAMS_MAX},
 	[RECORD_REFUSED] = {"REFUSED", 16 << 10, 0, 0},
@@ -222,7 +222,7 @@ int peer_welcome(struct wire *wire, struct hello *hello, struct error *error)
 	common = hello->lowest <= PEER_VERSION && hello->highest >= PEER_VERSION;
 	ours = *hello;
 	ours.lowest = ours.highest = PEER_VERSION;
-	ours.features = hello->features &= PEER_COMPRESSED | PEER_STREAMS;
+	ours.features = hello->features &= PEER_COMPRESSED | PEER_STREAMS | PEER_CLOCK;
 	memcpy(ours.sender, wire->job->self, sizeof(ours.sender));
 	r = send_hello(wire, &ours, false, error);
 	if (r == 0 && !common)
@@ -460,27 +460,55 @@ void peer_abort(struct wire *wire, const struct error *why)
 
 /* ---- clocks ---- */
 
-int peer_measure_clock(struct wire *wire, int64_t *offset_ns, struct error *error)
+int peer_ask_clock(struct wire *wire, unsigned number, struct clock_question *asked, struct error *error)
 {
-	int64_t shortest = INT64_MAX;
+	*asked = (struct clock_question){.monotonic = monotonic_ns(), .realtime = realtime_ns()};
+	return peer_send(wire, RECORD_CLOCK, number, NULL, 0, error);
+}
 
+int peer_hear_clock(struct wire *wire, const struct clock_question *asked, struct clock_offset *offset,
+	struct error *error)
+{
+	struct record record;
+	int r = peer_expect(wire, RECORD_TIME, &record, error);
+
+	offset->error_ns = (monotonic_ns() - asked->monotonic) / 2;
+	if (r == 0)
+		offset->ns = asked->realtime + offset->error_ns - (int64_t)record.argument;
+	return r;
+}
+
+int peer_answer_clock(struct wire *wire, struct error *error)
+{
+	return peer_send(wire, RECORD_TIME, (uint64_t)realtime_ns(), NULL, 0, error);
+}
+
+void clock_offset_renew(struct clock_offset *offset, const struct clock_offset *later)
+{
+	int64_t change;
+
+	if (later->error_ns <= offset->error_ns || __builtin_sub_overflow(later->ns, offset->ns, &change) ||
+		change > later->error_ns || change < -later->error_ns)
+		*offset = *later;
+}
+
+int peer_measure_clock(struct wire *wire, struct clock_offset *offset, struct error *error)
+{
+	offset->error_ns = INT64_MAX;
 	for (unsigned i = 0; i < CLOCK_EXCHANGES; i++) {
-		int64_t began = monotonic_ns(), before = realtime_ns(), took;
-		struct record record;
+		struct clock_question asked;
+		struct clock_offset found;
 		int r;
 
 		wire_limit(wire, PEER_HANDSHAKE_MS);
-		r = peer_send(wire, RECORD_CLOCK, i, NULL, 0, error);
+		r = peer_ask_clock(wire, i, &asked, error);
 		if (r == 0)
-			r = peer_expect(wire, RECORD_TIME, &record, error);
+			r = peer_hear_clock(wire, &asked, &found, error);
 		wire_limit(wire, 0);
 		if (r < 0)
 			return r;
-		took = monotonic_ns() - began;
-		if (took < shortest) {
-			shortest = took;
-			*offset_ns = (int64_t)((uint64_t)before + (uint64_t)took / 2 - record.argument);
-		}
+		if (found.error_ns < offset->error_ns)
+			*offset = found;
 	}
 	return 0;
 }
@@ -494,7 +522,7 @@ int peer_tell_clock(struct wire *wire, struct error *error)
 		wire_limit(wire, PEER_HANDSHAKE_MS);
 		r = peer_expect(wire, RECORD_CLOCK, &record, error);
 		if (r == 0)
-			r = peer_send(wire, RECORD_TIME, (uint64_t)realtime_ns(), NULL, 0, error);
+			r = peer_answer_clock(wire, error);
 		wire_limit(wire, 0);
 		if (r < 0)
 			return r;

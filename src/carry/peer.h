@@ -21,6 +21,7 @@
 /* Features. */
 #define PEER_COMPRESSED 0x1u /* compressed pages */
 #define PEER_STREAMS 0x2u    /* pages over data connections */
+#define PEER_CLOCK 0x4u      /* the source's clock is asked for once more before RECEIVED */
 
 #define PEER_STREAMS_MAX 8u    /* data connections of one relocation */
 #define PEER_STRIPE_PAGES 256u /* neighbours that travel over the same one */
@@ -135,6 +136,24 @@ void peer_last_words(struct wire *wire, int failure, int milliseconds, struct er
 /* Tells the peer why this side gives up, unless the peer or the line did. Ends the conversation. */
 void peer_abort(struct wire *wire, const struct error *why);
 
-/* The destination asks for the source's clock: *offset_ns = our CLOCK_REALTIME minus theirs. */
-int peer_measure_clock(struct wire *wire, int64_t *offset_ns, struct error *error);
+/* Our CLOCK_REALTIME minus the peer's, and how wrong that may be, either way. */
+struct clock_offset {
+	int64_t ns, error_ns;
+};
+
+/* When the peer was asked for its clock; ns of ours. */
+struct clock_question {
+	int64_t monotonic, realtime;
+};
+
+/* The destination asks for the source's clock, some times, of which the most exact one counts. */
+int peer_measure_clock(struct wire *wire, struct clock_offset *offset, struct error *error);
 int peer_tell_clock(struct wire *wire, struct error *error);
+/* The same once, in two parts, between which other records may be sent. */
+int peer_ask_clock(struct wire *wire, unsigned number, struct clock_question *asked, struct error *error);
+int peer_hear_clock(struct wire *wire, const struct clock_question *asked, struct clock_offset *offset,
+	struct error *error);
+/* Answers a CLOCK that has just been heard. */
+int peer_answer_clock(struct wire *wire, struct error *error);
+/* What was measured later counts, but where it is less exact and allows for the earlier one. */
+void clock_offset_renew(struct clock_offset *offset, const struct clock_offset *later);

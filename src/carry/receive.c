@@ -27,7 +27,7 @@ struct receive {
 	struct hello hello;
 	json_t *description; /* owned */
 	uint64_t ram_size;
-	int64_t clock_offset_ns;
+	struct clock_offset clock_offset;
 	char ticket[UUID_TEXT_SIZE], peer[PEER_NAME_MAX];
 };
 
@@ -322,8 +322,7 @@ static int take_over(struct receive *receive, struct stages *stages, struct erro
 	int r;
 
 	stages->committed = monotonic_ns();
-	r = job_event(receive->job, "commit",
-		json_pack("{s:I}", "realtime_offset_ns", (json_int_t)receive->clock_offset_ns), error);
+	r = job_event(receive->job, "commit", NULL, error);
 	if (r == 0)
 		r = job_answer(receive->job, &running, error);
 	if (r < 0)
@@ -341,6 +340,31 @@ static int take_over(struct receive *receive, struct stages *stages, struct erro
 	return job_event(receive->job, "done", NULL, error);
 }
 
+/*
+ * The guest's process has it in its state how far our clock is ahead: whoever lets it run, whenever, need not
+ * know. Asked for together with RECEIVED, so that nobody waits for it, and told before COMMIT.
+ */
+static int tell_received(struct receive *receive, struct error *error)
+{
+	struct wire *wire = &receive->wire;
+	struct clock_offset known = receive->clock_offset, later;
+	bool asks = receive->hello.features & PEER_CLOCK;
+	struct clock_question asked;
+	int r = asks ? peer_ask_clock(wire, 0, &asked, error) : 0;
+
+	if (r == 0)
+		r = peer_send(wire, RECORD_RECEIVED, 0, NULL, 0, error);
+	if (r == 0 && asks)
+		r = peer_hear_clock(wire, &asked, &later, error);
+	if (r == 0 && asks)
+		clock_offset_renew(&receive->clock_offset, &later);
+	if (r == 0 && receive->clock_offset.ns != known.ns)
+		log_info("The clock of %s is %.3f ms behind this host's; at the beginning it was %.3f ms.",
+			receive->peer, (double)receive->clock_offset.ns / (double)NS_PER_MS,
+			(double)known.ns / (double)NS_PER_MS);
+	return r == 0 ? guest_translate_clock(&receive->guest, receive->clock_offset.ns, error) : r;
+}
+
 /* All memory is here and right: from here to COMMIT, any failure refuses the ticket. */
 static int hand_over(struct receive *receive, struct error *error)
 {
@@ -354,7 +378,7 @@ static int hand_over(struct receive *receive, struct error *error)
 		r = agree(receive, "received", NULL, "received", &answer, error);
 	stages.recorded = monotonic_ns();
 	if (r == 0)
-		r = peer_send(&receive->wire, RECORD_RECEIVED, 0, NULL, 0, error);
+		r = tell_received(receive, error);
 	if (r == 0)
 		r = peer_expect(&receive->wire, RECORD_COMMIT, &record, error);
 	return r == 0 ? take_over(receive, &stages, error) : r;
@@ -467,7 +491,7 @@ int receive_job(struct job *job, confine_function *confine, struct error *error)
 	} else if (r == 0 && receive.hello.purpose == PURPOSE_PAGES) {
 		return pass_on(&receive, error);
 	} else if (r == 0) {
-		r = peer_measure_clock(&receive.wire, &receive.clock_offset_ns, error);
+		r = peer_measure_clock(&receive.wire, &receive.clock_offset, error);
 		if (r == 0)
 			r = accept_offer(&receive, error);
 		if (r == 0)

@@ -40,6 +40,7 @@ struct send {
 	int64_t began, copied_at, sent_at, received_at, committed_at; /* monotonic ns */
 	bool all_sent;                                                /* every page, and the last ROUND */
 	bool committed;                                               /* COMMIT may have reached the peer */
+	bool tells_clock;                                             /* once more, when the peer asks */
 };
 
 #define _cleanup_send_ __attribute__((cleanup(send_free)))
@@ -242,6 +243,23 @@ static int tell_received(const struct send *send, struct error *error)
 		error);
 }
 
+/* The peer asks for our clock right before: the guest has stood still since its time stopped, and long rounds
+ * lie between that and the handshake. */
+static int expect_received(struct send *send, struct error *error)
+{
+	struct wire *wire = &send->wire;
+	struct record record;
+	int r = peer_receive(wire, &record, error);
+
+	if (r == 0 && record.type == RECORD_CLOCK && send->tells_clock) {
+		send->tells_clock = false;
+		r = peer_answer_clock(wire, error);
+		if (r == 0)
+			r = peer_receive(wire, &record, error);
+	}
+	return r == 0 && record.type != RECORD_RECEIVED ? peer_not_due(wire, &record, error) : r;
+}
+
 /*
  * Everything was sent, and the guest stands still: while the peer puts it in place, verifies, loads and
  * records, its memory is read again here. What is left of that once the peer is done is not waited for where
@@ -250,7 +268,6 @@ static int tell_received(const struct send *send, struct error *error)
 static int await_received(struct send *send, struct error *error)
 {
 	struct proof *proof = &send->proof;
-	struct record record;
 	int64_t end;
 	int r = proof_clear(proof, error);
 
@@ -260,7 +277,7 @@ static int await_received(struct send *send, struct error *error)
 	if (r == 0)
 		r = prove_meanwhile(send, true, error);
 	if (r == 0)
-		r = peer_expect(&send->wire, RECORD_RECEIVED, &record, error);
+		r = expect_received(send, error);
 	end = monotonic_ns() + PROOF_NS;
 	while (r == 0 && proof->left && monotonic_ns() + proof_left_ns(proof) <= end)
 		r = proof_step(proof, true, error);
@@ -274,7 +291,7 @@ static int await_received(struct send *send, struct error *error)
 /* Up to RECEIVED: after it the peer has all, verified, and xend decides. */
 static int send_guest(struct send *send, struct error *error)
 {
-	uint32_t features = (send->sending.compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED) |
+	uint32_t features = PEER_CLOCK | (send->sending.compression == COMPRESSION_NO ? 0 : PEER_COMPRESSED) |
 			    (send->connections ? PEER_STREAMS : 0);
 	int r = peer_greet(&send->wire, PURPOSE_RELOCATE, send->ticket, &features, error);
 
@@ -282,6 +299,7 @@ static int send_guest(struct send *send, struct error *error)
 		r = agree_on_compression(send, features, error);
 	if (!(features & PEER_STREAMS))
 		send->connections = 0;
+	send->tells_clock = features & PEER_CLOCK;
 	if (r == 0)
 		r = peer_tell_clock(&send->wire, error);
 	if (r == 0)

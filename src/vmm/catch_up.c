@@ -242,11 +242,15 @@ static int begin(struct catch_up *catch_up, struct vcpus *vcpus, struct error *e
 	return 0;
 }
 
-int catch_up_go_on(
-	struct catch_up *catch_up, struct vcpus *vcpus, int64_t realtime_offset, struct error *error)
+void catch_up_translate(struct catch_up *catch_up, int64_t realtime_offset)
+{
+	catch_up->time.instant.realtime += (uint64_t)realtime_offset;
+}
+
+int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error *error)
 {
 	const struct clock_instant *stopped = &catch_up->time.instant;
-	int64_t since = (int64_t)(clock_realtime() - stopped->realtime) - realtime_offset;
+	int64_t since = (int64_t)(clock_realtime() - stopped->realtime);
 	uint64_t gap = since > 0 && catch_up->how != CLOCK_STOP ? (uint64_t)since : 0;
 	uint64_t step = catch_up_step(gap);
 	bool all = catch_up->how != CLOCK_CATCH_UP || gap <= step;
@@ -257,7 +261,7 @@ int catch_up_go_on(
 	catch_up->gap = gap;
 	catch_up->step = step;
 	catch_up->kvmclock = stopped->kvmclock;
-	catch_up->realtime = stopped->realtime + (uint64_t)realtime_offset;
+	catch_up->realtime = stopped->realtime;
 	if (!all && begin(catch_up, vcpus, error) < 0) {
 		log_warning("The guest's clock goes forward by %.1f s at once: %s", (double)gap / NS_PER_S,
 			error->text);

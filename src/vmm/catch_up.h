@@ -53,10 +53,11 @@ void catch_up_stand_still(struct catch_up *catch_up, struct vcpus *vcpus);
 /* The guest's time is that of a loaded state. */
 void catch_up_loaded(struct catch_up *catch_up, const struct guest_time *time);
 
-/* The vCPUs are about to run: the guest's time goes on, and makes up for what has passed. realtime_offset:
- * how far this host's real time is ahead of that of the host where the guest was stopped, ns. */
-int catch_up_go_on(
-	struct catch_up *catch_up, struct vcpus *vcpus, int64_t realtime_offset, struct error *error);
+/* Real time in that state is another host's, and this host's is so far ahead of it (ns). To be said once. */
+void catch_up_translate(struct catch_up *catch_up, int64_t realtime_offset);
+
+/* The vCPUs are about to run: the guest's time goes on, and makes up for what has passed. */
+int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error *error);
 
 /* The vCPUs are parked, and nobody wants the guest to stand still: perhaps for a step, which is then made. */
 void catch_up_parked(struct catch_up *catch_up);

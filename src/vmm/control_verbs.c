@@ -76,10 +76,20 @@ static int do_resume(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
 	bool announce = json_is_true(json_object_get(request->body, "announce"));
-	json_int_t offset = json_integer_value(json_object_get(request->body, "realtime_offset_ns"));
 
 	(void)reply;
-	return machine_resume(connection->control->machine, announce, offset, error);
+	return machine_resume(connection->control->machine, announce, error);
+}
+
+static int do_clock(
+	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
+{
+	const json_t *offset = json_object_get(request->body, "realtime_offset_ns");
+
+	(void)reply;
+	if (!json_is_integer(offset))
+		return error_set(error, EINVAL, "'clock' needs 'realtime_offset_ns': nanoseconds.");
+	return machine_translate_clock(connection->control->machine, json_integer_value(offset), error);
 }
 
 static int do_pause(
@@ -363,6 +373,7 @@ static const struct verb verbs[] = {
 	{"create", do_create, false, false},
 	{"status", do_status, false, false},
 	{"resume", do_resume, true, false},
+	{"clock", do_clock, true, false},
 	{"pause", do_pause, true, false},
 	{"memory", do_memory, true, false},
 	{"faults", do_faults, true, false},

@@ -42,7 +42,7 @@ static void look_again(void *context, uint32_t events)
 		hold->tries = 0;
 		say(machine);
 	} else if (hold->waiting && machine->state == MACHINE_PAUSED &&
-		   machine_resume(machine, false, 0, &error) < 0) {
+		   machine_resume(machine, false, &error) < 0) {
 		log_error("%s", error.text);
 		hold_watch(machine);
 	}

@@ -272,7 +272,15 @@ void machine_filled(struct machine *machine)
 	set_state(machine, machine->state);
 }
 
-int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error)
+int machine_translate_clock(struct machine *machine, int64_t realtime_offset, struct error *error)
+{
+	if (machine->state != MACHINE_PAUSED || !machine->catch_up.loaded)
+		return refuse(machine, "told of another host's clock", error);
+	catch_up_translate(&machine->catch_up, realtime_offset);
+	return 0;
+}
+
+int machine_resume(struct machine *machine, bool announce, struct error *error)
 {
 	struct platform *platform = &machine->platform;
 	int r;
@@ -287,7 +295,7 @@ int machine_resume(struct machine *machine, bool announce, int64_t realtime_offs
 	if (machine->state != MACHINE_PAUSED || machine->quieting)
 		return refuse(machine, "resumed", error);
 	machine->catch_up.memory_comes = machine->faults >= 0;
-	r = catch_up_go_on(&machine->catch_up, &machine->vcpus, realtime_offset, error);
+	r = catch_up_go_on(&machine->catch_up, &machine->vcpus, error);
 	if (r < 0)
 		return r;
 	platform->paused = false;
@@ -339,7 +347,7 @@ static void become_quiet(struct machine *machine)
 	if (machine->paused)
 		machine->paused(machine->context, error.code ? &error : NULL);
 	if (goes_on && !machine->stopped &&
-		machine_resume(machine, take_wish(&machine->announce_wanted), 0, &error) < 0)
+		machine_resume(machine, take_wish(&machine->announce_wanted), &error) < 0)
 		log_error("%s", error.text);
 }
 

@@ -65,8 +65,11 @@ const char *machine_stop_name(const struct machine *machine);
 /* Takes the configuration over in case of success. On failure the machine is empty again. */
 int machine_create(struct machine *machine, struct machine_config *config, struct error *error);
 
-/* Starts vCPUs and devices; realtime_offset: see clock.h. */
-int machine_resume(struct machine *machine, bool announce, int64_t realtime_offset, struct error *error);
+/* Starts vCPUs and devices. */
+int machine_resume(struct machine *machine, bool announce, struct error *error);
+
+/* A state was loaded, and the guest has not run since: catch_up_translate(). */
+int machine_translate_clock(struct machine *machine, int64_t realtime_offset, struct error *error);
 
 /* Begins to pause: `paused` is called when nothing runs any more, perhaps at once. */
 int machine_pause(struct machine *machine, struct error *error);

@@ -172,7 +172,7 @@ static int do_unpause(struct domain *domain, struct error *error)
 		return error_set(error, EINVAL, "Domain '%s' is not paused.", domain->config.name);
 	r = record_paused(domain, false, error);
 	if (r >= 0) {
-		r = guest_resume(domain, &(struct guest_resume){0}, error);
+		r = guest_resume(domain, false, error);
 		if (r < 0)
 			record_paused(domain, before, NULL);
 	}

@@ -323,13 +323,10 @@ int guest_power_button(struct domain *domain, struct error *error)
 	return plain(domain, "power-button", error);
 }
 
-int guest_resume(struct domain *domain, const struct guest_resume *how, struct error *error)
+int guest_resume(struct domain *domain, bool announce, struct error *error)
 {
-	json_t *request = json_pack("{s:s, s:b}", "do", "resume", "announce", how->announce);
-
-	if (how->has_realtime_offset)
-		json_object_set_new(request, "realtime_offset_ns", json_integer(how->realtime_offset_ns));
-	return guest_call(domain, request, NULL, GUEST_ANSWER_MS, error);
+	return guest_call(domain, json_pack("{s:s, s:b}", "do", "resume", "announce", announce), NULL,
+		GUEST_ANSWER_MS, error);
 }
 
 int guest_carry_on(struct domain *domain, struct error *error)
@@ -348,7 +345,7 @@ int guest_carry_on(struct domain *domain, struct error *error)
 		 * It may have arrived in a job of an earlier xend, and nobody has been told; or it runs, but
 		 * is just being paused for a carrier that has died.
 		 */
-		r = guest_resume(domain, &(struct guest_resume){.announce = true}, error);
+		r = guest_resume(domain, true, error);
 	}
 	return r;
 }

@@ -86,12 +86,8 @@ int guest_question(const struct domain *domain);
 int guest_pause(struct domain *domain, struct error *error);
 int guest_power_button(struct domain *domain, struct error *error);
 
-struct guest_resume {
-	bool announce;            /* tell the network where the guest is now */
-	bool has_realtime_offset; /* this host's clock minus the one where the state was taken */
-	long long realtime_offset_ns;
-};
-int guest_resume(struct domain *domain, const struct guest_resume *how, struct error *error);
+/* announce: the network is told where the guest is now. */
+int guest_resume(struct domain *domain, bool announce, struct error *error);
 
 /*
  * After a job that did not end in the guest's leaving: stops dirty tracking and

@@ -198,7 +198,7 @@ static int first_run(struct domain *domain, struct error *error)
 {
 	long long begin = monotonic_ms();
 	bool was_idle = false, is_idle = false;
-	int r = guest_resume(domain, &(struct guest_resume){0}, error);
+	int r = guest_resume(domain, false, error);
 	uint64_t used_ns;
 
 	if (r < 0)
@@ -296,7 +296,7 @@ int lifecycle_start_again(struct domain *domain, struct error *error)
 	domain->found = false;
 	r = go_live(domain, false, error);
 	if (r >= 0)
-		r = guest_resume(domain, &(struct guest_resume){0}, error);
+		r = guest_resume(domain, false, error);
 	if (r < 0) {
 		guest_end(domain);
 		domain->phase = DOMAIN_STARTING;
@@ -343,12 +343,12 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 	return 0;
 }
 
-int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error)
+int lifecycle_arrived(struct domain *domain, struct error *error)
 {
 	int r = domain->phase == DOMAIN_LIVE ? 0 : go_live(domain, domain->paused, error);
 
 	if (r >= 0)
-		r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, how, error);
+		r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, true, error);
 	if (r >= 0) {
 		moves_returned(domain);
 		domain_end_job(domain);

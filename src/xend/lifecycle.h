@@ -34,7 +34,7 @@ int lifecycle_expect(struct xend *xend, struct guest_config *config, bool paused
 
 /* The state is there: records the domain as LIVE, lets it run unless it is paused, and ends the job. An error
  * leaves it busy. */
-int lifecycle_arrived(struct domain *domain, const struct guest_resume *how, struct error *error);
+int lifecycle_arrived(struct domain *domain, struct error *error);
 
 /*
  * Records that the guest is to be no more: its end (lifecycle_leave, lifecycle_finish) is to follow. Where

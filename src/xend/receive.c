@@ -167,11 +167,10 @@ static int show_guest(struct receiving *receiving, struct error *error)
 }
 
 /* From the accepted offer to the record that the guest is ours. */
-static int take_over(struct receiving *receiving, struct guest_resume *how, struct error *error)
+static int take_over(struct receiving *receiving, struct error *error)
 {
 	struct carrier *carrier = &receiving->carrier;
 	_cleanup_message_ struct message received = {0}, commit = {0};
-	const json_t *offset;
 	int r = show_guest(receiving, error);
 
 	if (r >= 0)
@@ -192,10 +191,6 @@ static int take_over(struct receiving *receiving, struct guest_resume *how, stru
 		return r;
 	receiving->owned = true;
 	carrier->cancel = -1;
-	offset = json_object_get(commit.body, "realtime_offset_ns");
-	how->announce = true;
-	how->has_realtime_offset = json_is_integer(offset);
-	how->realtime_offset_ns = json_integer_value(offset);
 	return 0;
 }
 
@@ -256,7 +251,6 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 	_cleanup_message_ struct message first = {0};
 	_cleanup_json_ json_t *allow = json_array();
 	_cleanup_close_ int joins = -1;
-	struct guest_resume how = {0};
 	int r;
 
 	for (size_t i = 0; i < xend->config.allow_count; i++)
@@ -292,10 +286,10 @@ static int receive(struct receiving *receiving, struct visitor *visitor, struct 
 		json_string_value(json_object_get(first.body, "ticket")) ?: "");
 	r = accept_offer(receiving, &first, error);
 	if (r >= 0)
-		r = take_over(receiving, &how, error);
+		r = take_over(receiving, error);
 	if (r < 0)
 		return r;
-	r = lifecycle_arrived(receiving->domain, &how, error);
+	r = lifecycle_arrived(receiving->domain, error);
 	if (r >= 0) {
 		log_info("Domain '%s' has arrived from %s with ID %u.", receiving->domain->config.name,
 			receiving->peer, receiving->domain->id);

@@ -268,10 +268,9 @@ static int run_restore(
 static int settle_in(struct restoring *restoring, bool filling, struct error *error)
 {
 	struct domain *domain = restoring->domain;
-	struct guest_resume how = {.announce = true};
 	int r = filling ? filling_begin(domain, &restoring->carrier, error) : 0;
 
-	return r < 0 ? r : lifecycle_arrived(domain, &how, error);
+	return r < 0 ? r : lifecycle_arrived(domain, error);
 }
 
 static void restored(struct restoring *restoring, const struct message *loaded, struct reply *reply)

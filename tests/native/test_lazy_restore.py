@@ -1,11 +1,14 @@
 """A guest that runs before its memory is there: what may happen to the file, the carrier and xend meanwhile."""
 
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
+from enumeration import EXHAUSTIVE
 from kills import READING, next_carrier_stops, read
 from test_native import arrived, names
 
@@ -140,6 +143,33 @@ def test_migrate_waits_for_the_memory(hosts, heartbeat, checkpoint):
     hosts[0].xm("restore", checkpoint)
     hosts[0].xm("migrate", "-p", str(hosts[1].port), "Native", "127.0.0.1")
     arrived(hosts[1], heartbeat)
+
+
+@contextlib.contextmanager
+def load(count):
+    """So many busy loops beside everything."""
+    busy = [subprocess.Popen(["nice", "-n", "10", "sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in busy:
+            loop.kill()
+            loop.wait()
+
+
+def test_restores_under_load(host, heartbeat, checkpoint):
+    """200 with FERRY_EXHAUSTIVE=1. Nobody takes a guest that lives for one that has ended."""
+    with load(6 if EXHAUSTIVE else 2):
+        for _ in range(200 if EXHAUSTIVE else 3):
+            host.xm("restore", checkpoint)
+            filled(host)
+            host.xm("destroy", "Native")
+            nothing_left(host)
+        host.xm("restore", checkpoint)
+        filled(host)
+        arrived(host, heartbeat)
+    assert "has given up" not in log(host)
+    assert log(host).count("has all of its memory") == (201 if EXHAUSTIVE else 4)
 
 
 def test_destroy_at_once(host, checkpoint):

@@ -217,7 +217,8 @@ static void test_the_next_carrier(void **state)
 	tear_down(&both);
 }
 
-/* A page that is missed when all is there: the carrier has read who misses it, and is as slow as it can be. */
+/* A page that is missed when all is there: the carrier has read who misses it, and is as slow as it can be.
+ */
 static struct {
 	struct fake_guest *guest;
 	struct touch touch;

@@ -343,6 +343,30 @@ static void records_out_of_bounds_are_refused(void **state)
 	}
 }
 
+/* The later one counts, unless it is vaguer and says nothing else. */
+static void a_clock_is_known_as_well_as_it_was_measured(void **state)
+{
+	static const struct {
+		struct clock_offset earlier, later;
+		int64_t counts;
+	} cases[] = {
+		{{1000, 50}, {1010, 40}, 1010},
+		{{1000, 50}, {1900, 1000}, 1000},
+		{{1000, 50}, {2001, 1000}, 2001},
+		{{1000, 50}, {-1, 1000}, -1},
+		{{INT64_MAX, 5}, {-10, INT64_MAX}, -10},
+		{{INT64_MIN, 5}, {10, INT64_MAX}, 10},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct clock_offset offset = cases[i].earlier;
+
+		clock_offset_renew(&offset, &cases[i].later);
+		assert_int_equal(offset.ns, cases[i].counts);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -360,6 +384,7 @@ int main(void)
 		cmocka_unit_test(the_ram_digest_is_of_what_is_there_last),
 		cmocka_unit_test(every_bit_of_a_record_head_counts),
 		cmocka_unit_test(records_out_of_bounds_are_refused),
+		cmocka_unit_test(a_clock_is_known_as_well_as_it_was_measured),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -167,13 +167,13 @@ static void free_rig(struct rig *rig)
 	free(rig);
 }
 
-/* Runs on, here or elsewhere, until it has caught up or has made so many steps (0: all). */
-static void go_on(struct rig *rig, int64_t offset, unsigned steps)
+/* Runs on until it has caught up or has made so many steps (0: all). */
+static void go_on(struct rig *rig, unsigned steps)
 {
 	struct error error;
 
 	rig->leave_after = steps;
-	assert_int_equal(catch_up_go_on(&rig->catch_up, &rig->vcpus, offset, &error), 0);
+	assert_int_equal(catch_up_go_on(&rig->catch_up, &rig->vcpus, &error), 0);
 	assert_false(rig->catch_up.standing);
 	if (rig->catch_up.under_way)
 		assert_int_equal(loop_run(rig->platform.loop, &error), 0);
@@ -206,7 +206,7 @@ static void time_catches_up(void **state)
 		real += gaps[i];
 		guest_at = real; /* it has not gone on, though KVM's may have: what is set counts */
 		guest = 8 * S + (gaps[i] <= 2 * S ? gaps[i] : 0);
-		go_on(rig, 0, 0);
+		go_on(rig, 0);
 		assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 		assert_true(longest <= catch_up_step(gaps[i]));
 		assert_int_equal(sets,
@@ -227,9 +227,30 @@ static void a_loaded_state_goes_on_where_it_stopped(void **state)
 	catch_up_loaded(&rig->catch_up, &loaded);
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus); /* paused again before it ever ran */
 	assert_int_equal(rig->catch_up.time.instant.kvmclock, 8 * S);
-	go_on(rig, -50 * (int64_t)S, 0);
+	catch_up_translate(&rig->catch_up, -50 * (int64_t)S);
+	go_on(rig, 0);
 	assert_int_equal(shown(), 9 * S);
 	free_rig(rig);
+}
+
+/* It arrives paused, and is sent on before it ever ran: what is saved of it is of the host where it is. */
+static void a_loaded_state_is_sent_on(void **state)
+{
+	struct rig *rig = new_rig(CLOCK_CATCH_UP), *there = new_rig(CLOCK_CATCH_UP);
+	struct guest_time loaded = {.instant = {.kvmclock = 8 * S, .realtime = 1000050 * S}};
+
+	(void)state;
+	real = 1000001 * S;
+	catch_up_loaded(&rig->catch_up, &loaded);
+	catch_up_translate(&rig->catch_up, -50 * (int64_t)S);
+	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
+	assert_int_equal(rig->catch_up.time.instant.realtime, 1000000 * S);
+	catch_up_loaded(&there->catch_up, &rig->catch_up.time);
+	catch_up_translate(&there->catch_up, 0);
+	go_on(there, 0);
+	assert_int_equal(shown(), 9 * S);
+	free_rig(rig);
+	free_rig(there);
 }
 
 static void what_is_behind_stays_so_when_it_is_stopped(void **state)
@@ -239,7 +260,7 @@ static void what_is_behind_stays_so_when_it_is_stopped(void **state)
 	(void)state;
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	real += 600 * S;
-	go_on(rig, 0, 50);
+	go_on(rig, 50);
 	assert_true(rig->catch_up.under_way);
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	assert_false(rig->catch_up.under_way);
@@ -249,7 +270,7 @@ static void what_is_behind_stays_so_when_it_is_stopped(void **state)
 	assert_true(shown() < 8 * S + 200 * S);
 	catch_up_loaded(&there->catch_up, &rig->catch_up.time);
 	real += 30 * S;
-	go_on(there, 0, 0);
+	go_on(there, 0);
 	assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 	free_rig(rig);
 	free_rig(there);
@@ -262,9 +283,9 @@ static void one_that_was_nearly_there_is_not_forgotten(void **state)
 	(void)state;
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	real += 5 * S;
-	go_on(rig, 0, 2);
+	go_on(rig, 2);
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
-	go_on(rig, 0, 0); /* 1 s is missing: less than a step */
+	go_on(rig, 0); /* 1 s is missing: less than a step */
 	assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 	free_rig(rig);
 }
@@ -277,14 +298,14 @@ static void a_user_may_want_a_jump_or_none(void **state)
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	catch_up_loaded(&rig->catch_up, &(struct guest_time){rig->catch_up.time.instant});
 	real += 600 * S;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(shown(), 608 * S);
 	assert_int_equal(longest, 600 * S);
 	free_rig(rig);
 	rig = new_rig(CLOCK_STOP);
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	real += 600 * S;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(shown(), 8 * S);
 	free_rig(rig);
 }
@@ -297,7 +318,7 @@ static void a_clock_that_was_set_back_does_not_take_the_guests_along(void **stat
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	catch_up_loaded(&rig->catch_up, &(struct guest_time){rig->catch_up.time.instant});
 	real -= 100 * S;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(shown(), 8 * S);
 	free_rig(rig);
 }
@@ -311,10 +332,10 @@ static void what_cannot_be_set_keeps_the_guest_from_running(void **state)
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	real += 600 * S;
 	broken = true;
-	assert_true(catch_up_go_on(&rig->catch_up, &rig->vcpus, 0, &error) < 0);
+	assert_true(catch_up_go_on(&rig->catch_up, &rig->vcpus, &error) < 0);
 	assert_true(rig->catch_up.standing && !rig->catch_up.under_way);
 	broken = false;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 	free_rig(rig);
 }
@@ -339,7 +360,7 @@ static void a_starved_guest_is_waited_for(void **state)
 	(void)state;
 	load.work = 6 * MS;
 	load.share = 60;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 	assert_int_equal(sets, 5);
 	assert_int_equal(load.hurried, 0);
@@ -357,7 +378,7 @@ static void what_a_look_was_late_by_does_not_count(void **state)
 	load.work = 600 * MS;
 	load.share = 1;
 	load.late_ms = 60;
-	go_on(rig, 0, 0);
+	go_on(rig, 0);
 	assert_int_equal(sets, 2);
 	assert_int_equal(load.hurried, 0);
 	free_rig(rig);
@@ -384,12 +405,12 @@ static void time_does_not_wait_for_ever(void **state)
 		if (cases[i].leap) {
 			struct error error;
 
-			assert_int_equal(catch_up_go_on(&rig->catch_up, &rig->vcpus, 0, &error), 0);
+			assert_int_equal(catch_up_go_on(&rig->catch_up, &rig->vcpus, &error), 0);
 			load.leap = cases[i].leap;
 			assert_int_equal(loop_run(rig->platform.loop, &error), 0);
 			assert_true(longest > 30 * S);
 		} else {
-			go_on(rig, 0, 0);
+			go_on(rig, 0);
 			assert_int_equal(longest, 2 * S);
 		}
 		assert_int_equal(shown() - 8 * S, real - 1000000 * S);
@@ -403,6 +424,7 @@ int main(void)
 		cmocka_unit_test(steps_are_neither_short_nor_long),
 		cmocka_unit_test(time_catches_up),
 		cmocka_unit_test(a_loaded_state_goes_on_where_it_stopped),
+		cmocka_unit_test(a_loaded_state_is_sent_on),
 		cmocka_unit_test(what_is_behind_stays_so_when_it_is_stopped),
 		cmocka_unit_test(one_that_was_nearly_there_is_not_forgotten),
 		cmocka_unit_test(a_user_may_want_a_jump_or_none),

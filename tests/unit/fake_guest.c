@@ -194,6 +194,12 @@ static json_t *answer(struct fake_guest *guest, struct message *request, int *fd
 		return json_pack(
 			"{s:b, s:b}", "ok", 1, "done", guest->flush_looks ? guest->flush_looks-- == 0 : 1);
 	}
+	if (strcmp(verb, "clock") == 0 && guest->loaded && !guest->clock_told) {
+		guest->clock_offset_ns =
+			json_integer_value(json_object_get(request->body, "realtime_offset_ns"));
+		guest->clock_told = true;
+		return json_pack("{s:b}", "ok", 1);
+	}
 	if (strcmp(verb, "pause") == 0) {
 		sleep(guest->pause_s);
 		guest->running = false;

@@ -28,6 +28,8 @@ struct fake_guest {
 	char state[256];       /* what save-state gives, what load-state was given */
 	size_t state_size;
 	bool tracking, refuses_state;
+	int64_t clock_offset_ns; /* as it was told */
+	bool clock_told;
 	bool forgets; /* writes to page 0 are not in the log */
 	atomic_bool running, ended, loaded;
 	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
@@ -44,7 +46,8 @@ struct fake_guest {
 	uint64_t
 		looks_at; /* the page that load-state looks at, as devices do; its first bytes go to `seen` */
 	uint64_t seen;
-	void (*when_told)(struct fake_guest *guest); /* that all is there; before it waits no more. NULL: nothing */
+	void (*when_told)(
+		struct fake_guest *guest); /* that all is there; before it waits no more. NULL: nothing */
 	atomic_bool filled;
 };
 

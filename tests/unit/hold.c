@@ -17,9 +17,9 @@ static unsigned resumed, told;
 static bool room; /* the host has some again */
 
 /* Instead of the machine's: the guest runs for as long as it does not meet what it waits for. */
-int machine_resume(struct machine *of, bool announce, int64_t realtime_offset, struct error *error)
+int machine_resume(struct machine *of, bool announce, struct error *error)
 {
-	(void)announce, (void)realtime_offset, (void)error;
+	(void)announce, (void)error;
 	resumed++;
 	hold_end(of);
 	of->state = MACHINE_RUNNING;
@@ -110,7 +110,7 @@ static void who_has_paused_it_lets_it_run_again(void **state)
 	run(1500);
 	assert_int_equal(resumed, 0);
 	assert_int_equal(machine.state, MACHINE_PAUSED);
-	machine_resume(&machine, false, 0, NULL);
+	machine_resume(&machine, false, NULL);
 	before = told;
 	for (unsigned i = 0; i < 20 && machine.hold.why[0]; i++)
 		run(500);
