@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STRETCH_NS (50 * NS_PER_MS)
 /* A sender that waits for so much of its time is limited by the line. */
 #define LINE_LIMITS 0.3
 /* One that compresses and still waits so much has processor to spare, or a peer that has none. */
@@ -30,6 +29,11 @@ int compression_from_text(const char *text, enum compression *wanted, struct err
 			return 0;
 		}
 	return text ? error_set(error, EINVAL, "Compression is yes, no or auto, not '%s'.", text) : 0;
+}
+
+bool compression_may_gain(double waits_ns, double whole_ns, double gain)
+{
+	return waits_ns > LINE_LIMITS * whole_ns && whole_ns * FAST_LINE > 1 && gain >= GAIN;
 }
 
 bool compressor_begin(struct compressor *compressor, enum compression wanted, int64_t now_ns)
@@ -117,7 +121,7 @@ void compressor_measure(struct compressor *compressor, uint64_t memory_bytes, ui
 	stretch->memory_bytes += memory_bytes;
 	stretch->line_bytes += line_bytes;
 	stretch->waited_ns += waited_ns;
-	if (compressor->wanted != COMPRESSION_AUTO || ns < STRETCH_NS)
+	if (compressor->wanted != COMPRESSION_AUTO || ns < COMPRESS_STRETCH_NS)
 		return;
 	if (compressor->on)
 		judge_compressed(compressor, stretch, (double)ns);

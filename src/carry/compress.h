@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #define COMPRESS_PAGES 256u /* of one piece, at most */
+#define COMPRESS_STRETCH_NS 50000000ll
 
 enum compression { COMPRESSION_AUTO, COMPRESSION_YES, COMPRESSION_NO };
 
@@ -35,6 +36,11 @@ struct compressor {
 
 /* "auto", "yes", "no"; NULL is "auto". */
 int compression_from_text(const char *text, enum compression *wanted, struct error *error);
+
+/* Whether a sender that was told to find out by itself (COMPRESSION_AUTO) would compress: it waits for the
+ * line for so much of the time that a byte takes (`whole_ns`), and then so many times as much gets through.
+ */
+bool compression_may_gain(double waits_ns, double whole_ns, double gain);
 
 /* False when out of memory. */
 bool compressor_begin(struct compressor *compressor, enum compression wanted, int64_t now_ns);

@@ -93,6 +93,8 @@ int guest_open(struct guest *guest, int channel, enum guest_purpose purpose, str
 	guest->ram = map;
 	guest->size = (uint64_t)size;
 	guest->pages = guest->size / PAGE_SIZE;
+	size = json_integer_value(json_object_get(reply.body, "state_size"));
+	guest->state_size = size > 0 && size <= CHECKPOINT_STATE_MAX ? (uint64_t)size : 0;
 	guest->regions = json_incref(json_object_get(reply.body, "regions"));
 	if (!guest->regions)
 		guest->regions = json_array();

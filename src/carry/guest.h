@@ -19,6 +19,7 @@ struct guest {
 	int channel, ram_fd; /* owned */
 	uint8_t *ram;        /* the whole memfd */
 	uint64_t size, pages;
+	uint64_t state_size;   /* about how much guest_save_state will give; 0: its process does not say */
 	json_t *regions;       /* owned, as ferry-guest gave them */
 	const uint64_t *dirty; /* its bitmap while tracking, else NULL */
 	bool paused;           /* by us */

@@ -4,14 +4,34 @@
 #include "carry/forecast.h"
 #include "carry/guest.h"
 #include "carry/jobs.h"
+#include "carry/page_digests.h"
 #include "carry/pages.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#define FIRST_LOOK_MS 100
-#define SECOND_LOOK_MS 400 /* after the first */
+/* Each after the one before. */
+static const int look_ms[FORECAST_LOOKS] = {100, 300, 800};
+
+/* Memory that is looked into: so many pieces from all over it. */
+#define PIECES 32u
+#define PIECE_PAGES 64u
+#define FLUSH_NS NS_PER_S /* so long a flush is waited for, as a migration does while the guest runs */
+
+/* Exchanges of clocks before the offer. */
+#define CLOCKS 3
+/* What cannot be tried without moving the guest, as it was measured on small hosts: */
+#define STOP_NS (10 * NS_PER_MS) /* stopping it, loading its state, recording whose it is, letting it run */
+#define GUEST_START_NS (100 * NS_PER_MS) /* making its process and its machine there */
+
+/* Questions and answers within the hosts while the guest stands still, of as many processes that may have to
+ * wait for a processor. */
+#define CALLS 8
+#define TRIED_CALLS 16
+#define CALL_EVERY_MS 15
+#define CALL_MOST_NS NS_PER_MS /* a host that is as busy now may not be so then */
 
 static int wait_for(const struct job *job, int milliseconds, struct error *error)
 {
@@ -24,98 +44,269 @@ static int wait_for(const struct job *job, int milliseconds, struct error *error
 	return 0;
 }
 
-/* One more look, `milliseconds` after the one before: what has been written since the log was turned on. */
-static int look(const struct job *job, struct guest *guest, int milliseconds, uint64_t *all, uint64_t *count,
-	struct error *error)
-{
-	int r = wait_for(job, milliseconds, error);
-
-	if (r == 0)
-		r = guest_dirty(guest, count, error);
-	if (r < 0)
-		return r;
-	for (size_t i = 0; i < bitmap_words(guest->pages); i++)
-		all[i] |= guest->dirty[i];
-	*count = bitmap_count(all, guest->pages);
-	return 0;
-}
-
-static int measure_writing(
-	const struct job *job, struct guest *guest, struct writing *writing, struct error *error)
+/* Looks at what has been written since the log was turned on. *round_ns: what a look costs. */
+static int measure_writing(const struct job *job, struct guest *guest, struct writing *writing,
+	int64_t *round_ns, struct error *error)
 {
 	_cleanup_free_ uint64_t *all = calloc(bitmap_words(guest->pages), sizeof(*all));
-	int64_t began;
+	int64_t began, looked;
+	uint64_t count;
 	int r;
 
 	if (!all)
 		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
 	r = guest_track(guest, true, error);
 	began = monotonic_ns();
-	if (r == 0)
-		r = look(job, guest, FIRST_LOOK_MS, all, &writing->first_pages, error);
-	writing->first_ns = monotonic_ns() - began;
-	if (r == 0)
-		r = look(job, guest, SECOND_LOOK_MS, all, &writing->second_pages, error);
-	writing->second_ns = monotonic_ns() - began;
+	for (unsigned look = 0; r == 0 && look < FORECAST_LOOKS; look++) {
+		r = wait_for(job, look_ms[look], error);
+		looked = monotonic_ns();
+		if (r == 0)
+			r = guest_dirty(guest, &count, error);
+		*round_ns += (monotonic_ns() - looked) / FORECAST_LOOKS;
+		for (size_t i = 0; r == 0 && i < bitmap_words(guest->pages); i++)
+			all[i] |= guest->dirty[i];
+		writing->at_ns[look] = monotonic_ns() - began;
+		writing->pages[look] = bitmap_count(all, guest->pages);
+	}
 	return r;
 }
 
-static int touched_pages(const struct guest *guest, uint64_t *count, struct error *error)
+/* What was found in the pieces of memory that were looked into. */
+struct found {
+	uint64_t pages, zeros;
+	uint64_t compressed; /* bytes, of those that are not zero */
+	int64_t look_ns;     /* that finding out what is zero took */
+	uint64_t digests;
+	int64_t source_ns, placing_ns; /* what each side's carrier does with others, but send and receive */
+};
+
+/* A piece without zeros: what is done with it on its way is done here. */
+static void try_piece(const uint8_t *pages, uint64_t count, struct compressor *compressor, uint8_t *room,
+	struct found *found)
+{
+	size_t size = count * PAGE_SIZE, compressed;
+	int64_t began = monotonic_ns(), sent;
+	void *placed;
+
+	for (uint64_t i = 0; i < count; i++)
+		found->digests += page_digest(i, pages + i * PAGE_SIZE);
+	compressed = compressor_pages(compressor, pages, count, room);
+	sent = monotonic_ns();
+	found->source_ns += sent - began;
+	found->compressed += compressed ? compressed : size;
+	placed = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (placed == MAP_FAILED)
+		return;
+	if (!compressed || !decompress_pages(room, compressed, placed, count))
+		memcpy(placed, pages, size);
+	for (uint64_t i = 0; i < count; i++)
+		found->digests += page_digest(i, (uint8_t *)placed + i * PAGE_SIZE);
+	found->placing_ns += monotonic_ns() - sent;
+	munmap(placed, size);
+}
+
+static void look_into(const struct guest *guest, uint64_t first, uint64_t count,
+	struct compressor *compressor, uint8_t *room, struct found *found)
+{
+	while (count) {
+		const uint8_t *pages = guest->ram + first * PAGE_SIZE;
+		int64_t began = monotonic_ns();
+		bool zero;
+		uint64_t alike = pages_alike(pages, count, &zero);
+
+		found->look_ns += monotonic_ns() - began;
+		found->pages += alike;
+		if (zero)
+			found->zeros += alike;
+		else
+			try_piece(pages, alike, compressor, room, found);
+		first += alike;
+		count -= alike;
+	}
+}
+
+/* Pages that the guest has touched, in *count, and what is in some of them. Only those are read: reading
+ * would make others be there. */
+static int measure_memory(
+	const struct guest *guest, uint64_t *count, struct found *found, struct error *error)
 {
 	_cleanup_free_ uint64_t *present = calloc(bitmap_words(guest->pages), sizeof(*present));
-	int r = present ? pages_present(guest->ram_fd, guest->pages, present, error)
-			: error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
+	_cleanup_free_ uint8_t *room = malloc(PIECE_PAGES * PAGE_SIZE);
+	struct compressor compressor = {0};
+	uint64_t first, run, before = 0, next = 0, step;
+	int r;
 
-	if (r == 0)
-		*count = bitmap_count(present, guest->pages);
+	if (!present || !room || !compressor_begin(&compressor, COMPRESSION_YES, monotonic_ns())) {
+		compressor_end(&compressor);
+		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
+	}
+	r = pages_present(guest->ram_fd, guest->pages, present, error);
+	*count = r == 0 ? bitmap_count(present, guest->pages) : 0;
+	step = *count / PIECES > PIECE_PAGES ? *count / PIECES : PIECE_PAGES;
+	for (uint64_t at = 0; r == 0 && (run = bitmap_run(present, guest->pages, at, &first)) > 0;
+		at = first + run) {
+		for (; next < before + run; next += step) {
+			uint64_t left = before + run - next;
+
+			look_into(guest, first + run - left, left < PIECE_PAGES ? left : PIECE_PAGES,
+				&compressor, room, found);
+		}
+		before += run;
+	}
+	compressor_end(&compressor);
+	return r;
+}
+
+/* How long a question to the guest's process takes, with all the processes that are there. */
+static int measure_call(const struct job *job, struct guest *guest, int64_t *ns, struct error *error)
+{
+	int64_t asked, took = 0;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < TRIED_CALLS; i++) {
+		r = wait_for(job, CALL_EVERY_MS, error);
+		asked = monotonic_ns();
+		if (r == 0)
+			r = guest_throttle(guest, 0, error);
+		took += monotonic_ns() - asked;
+	}
+	*ns = took / TRIED_CALLS < CALL_MOST_NS ? took / TRIED_CALLS : CALL_MOST_NS;
+	return r == -EINVAL ? 0 : r; /* an earlier Ferry's process, which cannot slow its guest */
+}
+
+/* How long a flush of the guest's disks takes, when what it wrote until just now has been flushed before; 0
+ * where that is not known. */
+static int measure_flush(const struct job *job, struct guest *guest, int64_t *ns, struct error *error)
+{
+	int64_t began, end = monotonic_ns() + FLUSH_NS;
+	int r = 0;
+
+	for (unsigned i = 0; r == 0 && i < 2; i++) {
+		bool done = false;
+
+		began = monotonic_ns();
+		r = guest_flush(guest, true, &done, error);
+		while (r == 0 && !done && monotonic_ns() < end) {
+			r = wait_for(job, 1, error);
+			if (r == 0)
+				r = guest_flush(guest, false, &done, error);
+		}
+		*ns = monotonic_ns() - began;
+	}
+	if (r == -EINVAL) { /* an earlier Ferry's process, whose disks are not flushed */
+		*ns = 0;
+		return 0;
+	}
 	return r;
 }
 
 /* Rounded up: a guest that writes is not shown as one that does not. */
 static json_int_t pages_a_second(const struct writing *writing)
 {
-	double seconds = (double)writing->second_ns / 1e9;
-	json_int_t whole = (json_int_t)((double)writing->second_pages / seconds);
+	double seconds = (double)writing->at_ns[FORECAST_LOOKS - 1] / 1e9;
+	uint64_t pages = writing->pages[FORECAST_LOOKS - 1];
+	json_int_t whole = (json_int_t)((double)pages / seconds);
 
-	return whole + ((double)whole * seconds < (double)writing->second_pages);
+	return whole + ((double)whole * seconds < (double)pages);
+}
+
+/* All that was measured of a guest. */
+struct measured {
+	uint64_t pages; /* touched */
+	struct found found;
+	struct writing writing;
+	int64_t round_ns, flush_ns, call_ns;
+};
+
+static int measure(const struct job *job, struct guest *guest, struct measured *measured, struct error *error)
+{
+	int r = measure_memory(guest, &measured->pages, &measured->found, error);
+
+	if (r == 0)
+		r = measure_flush(job, guest, &measured->flush_ns, error);
+	if (r == 0)
+		r = measure_call(job, guest, &measured->call_ns, error);
+	if (r == 0 && job_flag(job, "live"))
+		r = measure_writing(job, guest, &measured->writing, &measured->round_ns, error);
+	return r;
+}
+
+static struct memory_sample sample_of(const struct found *found)
+{
+	double bytes = (double)(found->pages - found->zeros) * PAGE_SIZE;
+
+	return bytes > 0 ? (struct memory_sample){(double)found->compressed / bytes,
+				   (double)(found->source_ns + found->look_ns) / bytes,
+				   (double)found->placing_ns / bytes}
+			 : (struct memory_sample){1, 0, 0};
+}
+
+static double number(const json_t *object, const char *key)
+{
+	return json_number_value(json_object_get(object, key));
+}
+
+static struct forecast foretell(const struct job *job, const struct guest *guest,
+	const struct line_sample *line, int64_t setup_ns, const struct measured *measured,
+	const struct forecast_options *options)
+{
+	const struct found *found = &measured->found;
+	struct memory_sample memory = sample_of(found);
+	double zeros = found->pages ? (double)found->zeros / (double)found->pages : 0;
+	double page_ns = found->pages ? (double)found->look_ns / (double)found->pages : 0;
+	uint64_t full = measured->pages - (uint64_t)((double)measured->pages * zeros);
+	double limit = options->limit > 0 && options->limit < line->bytes_per_ns ? options->limit
+										 : line->bytes_per_ns;
+	struct forecast_costs costs = {
+		.setup_ns = setup_ns + CLOCKS * line->round_trip_ns,
+		/* Zero pages are only looked at. */
+		.begin_ns = (int64_t)(page_ns * (double)(measured->pages - full)),
+		.first_ns = GUEST_START_NS,
+		.round_ns = line->round_trip_ns + measured->round_ns,
+		/* RECEIVED comes and COMMIT goes; the last round and RUNNING each go half the way. */
+		.stop_ns = STOP_NS + CALLS * measured->call_ns + 2 * line->round_trip_ns +
+			   measured->flush_ns + (int64_t)((double)guest->state_size / limit),
+	};
+
+	forecast_speed(&costs, line, &memory, options);
+	return job_flag(job, "live") ? forecast_live(full, &costs, &measured->writing, options)
+				     : forecast_warm(full, &costs, options);
 }
 
 int measure_job(struct job *job, confine_function *confine, struct error *error)
 {
 	_cleanup_guest_ struct guest guest = {.channel = -1, .ram_fd = -1};
-	double bytes_per_ns = (double)job_number(job, "bytes_per_second") / 1e9,
-	       rate = (double)job_number(job, "rate_mbit") / 8e3;
-	int channel = job_take_fd(job, "guest", error);
+	const json_t *said = json_object_get(job->request.body, "line");
+	struct line_sample line = {number(said, "bytes_per_second") / 1e9, number(said, "busy_ns_per_byte"),
+		(int64_t)number(said, "round_trip_ns")};
 	const char *on_stall = job_text(job, "on_stall");
-	bool live = job_flag(job, "live");
-	struct writing writing = {0};
+	struct forecast_options options = {.limit = (double)job_number(job, "rate_mbit") / 8e3,
+		.max_downtime_ms = job_number(job, "max_downtime_ms"),
+		.timeout_ns = job_number(job, "timeout_s") * NS_PER_S,
+		.may_not_stall = on_stall && strcmp(on_stall, "cancel") == 0};
+	int channel = job_take_fd(job, "guest", error);
+	struct measured measured = {0};
 	struct forecast forecast;
-	uint64_t pages = 0;
 	int r = channel < 0 ? channel : 0;
 
-	if (r == 0 && bytes_per_ns <= 0)
-		r = error_set(error, EINVAL, "The job for the carrier has no bandwidth.");
+	if (r == 0 && line.bytes_per_ns <= 0)
+		r = error_set(error, EINVAL, "The job for the carrier has no line.");
+	if (r == 0)
+		r = compression_from_text(job_text(job, "compress"), &options.compression, error);
 	if (r == 0 && confine)
 		r = confine(error);
 	if (r == 0)
 		r = guest_open(&guest, channel, GUEST_FILL, error);
 	if (r == 0)
-		r = touched_pages(&guest, &pages, error);
-	if (r == 0 && live)
-		r = measure_writing(job, &guest, &writing, error);
+		r = measure(job, &guest, &measured, error);
 	if (r < 0)
 		return r;
-	if (rate > 0 && rate < bytes_per_ns)
-		bytes_per_ns = rate;
-	forecast = live ? forecast_live(pages, bytes_per_ns, &writing, job_number(job, "max_downtime_ms"))
-			: forecast_warm(pages, bytes_per_ns);
-	forecast_limit(&forecast, pages, bytes_per_ns, live ? &writing : NULL,
-		job_number(job, "timeout_s") * NS_PER_S, on_stall && strcmp(on_stall, "cancel") == 0);
+	forecast = foretell(job, &guest, &line, (int64_t)number(said, "setup_ns"), &measured, &options);
 	return job_event(job, "measured",
 		json_pack("{s:I, s:o*, s:I, s:I, s:i, s:i, s:b, s:b}", "memory_bytes",
-			(json_int_t)(pages * PAGE_SIZE), "written_pages_per_second",
-			live ? json_integer(pages_a_second(&writing)) : NULL, "milliseconds",
-			(json_int_t)(forecast.total_ns / NS_PER_MS), "downtime_ms",
+			(json_int_t)(measured.pages * PAGE_SIZE), "written_pages_per_second",
+			job_flag(job, "live") ? json_integer(pages_a_second(&measured.writing)) : NULL,
+			"milliseconds", (json_int_t)(forecast.total_ns / NS_PER_MS), "downtime_ms",
 			(json_int_t)(forecast.downtime_ns / NS_PER_MS), "rounds", (int)forecast.rounds,
 			"slowed", (int)forecast.slowed, "fits", forecast.fits, "stays", forecast.stays),
 		error);

@@ -1,18 +1,26 @@
 #include "carry/query.h"
 #include "base/cleanup.h"
 #include "carry/clock.h"
+#include "carry/guest.h"
 #include "carry/jobs.h"
+#include "carry/page_digests.h"
 #include "carry/peer.h"
 #include "state/digest.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 
-/* The line is probed for this long, or with this much. */
+/* The line is probed for this long and some round trips, or with this much. */
 #define PROBE_NS (300 * NS_PER_MS)
+#define PROBE_TRIPS 10
+#define PROBE_NS_MOST (2 * NS_PER_S)
 #define PROBES_MAX 512u
-#define PROBE_IN_FLIGHT 4u /* so that the line never waits for an echo */
+/* So that the line does not wait for an echo: so many at first, one more for each echo that is heard. */
+#define PROBE_IN_FLIGHT 4u
+#define PROBE_IN_FLIGHT_MOST 64u
+#define TRIPS 5u /* there and back, before them; the first of which wakes everybody up */
 
 /* A QUERY or REPLY: its argument is the digest of the JSON object that it carries. */
 static int send_object(struct wire *wire, enum record_type type, const json_t *object, struct error *error)
@@ -56,29 +64,74 @@ static int hear_echo(struct wire *wire, uint64_t number, struct error *error)
 	return r;
 }
 
-/* How many bytes a second come out of the line at the other end. */
-static int probe(struct wire *wire, uint64_t *bytes_per_second, struct error *error)
+/* How a line, with the hosts at its ends, carries memory. */
+struct probed {
+	uint64_t bytes;       /* that have come out at the other end */
+	int64_t ns, waits_ns; /* it took; for the line */
+	int64_t trip_ns;      /* there and back, without anything to carry */
+	uint64_t digests;     /* of what was sent, as of pages */
+};
+
+static void digest_pages(const uint8_t *load, size_t size, uint64_t *sum)
 {
-	_cleanup_free_ uint8_t *load = calloc(1, PEER_PROBE_SIZE);
-	int64_t began = monotonic_ns(), took = 0;
-	uint64_t sent = 0, heard = 0;
+	for (size_t at = 0; at + PAGE_SIZE <= size; at += PAGE_SIZE)
+		*sum += page_digest(at / PAGE_SIZE, load + at);
+}
+
+static int probe_trips(struct wire *wire, struct probed *probed, struct error *error)
+{
+	int64_t began = 0;
 	int r = 0;
 
-	if (!load)
-		return error_set(error, ENOMEM, "Out of memory for a probe.");
-	/* Nothing on the way may find it easy to make it smaller. */
-	for (size_t i = 0; i < PEER_PROBE_SIZE; i += 8)
-		memcpy(load + i, &(uint64_t){digest_of(&i, sizeof(i))}, 8);
-	while (r == 0 && (took < PROBE_NS || heard < sent) && heard < PROBES_MAX) {
-		bool more = took < PROBE_NS && sent < PROBES_MAX && sent - heard < PROBE_IN_FLIGHT;
+	for (uint64_t i = 1; r == 0 && i <= TRIPS; i++) {
+		began = i == 1 ? 0 : began ? began : monotonic_ns();
+		r = peer_send(wire, RECORD_PROBE, i, NULL, 0, error);
+		if (r == 0)
+			r = hear_echo(wire, i, error);
+	}
+	probed->trip_ns = (monotonic_ns() - began) / (TRIPS - 1);
+	return r;
+}
 
+/* What the hosts do with pages is done with probes: else a fast line would seem to carry what they cannot. */
+static int probe(struct wire *wire, struct probed *probed, struct error *error)
+{
+	_cleanup_free_ uint8_t *load = calloc(1, PEER_PROBE_SIZE);
+	uint64_t sent = TRIPS, heard = TRIPS;
+	int64_t began, waited, most;
+	int r = load ? probe_trips(wire, probed, error)
+		     : error_set(error, ENOMEM, "Out of memory for a probe.");
+
+	/* Nothing on the way may find it easy to make it smaller. */
+	for (size_t i = 0; load && i < PEER_PROBE_SIZE; i += 8)
+		memcpy(load + i, &(uint64_t){digest_of(&i, sizeof(i))}, 8);
+	most = PROBE_NS + PROBE_TRIPS * probed->trip_ns;
+	most = most < PROBE_NS_MOST ? most : PROBE_NS_MOST;
+	began = monotonic_ns();
+	waited = wire->waited_ns;
+	while (r == 0 && (probed->ns < most || heard < sent) && heard < PROBES_MAX) {
+		uint64_t room = PROBE_IN_FLIGHT + heard - TRIPS;
+		bool more = probed->ns < most && sent < PROBES_MAX &&
+			    sent - heard < (room < PROBE_IN_FLIGHT_MOST ? room : PROBE_IN_FLIGHT_MOST);
+
+		if (more)
+			digest_pages(load, PEER_PROBE_SIZE, &probed->digests);
 		r = more ? peer_send(wire, RECORD_PROBE, ++sent, load, PEER_PROBE_SIZE, error)
 			 : hear_echo(wire, ++heard, error);
-		took = monotonic_ns() - began;
+		probed->ns = monotonic_ns() - began;
 	}
-	*bytes_per_second =
-		took > 0 ? (uint64_t)((double)(heard * PEER_PROBE_SIZE) * NS_PER_S / (double)took) : 0;
+	probed->bytes = (heard - TRIPS) * PEER_PROBE_SIZE;
+	probed->waits_ns = wire->waited_ns - waited;
 	return r;
+}
+
+static json_t *describe_line(const struct probed *probed, int64_t setup_ns)
+{
+	double ns = probed->ns > 0 ? (double)probed->ns : 1, bytes = (double)probed->bytes;
+
+	return json_pack("{s:I, s:f, s:I, s:I}", "bytes_per_second", (json_int_t)(bytes * NS_PER_S / ns),
+		"busy_ns_per_byte", bytes > 0 ? (ns - (double)probed->waits_ns) / bytes : 0, "round_trip_ns",
+		(json_int_t)probed->trip_ns, "setup_ns", (json_int_t)setup_ns);
 }
 
 int query_job(struct job *job, confine_function *confine, struct error *error)
@@ -87,7 +140,9 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 	_cleanup_wire_ struct wire wire = {.fd = -1, .job = job};
 	_cleanup_json_ json_t *reply = NULL;
 	const char *host = job_text(job, "host");
-	uint64_t bytes_per_second = 0;
+	int64_t began = monotonic_ns(), setup_ns = 0;
+	struct probed probed = {0};
+	json_t *line = NULL;
 	char port[16];
 	int r;
 
@@ -107,21 +162,34 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 		r = send_object(&wire, RECORD_QUERY, json_object_get(job->request.body, "query"), error);
 	if (r == 0)
 		r = hear_object(&wire, RECORD_REPLY, &reply, error);
+	setup_ns = monotonic_ns() - began;
 	if (r == 0 && job_flag(job, "probe"))
-		r = probe(&wire, &bytes_per_second, error);
+		r = probe(&wire, &probed, error);
 	if (r < 0)
 		return r;
-	return job_event(job, "reply",
-		json_pack("{s:O, s:I}", "reply", reply, "bytes_per_second", (json_int_t)bytes_per_second),
-		error);
+	if (job_flag(job, "probe"))
+		line = describe_line(&probed, setup_ns);
+	return job_event(job, "reply", json_pack("{s:O, s:o*}", "reply", reply, "line", line), error);
 }
 
 static int take_probe(
 	struct wire *wire, const struct record *record, struct buffer *load, struct error *error)
 {
 	int r = peer_payload(wire, record, load, error);
+	uint64_t sum = 0;
+	void *room;
 
-	return r < 0 ? r : peer_send(wire, RECORD_PROBE, record->argument, NULL, 0, error);
+	if (r < 0)
+		return r;
+	/* As pages are: memory that is not there yet takes them, and they are verified. */
+	room = load->size ? mmap(NULL, load->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+			  : MAP_FAILED;
+	if (room != MAP_FAILED) {
+		memcpy(room, load->data, load->size);
+		digest_pages(room, load->size, &sum);
+		munmap(room, load->size);
+	}
+	return peer_send(wire, RECORD_PROBE, record->argument, NULL, 0, error);
 }
 
 /* Until the source leaves, which is how a question ends. */

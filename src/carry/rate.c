@@ -1,8 +1,6 @@
 #include "carry/rate.h"
 #include "carry/clock.h"
 
-#define BURST_NS (50 * NS_PER_MS)
-
 static int64_t bytes_in(const struct rate_limit *limit, int64_t ns)
 {
 	return (int64_t)((double)limit->bytes_per_second * (double)ns / (double)NS_PER_S);
@@ -17,7 +15,7 @@ void rate_begin(struct rate_limit *limit, uint64_t megabits_per_second, int64_t 
 
 int64_t rate_take(struct rate_limit *limit, uint64_t bytes, int64_t now_ns)
 {
-	int64_t most = bytes_in(limit, BURST_NS), gained, level;
+	int64_t most = bytes_in(limit, RATE_BURST_NS), gained, level;
 
 	if (!limit->bytes_per_second)
 		return 0;

@@ -7,6 +7,8 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#define RATE_BURST_NS 50000000ll
+
 struct rate_limit {
 	uint64_t bytes_per_second; /* 0: no limit */
 	int64_t level;             /* bytes; negative: in debt */

@@ -109,13 +109,15 @@ static int do_pause(
 static int do_memory(
 	struct connection *connection, struct message *request, struct reply *reply, struct error *error)
 {
-	const struct memory *memory = &connection->control->machine->memory;
+	struct machine *machine = connection->control->machine;
+	const struct memory *memory = &machine->memory;
 	json_t *regions = json_array();
 
 	(void)request, (void)error;
 	reply_fd(reply, "ram", memory->fd);
 	set_new(reply->body, "shared", json_boolean(memory->shared));
 	set_new(reply->body, "size", json_integer((json_int_t)memory->size));
+	set_new(reply->body, "state_size", json_integer((json_int_t)machine_state_size(machine)));
 	for (unsigned i = 0; i < memory->region_count; i++)
 		json_array_append_new(
 			regions, json_pack("{s:I, s:I, s:I}", "gpa", (json_int_t)memory->regions[i].gpa,

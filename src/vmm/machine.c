@@ -526,6 +526,14 @@ int machine_save(struct machine *machine, struct buffer *out, struct error *erro
 	return out->failed ? error_set(error, ENOMEM, "Out of memory while saving the guest's state.") : 0;
 }
 
+size_t machine_state_size(struct machine *machine)
+{
+	_cleanup_buffer_ struct buffer devices = {0};
+
+	save_devices(machine, &devices);
+	return devices.size + machine->vcpus.count * sizeof(struct vcpu_state);
+}
+
 static int load_devices(struct machine *machine, const struct cursor *records, struct error *error)
 {
 	for (struct device *device = machine->platform.devices; device; device = device->next) {

@@ -68,6 +68,9 @@ int machine_create(struct machine *machine, struct machine_config *config, struc
 /* Starts vCPUs and devices. */
 int machine_resume(struct machine *machine, bool announce, struct error *error);
 
+/* About how many bytes machine_save() would give now. */
+size_t machine_state_size(struct machine *machine);
+
 /* A state was loaded, and the guest has not run since: catch_up_translate(). */
 int machine_translate_clock(struct machine *machine, int64_t realtime_offset, struct error *error);
 

@@ -9,8 +9,8 @@
 #include "xend/peers.h"
 
 /* What the other host has against the guest, and how fast the line to it is. */
-static int ask_peer(struct domain *domain, const struct migrate_options *options, int cancel,
-	uint64_t *bytes_per_second, struct error *error)
+static int ask_peer(struct domain *domain, const struct migrate_options *options, int cancel, json_t **line,
+	struct error *error)
 {
 	_cleanup_json_ json_t *reply = NULL;
 	json_t *offer = domain_pack(domain);
@@ -19,8 +19,7 @@ static int ask_peer(struct domain *domain, const struct migrate_options *options
 
 	objections_prepare(domain, options->accept, offer);
 	r = peers_query(domain->xend, options->host, options->port,
-		json_pack("{s:s, s:o}", "query", "objections", "domain", offer), cancel, &reply,
-		bytes_per_second, error);
+		json_pack("{s:s, s:o}", "query", "objections", "domain", offer), cancel, &reply, line, error);
 	if (r < 0)
 		return r;
 	objections = json_object_get(reply, "objections");
@@ -28,7 +27,7 @@ static int ask_peer(struct domain *domain, const struct migrate_options *options
 }
 
 static int measure(struct domain *domain, const struct migrate_options *options, int cancel,
-	uint64_t bytes_per_second, struct message *measured, struct error *error)
+	const json_t *line, struct message *measured, struct error *error)
 {
 	_cleanup_carrier_ struct carrier carrier = {0};
 	_cleanup_close_ int guest = guest_connect(domain, error);
@@ -38,11 +37,11 @@ static int measure(struct domain *domain, const struct migrate_options *options,
 
 	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:b, s:I, s:I, s:I, s:I, s:s}", "do", "measure", "guest",
-				"fd", 0, "live", options->live, "bytes_per_second",
-				(json_int_t)bytes_per_second, "rate_mbit", (json_int_t)options->rate_mbit,
-				"max_downtime_ms", (json_int_t)max_downtime_ms, "timeout_s",
-				(json_int_t)options->timeout_s, "on_stall", options->on_stall),
+			json_pack("{s:s, s:{s:i}, s:b, s:O, s:I, s:I, s:I, s:s, s:s}", "do", "measure",
+				"guest", "fd", 0, "live", options->live, "line", line, "rate_mbit",
+				(json_int_t)options->rate_mbit, "max_downtime_ms",
+				(json_int_t)max_downtime_ms, "timeout_s", (json_int_t)options->timeout_s,
+				"on_stall", options->on_stall, "compress", options->compress),
 			&guest, 1, error);
 	return r < 0 ? r : carrier_expect(&carrier, "measured", measured, error);
 }
@@ -51,7 +50,7 @@ void job_forecast(struct domain *domain, const struct migrate_options *options, 
 {
 	_cleanup_message_ struct message measured = {0};
 	int cancel = reply_cancel_fd(reply);
-	uint64_t bytes_per_second = 0;
+	_cleanup_json_ json_t *line = NULL;
 	struct error error, after;
 	int r = domain_begin_job(domain, "being measured for a migration", cancel, &error);
 
@@ -62,9 +61,9 @@ void job_forecast(struct domain *domain, const struct migrate_options *options, 
 	reply_stream(reply, "application/x-ndjson");
 	r = filling_wait(domain, cancel, &error);
 	if (r >= 0)
-		r = ask_peer(domain, options, cancel, &bytes_per_second, &error);
+		r = ask_peer(domain, options, cancel, &line, &error);
 	if (r >= 0)
-		r = measure(domain, options, cancel, bytes_per_second, &measured, &error);
+		r = measure(domain, options, cancel, line, &measured, &error);
 	/* Should the carrier have died, the dirty log is still on. */
 	if (guest_carry_on(domain, &after) < 0)
 		log_error("Domain '%s' could not go on: %s", domain->config.name, after.text);
@@ -74,7 +73,7 @@ void job_forecast(struct domain *domain, const struct migrate_options *options, 
 		return;
 	}
 	json_object_set_new(measured.body, "event", json_string("done"));
-	json_object_set_new(measured.body, "bytes_per_second", json_integer((json_int_t)bytes_per_second));
+	json_object_set(measured.body, "bytes_per_second", json_object_get(line, "bytes_per_second"));
 	reply_line(reply, json_incref(measured.body));
 	reply_end(reply);
 }

@@ -44,7 +44,7 @@ static int say_query(struct carrier *carrier, const char *host, unsigned port, c
 }
 
 int peers_query(struct xend *xend, const char *host, unsigned port, json_t *query, int cancel, json_t **reply,
-	uint64_t *bytes_per_second, struct error *error)
+	json_t **line, struct error *error)
 {
 	_cleanup_carrier_ struct carrier carrier = {0};
 	_cleanup_message_ struct message event = {0};
@@ -53,7 +53,7 @@ int peers_query(struct xend *xend, const char *host, unsigned port, json_t *quer
 		      : error_set(error, ENOMEM, "Out of memory.");
 
 	if (r >= 0)
-		r = say_query(&carrier, host, port, asked, bytes_per_second != NULL, error);
+		r = say_query(&carrier, host, port, asked, line != NULL, error);
 	do {
 		message_free(&event);
 		event = (struct message){0};
@@ -64,9 +64,8 @@ int peers_query(struct xend *xend, const char *host, unsigned port, json_t *quer
 		r = error_set(error, EPROTO, "The carrier said something else where 'reply' was due.");
 	if (r < 0)
 		return r;
-	if (bytes_per_second)
-		*bytes_per_second =
-			(uint64_t)json_integer_value(json_object_get(event.body, "bytes_per_second"));
+	if (line)
+		*line = json_incref(json_object_get(event.body, "line"));
 	*reply = json_incref(json_object_get(event.body, "reply"));
 	return 0;
 }

@@ -31,7 +31,8 @@ int peers_ask(struct domain *domain, struct error *error);
 /* What to answer a peer's question; a new object. Lets go of the lock. */
 json_t *peers_answer(struct xend *xend, const json_t *query);
 
-/* One question to one host; with `probe`, *bytes_per_second says how fast the line to it is. Lets go of the
- * lock. `query` is consumed; *reply is the caller's. */
+/* One question to one host; `line`, where it is not NULL, is how the line to it was found
+ * (docs/internal/carrier-jobs.md, `query`); the caller's. Lets go of the lock. `query` is consumed; *reply is
+ * the caller's. */
 int peers_query(struct xend *xend, const char *host, unsigned port, json_t *query, int cancel, json_t **reply,
-	uint64_t *bytes_per_second, struct error *error);
+	json_t **line, struct error *error);

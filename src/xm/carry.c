@@ -12,6 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define GUEST_PAGE 4096 /* bytes; what xend counts a guest's memory in */
+
 /* xend has another working directory: its file names are absolute. */
 static int absolute_path(char **path, const char *file, struct error *error)
 {
@@ -219,6 +221,7 @@ static void print_forecast(const char *domain, const char *host, const json_t *d
 	long long rounds = json_integer_value(json_object_get(done, "rounds"));
 
 	const json_t *writes = json_object_get(done, "written_pages_per_second");
+	double written = json_number_value(writes) * GUEST_PAGE / 1e6;
 
 	if (json_is_true(json_object_get(done, "stays")))
 		printf("%s would take %s, but with --timeout and --on-stall as they are it would be given "
@@ -234,7 +237,7 @@ static void print_forecast(const char *domain, const char *host, const json_t *d
 	printf("It uses %.1f MB of its memory, ",
 		json_number_value(json_object_get(done, "memory_bytes")) / 1e6);
 	if (writes)
-		printf("writes to %lld pages a second, ", (long long)json_integer_value(writes));
+		printf("writes to %.1f MB of it a second, ", written > 0 && written < 0.1 ? 0.1 : written);
 	printf("and the line carries %.0f MB/s.\n",
 		json_number_value(json_object_get(done, "bytes_per_second")) / 1e6);
 	if (slowed)

@@ -544,6 +544,7 @@ static void hosts_ask_each_other(void **state)
 	for (int probe = 0; probe < 2; probe++) {
 		struct move move;
 		struct message query, reply;
+		const json_t *line;
 		int fds[1];
 
 		line_begin(&move.line);
@@ -564,8 +565,9 @@ static void hosts_ask_each_other(void **state)
 		pass(&move.source, "connected");
 		reply = carrier_event(&move.source, "reply");
 		assert_true(json_is_array(json_object_get(json_object_get(reply.body, "reply"), "guests")));
-		assert_int_equal(
-			json_integer_value(json_object_get(reply.body, "bytes_per_second")) > 0, probe);
+		line = json_object_get(reply.body, "line");
+		assert_int_equal(json_integer_value(json_object_get(line, "bytes_per_second")) > 0, probe);
+		assert_int_equal(json_integer_value(json_object_get(line, "round_trip_ns")) > 0, probe);
 		message_free(&reply);
 		carrier_thread_end(&move.source);
 		pass(&move.dest, "done");

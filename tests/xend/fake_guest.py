@@ -134,6 +134,11 @@ class Guest:
                 "vcpus": [{"id": 0, "cpu_time_ns": 1500000000, "halted": self.state == "running" and "busy" not in self.words()}],
                 "machine": self.machine, "waits": " ".join(words_beside("waits", []))}, []
 
+    def do_clock(self, *_):
+        if self.state != "paused":
+            raise ValueError("The guest runs.")
+        return {}, []
+
     def do_resume(self, *_):
         if self.state not in ("paused", "running"):
             raise ValueError("The guest is not paused.")

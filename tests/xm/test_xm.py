@@ -453,7 +453,7 @@ def test_migrate_dryrun(xend):
     xend.job("/domains/1/migrate", done)
     assert xend.xm("migrate", "-n", "--live", "1", "h") == (
         0, "h would take 1: about 0.3 s in 3 rounds, downtime about 12 ms.\n"
-           "It uses 71.3 MB of its memory, writes to 1234 pages a second, and the line carries 450 MB/s.\n", "")
+           "It uses 71.3 MB of its memory, writes to 5.1 MB of it a second, and the line carries 450 MB/s.\n", "")
     assert xend.asked[-1][2]["dryrun"] is True
     xend.job("/domains/1/migrate", dict(done, slowed=60, fits=False))
     code, out, _ = xend.xm("migrate", "--dryrun", "--live", "1", "h")
