@@ -18,28 +18,9 @@
 #include <sys/socket.h>
 #include <cmocka.h>
 
-struct line {
-	int listener;
-	int port;
-};
-
-static void line_begin(struct line *line)
-{
-	line->listener = listen_here(&line->port);
-}
-
-static int line_accept(const struct line *line)
-{
-	struct pollfd ready = {.fd = line->listener, .events = POLLIN};
-
-	if (poll(&ready, 1, 60000) <= 0)
-		return -1;
-	return accept4(line->listener, NULL, NULL, SOCK_CLOEXEC);
-}
-
 /* A migration with everybody in place. */
 struct move {
-	struct line line;
+	int listener, port;
 	struct fake_guest from, to;
 	struct carrier_thread source, dest;
 	uint64_t allocated; /* pages of `to`, before the comparison touched them all */
@@ -50,7 +31,7 @@ static void begin_source(struct move *move, bool live, int rate_mbit, json_t *mo
 {
 	int fds[2] = {move->from.carrier_end};
 	json_t *job = json_pack("{s:s, s:{s:i}, s:s, s:i, s:{s:s, s:s, s:I}, s:s, s:b, s:i, s:i}", "do",
-		"send", "guest", "fd", 0, "host", "127.0.0.1", "port", move->line.port, "domain", "name",
+		"send", "guest", "fd", 0, "host", "127.0.0.1", "port", move->port, "domain", "name",
 		"TestGuest", "uuid", UUID, "memory_mib", (json_int_t)(move->from.pages / MIB_PAGES), "ticket",
 		TICKET, "live", live, "rate_mbit", rate_mbit, "max_downtime_ms", 50);
 
@@ -63,7 +44,7 @@ static void begin_source(struct move *move, bool live, int rate_mbit, json_t *mo
 
 static void begin_dest(struct move *move)
 {
-	int fds[2] = {line_accept(&move->line)};
+	int fds[2] = {accept_from(move->listener)};
 
 	carrier_thread_begin(&move->dest, receive_job);
 	say_job(&move->dest,
@@ -75,7 +56,7 @@ static void begin_dest(struct move *move)
 
 static void move_begin_with(struct move *move, uint64_t pages, bool live, int rate_mbit, json_t *more)
 {
-	line_begin(&move->line);
+	move->listener = listen_here(&move->port);
 	fake_guest_begin(&move->from, pages);
 	fake_guest_begin(&move->to, pages);
 	fake_guest_fill(&move->from, 3, pages / 2, 1);
@@ -97,7 +78,7 @@ static void move_end(struct move *move)
 	carrier_thread_end(&move->dest);
 	fake_guest_end(&move->from);
 	fake_guest_end(&move->to);
-	close(move->line.listener);
+	close(move->listener);
 }
 
 static void accept_offer(struct move *move)
@@ -126,15 +107,6 @@ static void copy_all(struct move *move)
 	move->allocated = fake_guest_allocated(&move->to);
 	assert_int_equal(memcmp(move->from.ram, move->to.ram, move->to.pages * FAKE_PAGE), 0);
 	assert_memory_equal(move->from.state, move->to.state, move->from.state_size);
-}
-
-static int64_t set_forward_ns; /* the source's clock was, since the relocation began */
-
-int __wrap_peer_answer_clock(struct wire *wire, struct error *error);
-
-int __wrap_peer_answer_clock(struct wire *wire, struct error *error)
-{
-	return peer_send(wire, RECORD_TIME, (uint64_t)(realtime_ns() + set_forward_ns), NULL, 0, error);
 }
 
 static struct message finish(struct move *move)
@@ -229,7 +201,7 @@ static void pages_are_compressed_where_that_helps(void **state)
 	int64_t bytes, memory;
 
 	(void)state;
-	line_begin(&move.line);
+	move.listener = listen_here(&move.port);
 	fake_guest_begin(&move.from, 64 * MIB_PAGES);
 	fake_guest_begin(&move.to, 64 * MIB_PAGES);
 	fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
@@ -293,7 +265,7 @@ static void what_is_written_meanwhile_arrives_in_time(void **state)
 		struct move move;
 		struct message done;
 
-		line_begin(&move.line);
+		move.listener = listen_here(&move.port);
 		fake_guest_begin(&move.from, 64 * MIB_PAGES);
 		fake_guest_begin(&move.to, 64 * MIB_PAGES);
 		fake_guest_fill(&move.from, 3, 32 * MIB_PAGES, 1);
@@ -414,7 +386,7 @@ static void a_lost_page_ends_the_migration(void **state)
 		struct move move;
 		struct message failed;
 
-		line_begin(&move.line);
+		move.listener = listen_here(&move.port);
 		fake_guest_begin(&move.from, 16 * MIB_PAGES);
 		fake_guest_begin(&move.to, 16 * MIB_PAGES);
 		fake_guest_fill(&move.from, 0, 8 * MIB_PAGES, 1);
@@ -473,7 +445,7 @@ static void whoever_leaves_before_commit_the_other_learns_it(void **state)
 			assert_false(move.from.tracking);
 			fake_guest_end(&move.from);
 			fake_guest_end(&move.to);
-			close(move.line.listener);
+			close(move.listener);
 		}
 }
 
@@ -491,7 +463,7 @@ static void after_commit_a_silent_peer_is_uncertain(void **state)
 	carrier_thread_end(&move.source);
 	fake_guest_end(&move.from);
 	fake_guest_end(&move.to);
-	close(move.line.listener);
+	close(move.listener);
 }
 
 static void an_aborted_hand_over_ends_on_both_sides(void **state)
@@ -517,11 +489,11 @@ static void a_ticket_is_asked_about(void **state)
 		struct message answer, ask;
 		int fds[1];
 
-		line_begin(&move.line);
+		move.listener = listen_here(&move.port);
 		carrier_thread_begin(&move.source, ask_job);
 		say_job(&move.source,
-			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", "127.0.0.1", "port",
-				move.line.port, "ticket", TICKET),
+			json_pack("{s:s, s:s, s:i, s:s}", "do", "ask", "host", "127.0.0.1", "port", move.port,
+				"ticket", TICKET),
 			fds, 0, true);
 		begin_dest(&move);
 		ask = carrier_event(&move.dest, "ask");
@@ -534,7 +506,7 @@ static void a_ticket_is_asked_about(void **state)
 		message_free(&answer);
 		carrier_thread_end(&move.source);
 		carrier_thread_end(&move.dest);
-		close(move.line.listener);
+		close(move.listener);
 	}
 }
 
@@ -547,11 +519,11 @@ static void hosts_ask_each_other(void **state)
 		const json_t *line;
 		int fds[1];
 
-		line_begin(&move.line);
+		move.listener = listen_here(&move.port);
 		carrier_thread_begin(&move.source, query_job);
 		say_job(&move.source,
 			json_pack("{s:s, s:s, s:i, s:{s:s}, s:b}", "do", "query", "host", "127.0.0.1", "port",
-				move.line.port, "query", "query", "who-has", "probe", probe),
+				move.port, "query", "query", "who-has", "probe", probe),
 			fds, 0, true);
 		begin_dest(&move);
 		query = carrier_event(&move.dest, "query");
@@ -572,7 +544,7 @@ static void hosts_ask_each_other(void **state)
 		carrier_thread_end(&move.source);
 		pass(&move.dest, "done");
 		carrier_thread_end(&move.dest);
-		close(move.line.listener);
+		close(move.listener);
 	}
 }
 
@@ -582,8 +554,8 @@ static void nobody_listens(void **state)
 	struct message failed;
 
 	(void)state;
-	line_begin(&move.line);
-	close(move.line.listener);
+	move.listener = listen_here(&move.port);
+	close(move.listener);
 	fake_guest_begin(&move.from, MIB_PAGES);
 	begin_source(&move, true, 0, NULL);
 	failed = carrier_event(&move.source, "failed");

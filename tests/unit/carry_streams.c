@@ -24,14 +24,6 @@ struct move {
 	unsigned line_count;
 };
 
-static int line_accept(const struct move *move)
-{
-	struct pollfd ready = {.fd = move->listener, .events = POLLIN};
-
-	assert_true(poll(&ready, 1, 60000) > 0);
-	return accept4(move->listener, NULL, NULL, SOCK_CLOEXEC);
-}
-
 static void begin_source(struct move *move, bool live, int connections, int rate_mbit, const char *compress)
 {
 	int fds[2] = {move->from.carrier_end};
@@ -48,7 +40,7 @@ static void begin_source(struct move *move, bool live, int connections, int rate
 
 static void begin_dest(struct move *move, int connections)
 {
-	int pair[2], fds[3] = {line_accept(move)};
+	int pair[2], fds[3] = {accept_from(move->listener)};
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
 	move->joins = pair[0];
@@ -195,7 +187,7 @@ static void hand_over_line(struct move *move, bool may_fail)
 	struct carrier_thread door;
 	struct message join;
 	json_t *body;
-	int fds[2] = {line_accept(move)};
+	int fds[2] = {accept_from(move->listener)};
 
 	carrier_thread_begin(&door, receive_job);
 	say_job(&door, json_pack("{s:s, s:{s:i}}", "do", "receive", "socket", "fd", 0), fds, 1, false);

@@ -1,5 +1,9 @@
 #include "hand_over.h"
+#include "carry/clock.h"
+#include "carry/peer.h"
 
+#include <poll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 struct secured secured;
@@ -47,4 +51,20 @@ void pass(struct carrier_thread *carrier, const char *event)
 	struct message message = carrier_event(carrier, event);
 
 	message_free(&message);
+}
+
+int accept_from(int listener)
+{
+	struct pollfd ready = {.fd = listener, .events = POLLIN};
+
+	return poll(&ready, 1, 60000) > 0 ? accept4(listener, NULL, NULL, SOCK_CLOEXEC) : -1;
+}
+
+int64_t set_forward_ns;
+
+int __wrap_peer_answer_clock(struct wire *wire, struct error *error);
+
+int __wrap_peer_answer_clock(struct wire *wire, struct error *error)
+{
+	return peer_send(wire, RECORD_TIME, (uint64_t)(realtime_ns() + set_forward_ns), NULL, 0, error);
 }

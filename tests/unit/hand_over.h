@@ -33,3 +33,9 @@ void say_job(struct carrier_thread *carrier, json_t *job, int *fds, unsigned cou
 /* Says a verb alone; hears an event and forgets it. */
 void say(struct carrier_thread *carrier, const char *verb);
 void pass(struct carrier_thread *carrier, const char *event);
+/* Whoever connects there within a minute; -1: nobody. */
+int accept_from(int listener);
+
+/* The source's clock was set forward by so much between the handshake and RECEIVED, where peer_answer_clock
+ * is wrapped. */
+extern int64_t set_forward_ns;
