@@ -343,6 +343,8 @@ int peers_ask(struct domain *domain, struct error *error)
 	xend_lock(xend);
 	ask_all(inquiry, query);
 	r = inquiry->found.code ? error_set(error, inquiry->found.code, "%s", inquiry->found.text) : 0;
+	if (r >= 0 && xend->stopping) /* then not all were awaited */
+		r = error_set(error, ECANCELED, "xend is being stopped.");
 	if (r >= 0)
 		note_unheard(inquiry);
 	if (xend_worker(xend, end_inquiry, inquiry, NULL) < 0)

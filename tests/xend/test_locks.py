@@ -247,6 +247,20 @@ class TwoHosts(unittest.TestCase):
             self.assertIn(words, self.one.log.read_text())
             self.one.post("/domains/TestGuest/destroy")
 
+    def test_a_xend_that_is_stopped_starts_none_without_the_answers(self):
+        deaf = socket.create_server(("10.0.0.1", 18004), backlog=4)
+        self.addCleanup(deaf.close)
+        with sqlite3.connect(self.one.root / "state/xend.db") as store:
+            store.execute("INSERT INTO peers VALUES ('10.0.0.1', 18004, ?)", (int(time.time()),))
+        creating = self.one.send("POST", "/domains", {"config": self.one.config(disk=[]), "paused": False})
+        asked, _ = deaf.accept()
+        self.addCleanup(asked.close)
+        self.assertEqual(self.one.command("stop").returncode, 0)
+        self.assertEqual(json.loads(creating.getresponse().read())["error"], "xend is being stopped.")
+        creating.close()
+        self.one.start()
+        self.assertEqual((self.one.names(), self.one.guests()), ([], []))
+
     def peers(self, xend):
         with sqlite3.connect(xend.root / "state/xend.db") as store:
             return sorted(store.execute("SELECT host, port FROM peers"))
