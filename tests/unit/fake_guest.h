@@ -28,8 +28,8 @@ struct fake_guest {
 	char state[256];       /* what save-state gives, what load-state was given */
 	size_t state_size;
 	bool tracking, refuses_state;
-	int64_t clock_offset_ns; /* as it was told */
-	bool clock_told;
+	_Atomic int64_t clock_offset_ns; /* as it was told */
+	atomic_bool clock_told;
 	bool forgets; /* writes to page 0 are not in the log */
 	atomic_bool running, ended, loaded;
 	atomic_uint slowed, slowed_most; /* percent; now, and at most so far */
