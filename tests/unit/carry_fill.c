@@ -220,7 +220,7 @@ static void test_the_next_carrier(void **state)
 /* A page that is missed when all is there: the carrier has read who misses it, and is as slow as it can be.
  */
 static struct {
-	struct fake_guest *guest;
+	_Atomic(struct fake_guest *) guest;
 	struct touch touch;
 	pthread_t thread;
 	sem_t heard;
