@@ -211,20 +211,6 @@ static int open_both(const char *path, int *output)
 	return *output < 0 ? *output : take_fd(&fifo);
 }
 
-static int open_nameless(int *output)
-{
-	char path[32];
-	int ends[2], fifo;
-
-	if (pipe2(ends, O_CLOEXEC) < 0)
-		return -errno;
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", ends[0]);
-	fifo = open_both(path, output);
-	close(ends[0]);
-	close(ends[1]);
-	return fifo;
-}
-
 static int open_named(const char *path, int *output)
 {
 	unlink(path);
@@ -234,7 +220,7 @@ static int open_named(const char *path, int *output)
 int process_log_make(struct process_log **log, struct xend *xend, const char *path, const char *name,
 	int *output, struct error *error)
 {
-	int fifo = path ? open_named(path, output) : open_nameless(output);
+	int fifo = open_named(path, output);
 
 	*log = fifo < 0 ? NULL : new_log(xend, fifo, name);
 	if (*log)

@@ -18,8 +18,8 @@
 struct process_log;
 
 /*
- * Makes the FIFO (`path`; NULL: one without a name). *output is the process's end, the caller's to close.
- * `name` stands before its lines. With the lock, as all of these.
+ * Makes the FIFO at `path`, in place of one that an earlier xend has left. *output is the process's end, the
+ * caller's to close. `name` stands before its lines. With the lock, as all of these.
  */
 int process_log_make(struct process_log **log, struct xend *xend, const char *path, const char *name,
 	int *output, struct error *error);
