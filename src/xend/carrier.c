@@ -20,7 +20,7 @@ int carrier_start(
 	struct carrier *carrier, struct xend *xend, int cancel, struct reply *progress, struct error *error)
 {
 	unsigned number = xend->carriers_started++ % 0x1000000;
-	char program[320], user[32], log[sizeof(xend->paths.run) + 32];
+	char program[320], user[32];
 	const char *const arguments[] = {program, "--job", "3", "--user", user, NULL};
 	struct spawn spawn = {.arguments = arguments, .record = carrier->record};
 	_cleanup_close_ int output = -1;
@@ -33,9 +33,7 @@ int carrier_start(
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return error_set(
 			error, errno, "Unable to make a channel to the carrier: %s.", strerror(errno));
-	snprintf(log, sizeof(log), "%s/carrier-%u.log", xend->paths.run, number);
-	r = process_log_make(&carrier->log, xend, log, "ferry-carrier", &output, error);
-	unlink(log); /* nobody needs to find it; whose carrier a process is, /proc tells by the name it had */
+	r = process_log_make(&carrier->log, xend, NULL, "ferry-carrier", &output, error);
 	if (r < 0) {
 		close(pair[0]);
 		close(pair[1]);

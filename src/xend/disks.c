@@ -57,7 +57,7 @@ static int open_once(const struct guest_disk *disk, enum disk_lock lock)
 		return -errno;
 	if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode))
 		return -ENOTBLK;
-	if (S_ISBLK(info.st_mode) && disk->mode == DISK_WRITE)
+	if (S_ISBLK(info.st_mode) && disk->mode == DISK_WRITE && lock != DISK_LOCK_HELD)
 		flags |= O_EXCL;
 	fd = open_as(disk->target, flags);
 	if (fd < 0)

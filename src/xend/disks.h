@@ -19,6 +19,7 @@ enum disk_lock {
 	DISK_LOCK_NOW,
 	DISK_LOCK_LATER, /* incoming: on shared storage the peer holds the lock until it has given the guest
 			    away */
+	DISK_LOCK_HELD,  /* only looked at, by the guest that has it, or its next start */
 };
 
 /* Opens the disk, O_DIRECT where the file system can. Returns a descriptor owned by the caller; -ENOMEDIUM:

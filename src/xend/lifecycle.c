@@ -105,7 +105,7 @@ int lifecycle_check_restart(struct domain *domain, struct error *error)
 	if (r < 0)
 		return r;
 	xend_unlock(xend);
-	r = check_disks(&config, DISK_LOCK_LATER, error); /* it has them itself */
+	r = check_disks(&config, DISK_LOCK_HELD, error);
 	xend_lock(xend);
 	return r;
 }

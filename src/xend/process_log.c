@@ -220,8 +220,13 @@ static int open_named(const char *path, int *output)
 int process_log_make(struct process_log **log, struct xend *xend, const char *path, const char *name,
 	int *output, struct error *error)
 {
-	int fifo = open_named(path, output);
+	char passing[sizeof(xend->paths.run) + 16];
+	int fifo;
 
+	snprintf(passing, sizeof(passing), "%s/passing.log", xend->paths.run);
+	fifo = open_named(path ? path : passing, output);
+	if (!path)
+		unlink(passing);
 	*log = fifo < 0 ? NULL : new_log(xend, fifo, name);
 	if (*log)
 		return 0;

@@ -18,8 +18,9 @@
 struct process_log;
 
 /*
- * Makes the FIFO at `path`, in place of one that an earlier xend has left. *output is the process's end, the
- * caller's to close. `name` stands before its lines. With the lock, as all of these.
+ * Makes the FIFO at `path`, in place of one that an earlier xend has left. NULL: of one that nobody needs to
+ * find there is only the name in /proc, by which it is told whose process has it. *output is the process's
+ * end, the caller's to close. `name` stands before its lines. With the lock, as all of these.
  */
 int process_log_make(struct process_log **log, struct xend *xend, const char *path, const char *name,
 	int *output, struct error *error);

@@ -113,12 +113,26 @@ class Disks(unittest.TestCase):
             self.xend.job("/restore", {"file": self.file})
         self.assertIn("is in use by domain 'Other'", refused.exception.sentence)
 
-    def test_a_block_device(self):
+    def block_device(self):
         done = subprocess.run(["losetup", "--find", "--show", self.disk], capture_output=True, text=True, check=False)
         if done.returncode:
             self.skipTest("no loop device here: block devices were not tried")
         device = done.stdout.strip()
         self.addCleanup(subprocess.run, ["losetup", "-d", device])
+        return device
+
+    def test_a_guest_that_is_started_again_on_its_block_device(self):
+        """Which it has, as nobody else may."""
+        disk = [f"phy:{self.block_device()},xvda,w"]
+        self.xend.create(disk=disk, on_reboot="restart")
+        self.xend.post("/domains/TestGuest/reboot")
+        rig.wait_until(lambda: [domain["id"] for domain in self.xend.domains()[1:]] == [2], "its coming back")
+        with self.assertRaises(Refused) as refused:
+            self.xend.create("Other", disk=disk)
+        self.assertIn("is in use", refused.exception.sentence)
+
+    def test_a_block_device(self):
+        device = self.block_device()
         self.save(disk=[f"phy:{device},xvda,w"])
         self.assertEqual(self.restore(), ["TestGuest"])
         self.scribble(device, 20 * MIB, 12 * MIB)
