@@ -176,7 +176,7 @@ def test_many_processors(hosts, heartbeat, kernel, tmp_path):
 
 def test_to_and_fro(hosts, heartbeat, kernel):
     start(hosts[0], heartbeat, kernel)
-    for turn in range(20):
+    for turn in range(50):
         here, there = hosts[turn % 2], hosts[1 - turn % 2]
         here.xm("migrate", "--live", "-p", str(there.port), "Native", "127.0.0.1")
         arrived(there, heartbeat)
