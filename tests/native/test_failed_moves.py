@@ -16,6 +16,7 @@ from pair import Pair
 
 FAILURES = 500 if EXHAUSTIVE else 12
 FIRST = 4  # after these everything that is made once has been made
+KNOWN = 3  # the other host at its own port, at the line's and at the one where nobody listens
 REMEMBERED = 65  # moves (ENDED_MAX in src/xend/moves.c), and one that is under way
 CUTS = [("→", "HELLO", 1), ("→", "TIME", 2), ("→", "OFFER", 1), ("←", "ACCEPT", 1), ("→", "PAGES", 1), ("→", "ROUND", 1), ("←", "ROUND", 1),
         ("→", "STATE", 1), ("→", "END", 1), ("←", "RECEIVED", 1), ("→", "COMMIT", 1)]
@@ -59,6 +60,7 @@ def left_over(hosts):
         kept = rows(host)
         kept.pop("tickets")
         assert kept.pop("moves") <= REMEMBERED
+        assert kept.pop("peers") <= KNOWN
         found.append({"xend": descriptors(host.process.pid), "guests": [fd for pid in guests for fd in descriptors(pid)], "rows": kept,
                       "carriers": processes(host, "ferry-carrier"), "files": files(host)})
     return found
