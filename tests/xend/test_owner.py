@@ -39,13 +39,19 @@ class Owner(unittest.TestCase):
         with contextlib.closing(sqlite3.connect(f"file:{xend.root}/state/xend.db?mode=ro", uri=True, timeout=60)) as store:
             return {ticket for ticket, in store.execute("SELECT ticket FROM tickets WHERE state = ?", (OWNED,))}
 
-    def hand_over(self, before=lambda: None):
+    def recorded(self, tickets):
+        """Whether they are beside the guest as well."""
+        return any(ticket in record.read_text() for record in (self.two.root / "run/guests").glob("*/domain") for ticket in tickets)
+
+    def hand_over(self, before=lambda: None, beside=False):
         """The destination owns the guest, and dies before it says so; its guest runs on."""
         self.one.create(disk=[])
         (self.two.root / "libexec/lingers").write_text("resume")
         earlier = self.owned(self.two)
         migration = self.one.send("POST", "/domains/TestGuest/migrate", {"host": NAME, "port": 18003})
         wait_until(lambda: self.owned(self.two) - earlier, "the destination's record")
+        if beside:
+            wait_until(lambda: self.recorded(self.owned(self.two) - earlier), "the record beside the guest")
         self.two.kill()
         before()
         wait_until(lambda: "doubt" in self.one.domains()[1], "the doubt")
@@ -149,7 +155,7 @@ class Owner(unittest.TestCase):
         with contextlib.closing(sqlite3.connect(self.two.root / "state/xend.db")) as store, \
                 contextlib.closing(sqlite3.connect(older)) as copy:
             store.backup(copy)
-        migration = self.hand_over()
+        migration = self.hand_over(beside=True)
         for left in (self.two.root / "state").glob("xend.db*"):
             left.unlink()
         shutil.copy(older, self.two.root / "state/xend.db")
