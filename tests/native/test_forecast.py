@@ -10,7 +10,7 @@ import pytest
 from enumeration import EXHAUSTIVE
 from test_native import names, start
 
-WITHIN = 1.5
+WITHIN = 1.5 if EXHAUSTIVE else 3  # a whole check runs other tests beside this one
 NOISE_MS = 15  # what a host that has other things to do adds, or does not
 TRIES = 3  # where it has much to do; all are shown
 BASE = "tsc_khz=2000000 touch=64"
