@@ -6,6 +6,8 @@ import struct
 import subprocess
 import threading
 
+from rig import Xend
+
 SIZE = 1 << 20
 LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, RELEASEDIR, ACCESS, BATCH_FORGET = 1, 2, 3, 14, 15, 18, 25, 26, 27, 29, 34, 42
 
@@ -57,3 +59,14 @@ class DeadStorage:
         if opcode == READ:
             return bytes(struct.unpack_from("<QQI", body)[2])
         return b"" if opcode in (RELEASE, RELEASEDIR, FLUSH, ACCESS) else errno.ENOSYS
+
+
+def set_up(test, **settings):
+    """A xend (rig.py), and a guest's disk on storage that may be away: the test's `xend`, `storage` and `disk`."""
+    test.xend = Xend(**settings)
+    test.addCleanup(test.xend.close)
+    place = test.xend.root / "nfs"
+    place.mkdir()
+    test.storage = DeadStorage(place)
+    test.addCleanup(test.storage.close)
+    test.disk = [f"file:{place}/disk,xvda,w"]

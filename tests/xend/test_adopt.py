@@ -8,8 +8,8 @@ import sqlite3
 import time
 import unittest
 
+import dead_storage
 import rig
-from dead_storage import DeadStorage
 from rig import Refused, Xend, wait_until
 
 
@@ -371,13 +371,7 @@ class Storage(unittest.TestCase):
     """A guest's disk is on a server that is away."""
 
     def setUp(self):
-        self.xend = Xend()
-        self.addCleanup(self.xend.close)
-        place = self.xend.root / "nfs"
-        place.mkdir()
-        self.storage = DeadStorage(place)
-        self.addCleanup(self.storage.close)
-        self.disk = [f"file:{place}/disk,xvda,w"]
+        dead_storage.set_up(self)
 
     def test_xend_starts_and_manages_the_others(self):
         pids = [self.xend.guest_pid(self.xend.create(f"Far{i}", disk=[self.disk[0] + "!"])) for i in range(4)]

@@ -11,8 +11,8 @@ import subprocess
 import time
 import unittest
 
+import dead_storage
 import rig
-from dead_storage import DeadStorage
 from rig import Refused, Xend, wait_until
 
 
@@ -481,13 +481,7 @@ class Held(Lives):
     """The kernel does not let go of a guest's process: its storage does not answer."""
 
     def setUp(self):
-        self.xend = Xend(settings="(storage-timeout 1)")
-        self.addCleanup(self.xend.close)
-        place = self.xend.root / "nfs"
-        place.mkdir()
-        self.storage = DeadStorage(place)
-        self.addCleanup(self.storage.close)
-        self.disk = [f"file:{place}/disk,xvda,w"]
+        dead_storage.set_up(self, settings="(storage-timeout 1)")
 
     def test_destroy_says_so_and_the_others_go_on(self):
         pid = self.xend.guest_pid(self.xend.create("Far", disk=self.disk))
