@@ -2,6 +2,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "vmm/device.h"
+#include "vmm/steal.h"
 
 #include <errno.h>
 #include <string.h>
@@ -276,6 +277,7 @@ int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error 
 	}
 	catch_up->standing = catch_up->loaded = catch_up->was_behind = false;
 	clock_forgive(vcpus->fds, vcpus->count);
+	steal_add(vcpus, all ? gap : step);
 	return 0;
 }
 
@@ -297,6 +299,7 @@ static bool make_step(struct catch_up *catch_up, struct guest_time *time, struct
 	if (clock_set(vcpus->kvm, vcpus->fds, vcpus->count, time, forward, error) < 0)
 		return true;
 	clock_forgive(vcpus->fds, vcpus->count);
+	steal_add(vcpus, forward);
 	catch_up->steps++;
 	return forward == lack;
 }

@@ -8,6 +8,8 @@
  * between them the guest runs until it has nothing left to do, for as long as it is given processors to do
  * it. Ten minutes take half a second so, and longer on a host that has no time for the guest.
  *
+ * Whoever runs in the guest when its time goes on has not run for that long: it is steal time (steal.h).
+ *
  * Such is the default. With "jump" all of the gap is made up at once, with "stop" none.
  *
  * All functions are called with the machine lock held.

@@ -174,6 +174,14 @@ uint32_t cpuid_make(const struct kvm *kvm, uint32_t apic_id, uint32_t vcpus, str
 	return count;
 }
 
+bool cpuid_has_kvm_feature(const struct kvm_cpuid2 *cpuid, unsigned feature)
+{
+	const struct kvm_cpuid_entry2 *entry =
+		find((struct kvm_cpuid_entry2 *)cpuid->entries, cpuid->nent, KVM_CPUID_FEATURES, 0);
+
+	return entry && entry->eax >> feature & 1;
+}
+
 static void feature_name(char *text, size_t size, const struct cpuid_word *word, unsigned bit)
 {
 	static const char *const registers[] = {"eax", "ebx", "ecx", "edx"};

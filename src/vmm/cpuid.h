@@ -15,6 +15,9 @@
 /* What a vCPU with this APIC id of `vcpus` sees; `to` has room for CPUID_ENTRIES_MAX. Returns the count. */
 uint32_t cpuid_make(const struct kvm *kvm, uint32_t apic_id, uint32_t vcpus, struct kvm_cpuid_entry2 *to);
 
+/* Whether a vCPU was given this feature of KVM's (KVM_FEATURE_…). */
+bool cpuid_has_kvm_feature(const struct kvm_cpuid2 *cpuid, unsigned feature);
+
 /*
  * A processor as a guest sees it, or as this host could show it: with all that KVM supports, be it shown to
  * new guests or not (older Ferrys showed more).

@@ -17,6 +17,7 @@
 
 static uint64_t real, guest, guest_at; /* the host's time; the guest's, and when that was */
 static uint64_t longest;               /* way that the guest's time went at once */
+static uint64_t stolen;                /* what the guest was told to charge to nobody */
 static unsigned sets;
 static bool broken;
 
@@ -108,6 +109,12 @@ void __wrap_clock_forgive(const int *vcpus, uint32_t count)
 	(void)vcpus, (void)count;
 }
 
+void __wrap_steal_add(struct vcpus *vcpus, uint64_t ns)
+{
+	(void)vcpus;
+	stolen += ns;
+}
+
 void __wrap_vcpus_pause(struct vcpus *vcpus)
 {
 	(void)vcpus;
@@ -153,7 +160,8 @@ static struct rig *new_rig(enum clock_over_pause how)
 	real = 1000000 * S;
 	guest = 5 * S;
 	guest_at = real - 3 * S;
-	longest = sets = 0;
+	longest = stolen = 0;
+	sets = 0;
 	memset(&load, 0, sizeof(load));
 	load.since = monotonic();
 	broken = false;
@@ -209,6 +217,7 @@ static void time_catches_up(void **state)
 		go_on(rig, 0);
 		assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 		assert_true(longest <= catch_up_step(gaps[i]));
+		assert_int_equal(stolen, gaps[i]);
 		assert_int_equal(sets,
 			gaps[i] <= 2 * S ? 0
 					 : (gaps[i] + catch_up_step(gaps[i]) - 1) / catch_up_step(gaps[i]));
@@ -301,12 +310,14 @@ static void a_user_may_want_a_jump_or_none(void **state)
 	go_on(rig, 0);
 	assert_int_equal(shown(), 608 * S);
 	assert_int_equal(longest, 600 * S);
+	assert_int_equal(stolen, 600 * S);
 	free_rig(rig);
 	rig = new_rig(CLOCK_STOP);
 	catch_up_stand_still(&rig->catch_up, &rig->vcpus);
 	real += 600 * S;
 	go_on(rig, 0);
 	assert_int_equal(shown(), 8 * S);
+	assert_int_equal(stolen, 0);
 	free_rig(rig);
 }
 

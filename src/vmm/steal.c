@@ -1,0 +1,36 @@
+#include "vmm/steal.h"
+#include "vmm/cpuid.h"
+#include "vmm/memory.h"
+
+#include <asm/kvm_para.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+
+/* Where the vCPU's steal time is; false: the guest has not asked for it. */
+static bool address_of(const struct vcpu *vcpu, uint64_t *gpa)
+{
+	struct few_msrs one = {.count = 1, .entries = {{.index = MSR_KVM_STEAL_TIME}}};
+
+	if (!vcpu->cpuid || !cpuid_has_kvm_feature(vcpu->cpuid, KVM_FEATURE_STEAL_TIME) ||
+		ioctl(vcpu->fd, KVM_GET_MSRS, &one) != 1 || !(one.entries[0].data & KVM_MSR_ENABLED))
+		return false;
+	*gpa = one.entries[0].data & KVM_STEAL_VALID_BITS;
+	return true;
+}
+
+/* KVM writes there only when it enters the guest, and goes on from what it finds. */
+void steal_add(struct vcpus *vcpus, uint64_t ns)
+{
+	for (uint32_t i = 0; i < vcpus->count && ns; i++) {
+		struct kvm_steal_time time;
+		uint64_t gpa;
+
+		if (!address_of(&vcpus->vcpu[i], &gpa) ||
+			memory_read(vcpus->platform->memory, gpa, &time, sizeof(time)) < 0)
+			continue;
+		time.steal += ns;
+		/* Even, and another one: whoever was stopped while reading reads once more. */
+		time.version = (time.version | 1) + 1;
+		memory_write(vcpus->platform->memory, gpa, &time, offsetof(struct kvm_steal_time, flags));
+	}
+}
