@@ -22,6 +22,9 @@
 #define LOOK_MS 3000
 /* How long xend's start waits for guests to answer, all together. Who answers later is found again later. */
 #define MEET_MS 3000
+/* The same for those that are just ending, which the kernel may not let do so (storage that does not answer).
+ */
+#define DYING_MS 3000
 
 struct tickets {
 	struct xend *xend;
@@ -85,18 +88,28 @@ static void end_unless_live(struct domain *domain)
 	}
 }
 
-static void find(struct domain *domain)
+static void find(struct domain *domain, long long until)
 {
 	struct error error;
 
 	if (guest_find(domain, &error) >= 0) {
-		if (process_wait_if_dying(domain->process, domain->pid, 0, NULL) == -ETIMEDOUT)
+		if (process_wait_while_dying(domain->process, domain->pid, until - monotonic_ms(), NULL) ==
+			-ETIMEDOUT)
 			return;
 		error_set(&error, ESRCH, "Its process has just ended.");
 	}
 	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error.text);
 	domain->dead = true;
 	domain->ended_before = !guest_has_place(domain);
+}
+
+static void find_all(struct xend *xend)
+{
+	long long until = monotonic_ms() + DYING_MS;
+
+	for (struct domain *domain = xend->domains; domain; domain = domain->next)
+		if (domain->phase == DOMAIN_LIVE)
+			find(domain, until);
 }
 
 /* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end. */
@@ -222,7 +235,7 @@ int adopt_all(struct xend *xend, struct error *error)
 		return r;
 	carrier_end_strays(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
-	for_each(xend, find, DOMAIN_LIVE, DOMAIN_LIVE);
+	find_all(xend);
 	checkpoint_file_recover(xend);
 	r = handover_resume(xend, error);
 	if (r < 0)

@@ -6,7 +6,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/socket.h>
 
 /* How long a carrier has to notice that its channel is closed. */
@@ -221,7 +223,33 @@ void carrier_end(struct carrier *carrier)
 	unlink(carrier->record);
 }
 
-void carrier_end_strays(struct xend *xend)
+static void kill_stray(const char *record, long long until)
+{
+	pid_t pid;
+	_cleanup_close_ int process = process_find(record, &pid);
+
+	(void)until;
+	if (process < 0)
+		return;
+	log_warning("Ending the carrier %d of an earlier xend.", (int)pid);
+	pidfd_send_signal(process, SIGKILL, NULL, 0);
+}
+
+static void await_stray(const char *record, long long until)
+{
+	pid_t pid;
+	_cleanup_close_ int process = process_find(record, &pid);
+	long long left = until - monotonic_ms();
+
+	if (process >= 0 && process_wait(process, left > 0 ? (int)left : 0, NULL) < 0)
+		log_warning(
+			"The carrier %d is held by storage that does not answer, and ends when that does.",
+			(int)pid);
+	unlink(record);
+}
+
+static void for_each_record(
+	const struct xend *xend, void (*visit)(const char *record, long long until), long long until)
 {
 	char path[96], record[400];
 	struct dirent *entry;
@@ -230,21 +258,18 @@ void carrier_end_strays(struct xend *xend)
 	snprintf(path, sizeof(path), "%s/carriers", xend->paths.run);
 	directory = opendir(path);
 	while (directory && (entry = readdir(directory))) {
-		_cleanup_close_ int process = -1;
-		pid_t pid;
-
 		if (entry->d_name[0] == '.')
 			continue;
 		snprintf(record, sizeof(record), "%s/%s", path, entry->d_name);
-		process = process_find(record, &pid);
-		if (process >= 0) {
-			log_warning("Ending the carrier %d of an earlier xend.", (int)pid);
-			if (process_kill_within(process, KILLED_MS) < 0)
-				log_warning("It is held by storage that does not answer, and ends when that "
-					    "does.");
-		}
-		unlink(record);
+		visit(record, until);
 	}
 	if (directory)
 		closedir(directory);
+}
+
+void carrier_end_strays(struct xend *xend)
+{
+	/* However many the kernel holds, they are waited for together. */
+	for_each_record(xend, kill_stray, 0);
+	for_each_record(xend, await_stray, monotonic_ms() + KILLED_MS);
 }

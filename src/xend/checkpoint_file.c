@@ -15,6 +15,9 @@
 
 /* Who has closed a file waits no longer than this for it to be gone. */
 #define DISCARD_MS 3000
+/* How long xend's start waits for all the files of an earlier one together. */
+#define RECOVER_MS 6000
+#define LEAST_MS 200 /* what one gets in any case */
 
 /* What gets a name, and what had it: enough for a later xend to undo it. */
 struct publication {
@@ -470,16 +473,23 @@ static int remove_leftover(void *context, struct error *error)
 	return 0;
 }
 
-static void clear_leftovers(struct xend *xend)
+static unsigned patience_until(long long until)
 {
-	static const struct errand removing = {
-		.run = remove_leftover, .late = forget, .patience_ms = DISCARD_MS};
+	long long left = until - monotonic_ms();
+
+	return left < LEAST_MS ? LEAST_MS : left < DISCARD_MS ? (unsigned)left : DISCARD_MS;
+}
+
+static void clear_leftovers(struct xend *xend, long long until)
+{
 	_cleanup_json_ json_t *paths = store_leftovers(xend->store);
 	json_t *path;
 	size_t i;
 
 	json_array_foreach(paths, i, path)
 	{
+		const struct errand removing = {
+			.run = remove_leftover, .late = forget, .patience_ms = patience_until(until)};
 		struct leftover *leftover = malloc(sizeof(*leftover));
 		struct error error;
 
@@ -542,9 +552,9 @@ static int collect(void *context, const struct stored_save *save)
 	return 0;
 }
 
-static void recover(struct xend *xend, struct unfinished *unfinished)
+static void recover(struct xend *xend, struct unfinished *unfinished, long long until)
 {
-	static const struct errand finishing = {.run = finish, .late = forget, .patience_ms = DISCARD_MS};
+	const struct errand finishing = {.run = finish, .late = forget, .patience_ms = patience_until(until)};
 	struct domain *domain = domain_by_uuid(xend, unfinished->uuid);
 	char path[sizeof(unfinished->publication.path)];
 	struct error error = {0};
@@ -571,6 +581,7 @@ static void recover(struct xend *xend, struct unfinished *unfinished)
 
 void checkpoint_file_recover(struct xend *xend)
 {
+	long long until = monotonic_ms() + RECOVER_MS;
 	struct unfinished *first = NULL;
 	struct error error;
 
@@ -580,7 +591,7 @@ void checkpoint_file_recover(struct xend *xend)
 		struct unfinished *unfinished = first;
 
 		first = unfinished->next;
-		recover(xend, unfinished);
+		recover(xend, unfinished, until);
 	}
-	clear_leftovers(xend);
+	clear_leftovers(xend, until);
 }

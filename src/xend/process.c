@@ -205,14 +205,21 @@ static bool is_dying(pid_t pid)
 	       (state == 'Z' || state == 'X' || flags & exiting || pending & killed);
 }
 
+int process_wait_while_dying(int pidfd, pid_t pid, long long most_ms, int *status)
+{
+	int r = process_wait(pidfd, 0, status);
+
+	for (long long waited_ms = 0; r == -ETIMEDOUT && waited_ms < most_ms && is_dying(pid);
+		waited_ms += LOOK_MS)
+		r = process_wait(pidfd, LOOK_MS, status);
+	return r;
+}
+
 int process_wait_if_dying(int pidfd, pid_t pid, int timeout_ms, int *status)
 {
 	int r = process_wait(pidfd, timeout_ms, status);
 
-	for (int waited_ms = 0; r == -ETIMEDOUT && waited_ms < DYING_MS && is_dying(pid);
-		waited_ms += LOOK_MS)
-		r = process_wait(pidfd, LOOK_MS, status);
-	return r;
+	return r == -ETIMEDOUT ? process_wait_while_dying(pidfd, pid, DYING_MS, status) : r;
 }
 
 int process_kill_within(int pidfd, int timeout_ms)

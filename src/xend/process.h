@@ -39,6 +39,9 @@ int process_wait(int pidfd, int timeout_ms, int *status);
  * since a busy machine may be slow with that. */
 int process_wait_if_dying(int pidfd, pid_t pid, int timeout_ms, int *status);
 
+/* Only that, and at most for so long: -ETIMEDOUT as well where the process is not on its way out. */
+int process_wait_while_dying(int pidfd, pid_t pid, long long most_ms, int *status);
+
 /* SIGKILL, then waits for the end. */
 void process_kill(int pidfd);
 /* The same for a process that the kernel may not let go of. -ETIMEDOUT: it has yet to end, and does nothing

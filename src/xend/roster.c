@@ -13,12 +13,14 @@
 #include <time.h>
 
 #define STATUS_MS 2000 /* for a guest of which too little is recorded to say what it is */
+#define DYING_MS 3000  /* for all those that are just ending */
 
 struct roster {
 	struct xend *xend;
 	json_t *records; /* by uuid: the guests' own ones, where they count more than the store */
 	unsigned highest_id;
-	bool differs; /* from the store */
+	bool differs;          /* from the store */
+	long long dying_until; /* monotonic_ms() */
 };
 
 static const struct domain *who_has(const struct xend *xend, unsigned id, const char *name)
@@ -95,9 +97,10 @@ static int visit_row(void *context, const struct stored_domain *row)
 	struct roster *roster = context;
 	struct stored_domain stored = *row, own;
 	struct guest_place place;
-	json_t *record = guest_record_read(roster->xend, row->uuid, &own);
+	json_t *record;
 	struct error error;
 
+	record = guest_record_read(roster->xend, row->uuid, &own);
 	guest_place_of(roster->xend, row->uuid, &place);
 	if (record && own.recorded_ns > row->recorded_ns) {
 		log_warning("Domain '%s' (ID %u): xend's database is older than what is recorded beside the "
@@ -169,14 +172,15 @@ static int take_up_by_status(struct roster *roster, const char *uuid, unsigned i
 	return take_up(roster, &stored, error);
 }
 
-static void remove_rest(const char *uuid, const struct guest_place *place)
+static void remove_rest(const struct roster *roster, const char *uuid, const struct guest_place *place)
 {
 	pid_t pid;
 	_cleanup_close_ int carrier = process_find(place->carrier, &pid);
+	long long left = roster->dying_until - monotonic_ms();
 
 	log_warning("What is left of the guest %s, whose process is no more, is removed.", uuid);
 	if (carrier >= 0)
-		process_kill_within(carrier, STATUS_MS);
+		process_kill_within(carrier, left > 0 ? (int)left : 0);
 	guest_place_remove(place);
 }
 
@@ -189,8 +193,9 @@ static void visit_without_record(struct roster *roster, const char *uuid, const 
 	unsigned id;
 	int r;
 
-	if (process < 0 || process_wait_if_dying(process, pid, 0, NULL) != -ETIMEDOUT) {
-		remove_rest(uuid, place);
+	if (process < 0 || process_wait_while_dying(
+				   process, pid, roster->dying_until - monotonic_ms(), NULL) != -ETIMEDOUT) {
+		remove_rest(roster, uuid, place);
 		return;
 	}
 	id = id_of(pid);
@@ -282,7 +287,7 @@ static int rewrite(struct roster *roster, struct error *error)
 int roster_take_up(struct xend *xend, struct error *error)
 {
 	_cleanup_json_ json_t *records = json_object();
-	struct roster roster = {.xend = xend, .records = records};
+	struct roster roster = {.xend = xend, .records = records, .dying_until = monotonic_ms() + DYING_MS};
 	int r = store_each_domain(xend->store, visit_row, &roster, error);
 
 	if (r < 0)

@@ -388,6 +388,35 @@ class Storage(unittest.TestCase):
         self.assertFalse(rig.dead(pids[0]))
         self.storage.answers.set()
 
+    def test_killed_guests_that_cannot_end_hold_nobody_up(self):
+        """Each was waited for half a minute, one after the other."""
+        pids = [self.xend.guest_pid(self.xend.create(f"Far{i}", disk=[self.disk[0] + "!"], on_crash="destroy")) for i in range(2)]
+        self.xend.create("Near")
+        self.xend.kill()
+        self.storage.answers.clear()
+        for pid in pids:
+            rig.kill(pid)
+        begin = time.monotonic()
+        self.xend.start()
+        self.assertLess(time.monotonic() - begin, 30)
+        self.xend.post("/domains/Near/pause")
+        self.assertFalse(any(rig.dead(pid) for pid in pids))
+        self.storage.answers.set()
+        wait_until(lambda: self.xend.names() == ["Near"], "their ends")
+
+    @unittest.skipUnless(os.environ.get("FERRY_EXHAUSTIVE"), "takes its time")
+    def test_files_of_saves_that_cannot_be_removed_hold_nobody_up(self):
+        self.xend.kill()
+        with sqlite3.connect(self.xend.root / "state/xend.db") as store:
+            for i in range(30):
+                store.execute("INSERT INTO leftovers VALUES (?)", (f"{self.storage.place}/{i}.partial",))
+        self.storage.answers.clear()
+        begin = time.monotonic()
+        self.xend.start()
+        self.assertLess(time.monotonic() - begin, 60)
+        self.xend.create("Near", disk=[])
+        self.storage.answers.set()
+
     def test_a_guest_is_to_be_ended_meanwhile(self):
         domain = self.xend.create("Far", disk=self.disk)
         pid = self.xend.guest_pid(domain)
