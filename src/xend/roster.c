@@ -2,6 +2,7 @@
 #include "base/channel.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "xend/carrier.h"
 #include "xend/disks.h"
 #include "xend/guest.h"
 #include "xend/guest_record.h"
@@ -92,6 +93,14 @@ static int take_up(struct roster *roster, const struct stored_domain *stored, st
 	return 0;
 }
 
+/* SQLite's own check sees that a file is whole, not what is in it. */
+static bool is_sound(const struct stored_domain *row)
+{
+	return strlen(row->uuid) == 36 && !strchr(row->uuid, '/') &&
+	       (unsigned)row->phase <= STORED_PRESERVED && row->id > 0 &&
+	       row->id < CARRIER_UID_BASE - GUEST_UID_BASE;
+}
+
 static int visit_row(void *context, const struct stored_domain *row)
 {
 	struct roster *roster = context;
@@ -100,6 +109,12 @@ static int visit_row(void *context, const struct stored_domain *row)
 	json_t *record;
 	struct error error;
 
+	if (!is_sound(row)) {
+		log_error("What xend's database says of domain '%s' (ID %u) is damaged and left out.",
+			row->name, row->id);
+		roster->differs = true;
+		return 0;
+	}
 	record = guest_record_read(roster->xend, row->uuid, &own);
 	guest_place_of(roster->xend, row->uuid, &place);
 	if (record && own.recorded_ns > row->recorded_ns) {
@@ -272,7 +287,7 @@ static int rewrite(struct roster *roster, struct error *error)
 
 	if (r < 0)
 		return r;
-	r = store_drop_domains(store, roster->highest_id + 1, error);
+	r = store_drop_domains(store, error);
 	json_object_foreach(roster->records, uuid, record) if (r >= 0) r =
 		guest_record_restore_tickets(roster->xend, uuid, record, error);
 	for (struct domain *domain = roster->xend->domains; r >= 0 && domain; domain = domain->next)
@@ -295,6 +310,8 @@ int roster_take_up(struct xend *xend, struct error *error)
 	visit_directories(&roster);
 	if (roster.differs)
 		r = rewrite(&roster, error);
+	if (r >= 0)
+		r = store_reserve_ids(xend->store, roster.highest_id + 1, error);
 	/* An older xend has written none. */
 	for (struct domain *domain = xend->domains; r >= 0 && domain; domain = domain->next)
 		guest_record_write(domain);

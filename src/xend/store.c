@@ -284,14 +284,18 @@ int store_drop_domain(struct store *store, const char *uuid, struct error *error
 	return run_hastily(store, error, "DELETE FROM domains WHERE uuid = ?", "s", uuid);
 }
 
-int store_drop_domains(struct store *store, unsigned next_id, struct error *error)
+int store_drop_domains(struct store *store, struct error *error)
 {
-	int r = run(store, error, "DELETE FROM domains", "");
+	return run(store, error, "DELETE FROM domains", "");
+}
 
-	return r < 0 ? r
-		     : run(store, error,
-			       "UPDATE host SET value = MAX(CAST(value AS INTEGER), ?) WHERE key = 'next_id'",
-			       "i", (int64_t)next_id);
+int store_reserve_ids(struct store *store, unsigned next_id, struct error *error)
+{
+	/* What is no number is worth 0. */
+	return run_hastily(store, error,
+		"INSERT INTO host VALUES ('next_id', ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
+		" WHERE CAST(value AS INTEGER) < excluded.value",
+		"i", (int64_t)next_id);
 }
 
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
@@ -389,6 +393,13 @@ int store_each_ticket(struct store *store, int (*visit)(void *context, const str
 			.records = text(statement, 7),
 		};
 
+		/* Whose a guest is is not guessed. */
+		if (ticket.state <= TICKET_NONE || ticket.state > TICKET_REFUSED)
+			return error_set(error, EIO,
+				"xend's database %s is damaged: the hand-over %s has no state. Guests that "
+				"run go "
+				"on. Put a copy of the database in its place and start xend again.",
+				sqlite3_db_filename(store->db, "main"), ticket.ticket);
 		r = visit(context, &ticket);
 		if (r < 0)
 			return r;

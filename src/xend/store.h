@@ -86,9 +86,10 @@ int store_drop_domain(struct store *store, const char *uuid, struct error *error
 /* Drops a guest of that name which has another uuid: one that is no more, and whose row could not be dropped.
  */
 int store_drop_namesake(struct store *store, const char *name, const char *uuid, struct error *error);
-/* Forgets them all, and gives no ID below this one any more: when the store turns out not to be the latest.
- */
-int store_drop_domains(struct store *store, unsigned next_id, struct error *error);
+/* Forgets them all: when the store turns out not to be the latest. */
+int store_drop_domains(struct store *store, struct error *error);
+/* No ID below this one is given any more. */
+int store_reserve_ids(struct store *store, unsigned next_id, struct error *error);
 int store_each_domain(struct store *store, int (*visit)(void *context, const struct stored_domain *domain),
 	void *context, struct error *error);
 

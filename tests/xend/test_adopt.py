@@ -273,6 +273,27 @@ class Adopting(unittest.TestCase):
         self.restart(reboot)
         self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
 
+    def test_rows_that_are_damaged(self):
+        """SQLite itself finds nothing wrong with them."""
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        for damage in ("UPDATE domains SET phase = 99", "UPDATE domains SET phase = -1", "UPDATE domains SET uuid = 'short'",
+                       "UPDATE domains SET id = -5", "UPDATE domains SET config = '{'",
+                       "UPDATE host SET value = 'x' WHERE key = 'next_id'", "DELETE FROM host WHERE key = 'next_id'"):
+            self.restart(lambda: self.ask_database(damage))
+            self.guest_is("TestGuest", pid, id=domain["id"], uuid=domain["uuid"])
+        other = self.xend.create("Other", disk=[])
+        self.assertGreater(other["id"], domain["id"])
+        self.xend.post("/domains/Other/destroy")
+        self.xend.kill()
+        self.ask_database("INSERT INTO tickets(ticket, uuid, state, host, port, changed_at) VALUES ('t', 'u', 99, 'h', 1, 0)")
+        refused = self.xend.command("start")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is damaged: the hand-over t has no state. Guests that run go on.", refused.stderr)
+        self.ask_database("DELETE FROM tickets")
+        self.xend.start()
+        self.guest_is("TestGuest", pid)
+
     def test_a_database_that_cannot_be_used(self):
         domain = self.xend.create()
         pid = self.xend.guest_pid(domain)
