@@ -419,12 +419,15 @@ int lifecycle_destroy(struct domain *domain, struct error *error)
 		else if (domain->phase == DOMAIN_STARTING && domain->process >= 0)
 			pidfd_send_signal(domain->process, SIGKILL, NULL, 0);
 		left = begin + DESTROY_MS - monotonic_ms();
-		if (left <= 0)
+		if (left <= 0) {
+			/* Of what did not happen nothing is left: it may reboot some day. */
+			domain->no_successor = domain->again;
 			return error_set(error, EBUSY,
 				"Domain '%s' is not destroyed yet: it is still %s, which has not ended "
 				"within %d s.%s",
 				domain->config.name, domain->busy, DESTROY_MS / 1000,
 				domain->again ? " It will not be started again." : "");
+		}
 		xend_wait(xend, (int)left);
 	}
 	if (domain->phase == DOMAIN_GONE)

@@ -128,12 +128,18 @@ static int succeed(struct domain *domain, bool keep, struct domain **result, str
 	return 0;
 }
 
+/* Somebody destroys it, or it is left to the next xend. */
+static bool is_called_off(const struct domain *domain)
+{
+	return domain->no_successor || domain->xend->stopping;
+}
+
 /* Until it is time for the next attempt, or there will be none. */
 static void pause_before_next(struct domain *domain, long long pause_ms)
 {
 	long long until = monotonic_ms() + pause_ms, left;
 
-	while (!domain->no_successor && !domain->xend->stopping && (left = until - monotonic_ms()) > 0)
+	while (!is_called_off(domain) && (left = until - monotonic_ms()) > 0)
 		xend_wait(domain->xend, (int)left);
 }
 
@@ -151,17 +157,60 @@ static void tell_trouble(struct domain *domain, const struct error *error, long 
 	xend_changed(domain->xend);
 }
 
-/* Until the successor runs; what is returned is not: 0, or -ECANCELED where it is not wanted, or not by this
- * xend; -EALREADY: another host runs the guest. */
+/* Of what is tried for a while. */
+struct attempts {
+	long long deadline, pause_ms;
+};
+
+static struct attempts begin_attempts(void)
+{
+	return (struct attempts){monotonic_ms() + RESTART_PATIENCE_S * 1000LL, FIRST_PAUSE_MS};
+}
+
+/* Whether there is to be another attempt, now that it is time for it. Else *r tells why not: -ECANCELED where
+ * it is not wanted, or not by this xend. */
+static bool try_again(struct attempts *attempts, struct domain *domain, int *r, const struct error *error)
+{
+	if (!is_called_off(domain) && (*r == -EALREADY || monotonic_ms() >= attempts->deadline))
+		return false;
+	if (!is_called_off(domain)) {
+		tell_trouble(domain, error, attempts->pause_ms);
+		pause_before_next(domain, attempts->pause_ms);
+		attempts->pause_ms *= 2;
+		if (attempts->pause_ms > LONGEST_PAUSE_MS)
+			attempts->pause_ms = LONGEST_PAUSE_MS;
+	}
+	if (is_called_off(domain))
+		*r = -ECANCELED;
+	return *r != -ECANCELED;
+}
+
+/*
+ * What a next xend finds from here on is a guest that is to be started. As long as that cannot be recorded
+ * (the disk is full), it has to find what is left of the one that has ended.
+ */
+static int record_restart(struct domain *domain, struct error *error)
+{
+	struct attempts attempts = begin_attempts();
+	int r;
+
+	do
+		r = domain_record(domain, error);
+	while (r < 0 && try_again(&attempts, domain, &r, error));
+	return r;
+}
+
+/* Until the successor runs; what is returned is not: 0, or -ECANCELED; -EALREADY: another host runs the
+ * guest.
+ */
 static int start_successor(struct domain **domain, bool keep, struct error *error)
 {
-	long long deadline = monotonic_ms() + RESTART_PATIENCE_S * 1000LL, pause_ms = FIRST_PAUSE_MS;
-	struct xend *xend = (*domain)->xend;
+	struct attempts attempts = begin_attempts();
 	bool succeeded = false;
 	int r;
 
-	for (;;) {
-		if ((*domain)->no_successor || xend->stopping)
+	do {
+		if (is_called_off(*domain))
 			return -ECANCELED;
 		r = 0;
 		if (!succeeded) {
@@ -176,16 +225,8 @@ static int start_successor(struct domain **domain, bool keep, struct error *erro
 		}
 		if (r >= 0)
 			r = lifecycle_start_again(*domain, error);
-		if (r >= 0)
-			return 0;
-		if ((*domain)->no_successor || xend->stopping)
-			return -ECANCELED;
-		if (r == -EALREADY || monotonic_ms() >= deadline)
-			return r;
-		tell_trouble(*domain, error, pause_ms);
-		pause_before_next(*domain, pause_ms);
-		pause_ms = pause_ms * 2 < LONGEST_PAUSE_MS ? pause_ms * 2 : LONGEST_PAUSE_MS;
-	}
+	} while (r < 0 && try_again(&attempts, *domain, &r, error));
+	return r;
 }
 
 void restart_guest(struct domain *ended, bool keep, unsigned early_reboots)
@@ -194,16 +235,15 @@ void restart_guest(struct domain *ended, bool keep, unsigned early_reboots)
 	struct error error;
 	int r;
 
-	/* What a next xend finds from here on is a guest that is to be started. */
 	domain->again = true;
 	domain->early_reboots = early_reboots;
-	if (domain_record(domain, &error) < 0)
-		log_error("%s", error.text);
-	if (!keep) {
+	r = record_restart(domain, &error);
+	if (r >= 0 && !keep) {
 		log_info("Domain '%s' (ID %u) is gone.", domain->config.name, domain->id);
 		guest_end(domain);
 	}
-	r = start_successor(&domain, keep, &error);
+	if (r >= 0)
+		r = start_successor(&domain, keep, &error);
 	if (r == -ECANCELED && !domain->no_successor) {
 		log_info("Domain '%s' is left for the next xend to be started again.", domain->config.name);
 	} else if (r < 0) {

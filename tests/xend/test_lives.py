@@ -191,6 +191,26 @@ class Records(Lives):
         self.assertEqual(self.xend.names(), [])
 
 
+    def test_a_reboot_without_room_for_its_record(self):
+        """Until it is recorded the next xend finds what is left of the guest."""
+        for how in ("killed", "stopped", "here"):
+            domain = self.xend.create()
+            filler = self.full_store() if how == "killed" else filler
+            self.fill(filler)
+            self.ends(domain["uuid"], "reboot")
+            wait_until(lambda: "Unable to write xend's database" in self.xend.get("/domains/TestGuest").get("trouble", ""), "a start that fails")
+            if how == "killed":
+                self.xend.kill()
+            elif how == "stopped":
+                self.assertEqual(self.xend.command("stop").returncode, 0)
+            filler.unlink()
+            if how != "here":
+                self.xend.start()
+            wait_until(lambda: self.ids().get("TestGuest", 0) > domain["id"] and self.runs(), f"the new guest ({how})")
+            self.assertEqual(len(self.xend.guests()), 1)
+            self.xend.post("/domains/TestGuest/destroy")
+
+
 class Endings(Lives):
     """How a guest ended can be asked for afterwards."""
 
