@@ -171,6 +171,7 @@ int console_attach(struct client *client, long long id, bool history, const char
 	sigaddset(&ends, SIGTERM);
 	sigaddset(&ends, SIGHUP);
 	sigprocmask(SIG_BLOCK, &ends, NULL);
+	signal(SIGPIPE, SIG_IGN); /* whoever reads us may leave: the terminal is restored all the same */
 	signals = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0)
 		return error_set(error, errno, "Unable to wait for signals: %s.", strerror(errno));

@@ -692,6 +692,21 @@ def test_console_restores_the_terminal_when_killed(xend):
     os.close(slave)
 
 
+def test_console_restores_the_terminal_when_its_reader_leaves(xend):
+    """xm console TestGuest | head"""
+    console_route(xend, None)
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = xend.spawn("console", "1", stdin=slave, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    threading.Thread(target=read_all, args=(master,), daemon=True).start()
+    assert (process.stderr.read(), process.wait(120)) == (b"Error: Unable to write the console's output: Broken pipe.\n", 1)
+    assert termios.tcgetattr(slave) == before
+    os.close(slave)
+
+
 def test_create_with_console_loses_no_byte(xend):
     (xend.directory / "g").write_text(CONFIG)
     xend.routes["POST", "/domains"] = (201, dict(GUEST, state="--p---"))
