@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 
 #define ANSWER_MAX (64UL * 1024 * 1024)
 #define CALL_TIMEOUT_S 600 /* network scripts may take their time */
@@ -262,12 +261,20 @@ int client_wait(struct client *client, struct pollfd *descriptors, unsigned coun
 	return 0;
 }
 
+time_t steady_seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec;
+}
+
 int client_fetch(struct client *client, const char *method, const char *path, const json_t *body,
 	struct buffer *answer, int timeout_s, struct error *error)
 {
 	_cleanup_transfer_ struct transfer transfer = {0};
 	_cleanup_free_ char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
-	time_t end = time(NULL) + timeout_s;
+	time_t end = steady_seconds() + timeout_s;
 	int r;
 
 	if (body && !text)
@@ -275,7 +282,7 @@ int client_fetch(struct client *client, const char *method, const char *path, co
 	r = transfer_start(
 		&transfer, client, method, path, text, text ? strlen(text) : 0, NULL, NULL, NULL, error);
 	while (r >= 0 && !transfer.ended) {
-		if (timeout_s && time(NULL) > end)
+		if (timeout_s && steady_seconds() > end)
 			return error_set(error, ETIMEDOUT, "xend does not answer (waited %d s).", timeout_s);
 		r = client_wait(client, NULL, 0, 1000, error);
 	}

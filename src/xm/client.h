@@ -14,6 +14,7 @@
 #include <jansson.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <time.h>
 
 struct client {
 	struct transfer *transfers; /* those that were started and not yet freed; not owned */
@@ -72,6 +73,9 @@ void transfer_free(struct transfer *transfer);
  */
 int client_wait(struct client *client, struct pollfd *descriptors, unsigned count, int timeout_ms,
 	struct error *error);
+
+/* For how long something takes: by a clock that nobody sets. */
+time_t steady_seconds(void);
 
 /* One request and its whole answer. With timeout_s 0 it may take for ever. The answer is NUL-terminated. */
 int client_fetch(struct client *client, const char *method, const char *path, const json_t *body,

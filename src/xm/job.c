@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EVENT_MAX (1024UL * 1024) /* bytes of one event */
@@ -121,7 +120,7 @@ void job_progress_line(char *line, size_t size, const char *doing, const json_t 
 static void print_line(struct events *events, const json_t *event)
 {
 	long long round = json_integer_value(json_object_get(event, "round"));
-	time_t now = time(NULL);
+	time_t now = steady_seconds();
 	char line[512];
 
 	if (!events->line_round) {

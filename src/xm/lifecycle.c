@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* A guest that boots loses the press of its button. */
@@ -46,14 +45,6 @@ static int press(struct xm *xm, long long id, bool reboots, struct error *error)
 	return post(xm, word, reboots ? "/reboot" : "/shutdown", reboots ? "rebooted" : "shut down", error);
 }
 
-static time_t seconds(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec;
-}
-
 /* Those from the `first` on: they may just be ending. */
 static void press_again(struct xm *xm, const json_t *domains, size_t first, bool reboots)
 {
@@ -82,7 +73,7 @@ static int check_gone(struct transfer *transfer, const char *name, struct error 
 static int wait_gone(struct xm *xm, const json_t *domains, size_t at, bool reboots, struct error *error)
 {
 	_cleanup_transfer_ struct transfer transfer = {0};
-	time_t begin = seconds(), pressed = begin;
+	time_t begin = steady_seconds(), pressed = begin;
 	struct domain domain;
 	bool said = false;
 	char path[64];
@@ -94,11 +85,11 @@ static int wait_gone(struct xm *xm, const json_t *domains, size_t at, bool reboo
 	r = transfer_start(&transfer, &xm->client, "GET", path, NULL, 0, NULL, NULL, NULL, error);
 	while (r >= 0 && !transfer.ended) {
 		r = client_wait(&xm->client, NULL, 0, 1000, error);
-		if (r >= 0 && !transfer.ended && seconds() - pressed >= PRESS_AGAIN_S) {
+		if (r >= 0 && !transfer.ended && steady_seconds() - pressed >= PRESS_AGAIN_S) {
 			press_again(xm, domains, at, reboots);
-			pressed = seconds();
+			pressed = steady_seconds();
 		}
-		if (!said && !transfer.ended && seconds() - begin >= PATIENCE_S) {
+		if (!said && !transfer.ended && steady_seconds() - begin >= PATIENCE_S) {
 			said = true;
 			fflush(stdout);
 			fprintf(stderr,

@@ -94,11 +94,11 @@ static int keep_record(const struct host *host, const json_t *record, struct err
 static int list(struct host *host, json_t **domains, struct error *error)
 {
 	_cleanup_json_ json_t *reply = NULL;
-	time_t until = time(NULL) + XEND_S;
+	time_t until = steady_seconds() + XEND_S;
 	int r;
 
 	while ((r = client_call(&host->client, "GET", "/domains", NULL, &reply, error)) < 0 &&
-		time(NULL) < until)
+		steady_seconds() < until)
 		sleep(1);
 	if (r < 0)
 		return r;
@@ -144,11 +144,11 @@ static int post(struct host *host, const json_t *domain, const char *verb, struc
 static int shut_down(struct host *host, const json_t *asked, struct error *error)
 {
 	_cleanup_json_ json_t *domain = json_incref((json_t *)(uintptr_t)asked);
-	time_t begin = time(NULL), left;
+	time_t begin = steady_seconds(), left;
 	int r = 0;
 
 	say("%s: is shutting down.", text_of(domain, "name"));
-	while ((left = begin + host->wait_s - time(NULL)) > 0) {
+	while ((left = begin + host->wait_s - steady_seconds()) > 0) {
 		_cleanup_buffer_ struct buffer answer = {0};
 		json_t *now;
 		char path[128];
@@ -172,13 +172,14 @@ static int shut_down(struct host *host, const json_t *asked, struct error *error
 				sleep(1);
 				continue;
 			}
-			say("%s: is down after %ld s.", text_of(domain, "name"), (long)(time(NULL) - begin));
+			say("%s: is down after %ld s.", text_of(domain, "name"),
+				(long)(steady_seconds() - begin));
 			return 0;
 		}
 		if (r != -ETIMEDOUT)
 			break;
 		say("%s: has not shut down for %ld s (of %ld).", text_of(domain, "name"),
-			(long)(time(NULL) - begin), host->wait_s);
+			(long)(steady_seconds() - begin), host->wait_s);
 	}
 	return r == -ETIMEDOUT || r >= 0
 		       ? error_set(error, ETIMEDOUT, "it has not shut down within %ld s", host->wait_s)
@@ -189,7 +190,7 @@ static int save(struct host *host, const json_t *domain, struct error *error)
 {
 	_cleanup_json_ json_t *body = json_pack("{s:s}", "file", text_of(domain, "checkpoint")), *done = NULL;
 	const struct job job = {.doing = "Saving", .cancelled = "The guest runs on."};
-	time_t begin = time(NULL);
+	time_t begin = steady_seconds();
 	char path[128];
 	int r;
 
@@ -197,7 +198,7 @@ static int save(struct host *host, const json_t *domain, struct error *error)
 	say("%s: is saved to %s.", text_of(domain, "name"), text_of(domain, "checkpoint"));
 	r = job_run(&host->client, path, body, &job, &done, error);
 	if (r >= 0)
-		say("%s: is saved after %ld s.", text_of(domain, "name"), (long)(time(NULL) - begin));
+		say("%s: is saved after %ld s.", text_of(domain, "name"), (long)(steady_seconds() - begin));
 	return r;
 }
 
