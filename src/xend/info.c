@@ -2,7 +2,9 @@
  * (reference: xm(1)), and `xm log`. */
 #include "xend/api.h"
 #include "base/cleanup.h"
+#include "base/printable.h"
 #include "xend/domain.h"
+#include "xend/host_network.h"
 #include "xend/memory.h"
 
 #include <dirent.h>
@@ -68,6 +70,7 @@ static void describe_capabilities(char *text, size_t size)
 
 void info_show(struct call *call)
 {
+	const char *network = host_network_failure(call->xend);
 	struct host_memory memory = {0};
 	struct utsname names = {0};
 	uint64_t free_mib = 0;
@@ -85,7 +88,7 @@ void info_show(struct call *call)
 	reply_json(call->reply, 200,
 		json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:I, s:I, s:i, s:i, s:s, "
 			  "s:s, s:i, s:s, s:s, "
-			  "s:s, s:i}",
+			  "s:s, s:i, s:o*}",
 			"host", names.nodename, "release", names.release, "version", names.version, "machine",
 			names.machine, "nr_cpus", (int)cpus.count, "nr_nodes", (int)count_nodes(),
 			"sockets_per_node",
@@ -97,7 +100,8 @@ void info_show(struct call *call)
 			(json_int_t)(memory.total_kib / 1024), "free_memory", (json_int_t)free_mib,
 			"xen_major", 0, "xen_minor", 1, "xen_extra", ".0-ferry", "xen_caps", "hvm-3.0-x86_64",
 			"xen_pagesize", (int)sysconf(_SC_PAGESIZE), "platform_params", "kvm", "xen_changeset",
-			"ferry-" FERRY_VERSION, "cc_compiler", __VERSION__, "xend_config_format", 4));
+			"ferry-" FERRY_VERSION, "cc_compiler", __VERSION__, "xend_config_format", 4,
+			"network_trouble", network ? printable_sentence(network) : NULL));
 }
 
 void log_show(struct call *call)

@@ -6,6 +6,7 @@
 #include "xend/disks.h"
 #include "xend/endings.h"
 #include "xend/guest_disks.h"
+#include "xend/host_network.h"
 #include "xend/machine.h"
 #include "xend/moves.h"
 #include "xend/network.h"
@@ -54,6 +55,7 @@ static int check_vifs(struct xend *xend, const struct guest_config *config, stru
 		struct vif_place place = {.scripts = xend->paths.scripts,
 			.vif_script = xend->config.vif_script,
 			.network_script = xend->config.network_script,
+			.trouble = host_network_trouble(xend),
 			.domain = config->name,
 			.number = i};
 

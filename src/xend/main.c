@@ -9,8 +9,8 @@
 #include "xend/adopt.h"
 #include "xend/api.h"
 #include "xend/domain.h"
+#include "xend/host_network.h"
 #include "xend/logfile.h"
-#include "xend/network.h"
 #include "xend/processor.h"
 #include "xend/process.h"
 #include "xend/relocation.h"
@@ -212,14 +212,20 @@ static void warn(int ready, const char *what, const char *why)
 	tell(ready, 'W', text);
 }
 
-static void start_network(const struct xend *xend, int ready)
+/* A host without its bridge still serves guests that need none; the others are told. */
+static void start_network(struct xend *xend, int ready)
 {
-	struct error error;
+	char text[sizeof(xend->network.failure) + 64];
+	const char *why;
 
-	/* A host without its bridge still serves guests that need none; the others are told. */
-	if (*xend->config.network_script &&
-		network_start(xend->paths.scripts, xend->config.network_script, &error) < 0)
-		warn(ready, "The host's network is not set up for guests", error.text);
+	xend_lock(xend);
+	host_network_begin(xend);
+	why = host_network_failure(xend);
+	if (why)
+		snprintf(text, sizeof(text), "The host's network is not set up for guests: %s", why);
+	xend_unlock(xend);
+	if (why)
+		tell(ready, 'W', text);
 }
 
 static int set_up(struct xend *xend, bool terminal, int ready, struct error *error)

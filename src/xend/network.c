@@ -14,8 +14,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define SCRIPT_TIMEOUT_MS 30000
-#define SCRIPT_GRACE_MS 5000
+#define VIF_LIMIT_S 30
+#define VIF_GRACE_S 5
 #define SCRIPT_TEXT_SIZE 4096
 #define SCRIPT_DRAIN_MAX 64
 #define SCRIPT_WORDS_MAX 16
@@ -54,9 +54,14 @@ static bool read_some(int fd, char text[static SCRIPT_TEXT_SIZE], size_t *length
 	return true;
 }
 
+/* How long a script may take, and, where it is ended, to put things back. */
+struct limit {
+	int seconds, grace_s;
+};
+
 /* Until the script has ended, whoever else still holds its output, or the time is over; keeps its last line.
  * Returns whether it has ended. */
-static bool hear_out(int fd, int process, char *line, size_t size)
+static bool hear_out(int fd, int process, int limit_s, char *line, size_t size)
 {
 	struct pollfd ready[] = {{.fd = process, .events = POLLIN}, {.fd = fd, .events = POLLIN}};
 	char text[SCRIPT_TEXT_SIZE];
@@ -65,7 +70,7 @@ static bool hear_out(int fd, int process, char *line, size_t size)
 	int left;
 
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += SCRIPT_TIMEOUT_MS / 1000;
+	end.tv_sec += limit_s;
 	while ((left = left_ms(&end)) > 0 && !ready[0].revents) {
 		if (poll(ready, 2, left) < 0)
 			continue;
@@ -83,16 +88,16 @@ static bool hear_out(int fd, int process, char *line, size_t size)
 
 /* Ends the script with what it has started, which is all in its process group. It may put things back first.
  */
-static void stop_script(int process, pid_t pid)
+static void stop_script(int process, pid_t pid, int grace_s)
 {
 	struct pollfd ended = {.fd = process, .events = POLLIN};
 
 	kill(-pid, SIGTERM);
-	if (poll(&ended, 1, SCRIPT_GRACE_MS) == 0)
+	if (poll(&ended, 1, grace_s * 1000) == 0)
 		log_warning("A network script (pid %d) does not end when asked to, and is killed.", (int)pid);
 	/* Not reaped before: the number is still its own. */
 	kill(-pid, SIGKILL);
-	process_wait(process, SCRIPT_GRACE_MS, NULL);
+	process_wait(process, grace_s * 1000, NULL);
 }
 
 static bool has_failed(int process)
@@ -103,7 +108,8 @@ static bool has_failed(int process)
 	       info.si_code != CLD_EXITED || info.si_status != 0;
 }
 
-static int run_script(const char *const *arguments, const char *const *environment, struct error *error)
+static int run_script(
+	const char *const *arguments, const char *const *environment, struct limit limit, struct error *error)
 {
 	_cleanup_close_ int output = -1, process = -1;
 	struct spawn spawn = {.arguments = arguments, .environment = environment, .pass = -1};
@@ -120,10 +126,10 @@ static int run_script(const char *const *arguments, const char *const *environme
 	if (process < 0)
 		return process;
 	fcntl(output, F_SETFL, O_NONBLOCK);
-	if (!hear_out(output, process, last, sizeof(last))) {
-		stop_script(process, pid);
+	if (!hear_out(output, process, limit.seconds, last, sizeof(last))) {
+		stop_script(process, pid, limit.grace_s);
 		return error_set(error, ETIMEDOUT, "The script %s did not end within %d s and was stopped.",
-			arguments[0], SCRIPT_TIMEOUT_MS / 1000);
+			arguments[0], limit.seconds);
 	}
 	if (has_failed(process)) {
 		kill(-pid, SIGKILL);
@@ -161,10 +167,28 @@ void network_bridge(const char *line, char name[16])
 	}
 }
 
+/* A bridge that is still being made may be taken away again, and the guest's device with it. */
+static int check_set_up(const struct guest_vif *vif, const struct vif_place *place, struct error *error)
+{
+	char name[IFNAMSIZ];
+
+	network_bridge(place->network_script, name);
+	if (!place->trouble || !*place->trouble || (vif->bridge && strcmp(vif->bridge, name) != 0))
+		return 0;
+	return error_set(error, EBUSY,
+		"The bridge %s, which network device %u of domain '%s' is to join, is not set up yet; xend "
+		"goes on "
+		"trying to. %s",
+		name, place->number, place->domain, place->trouble);
+}
+
 static int find_bridge(
 	const struct guest_vif *vif, const struct vif_place *place, char name[IFNAMSIZ], struct error *error)
 {
 	char path[300];
+
+	if (check_set_up(vif, place, error) < 0)
+		return -error->code;
 
 	/* The host's other bridges are somebody else's: Docker's, libvirt's. */
 	if (!vif->bridge) {
@@ -227,7 +251,7 @@ static int run_vif_script(const struct guest_vif *vif, const struct vif_place *p
 		m[4], m[5]);
 	snprintf(words[3], sizeof(words[3]), "ip=%.500s", vif->ip ? vif->ip : "");
 	snprintf(words[4], sizeof(words[4]), "domain=%s", place->domain);
-	return run_script(arguments, environment, error);
+	return run_script(arguments, environment, (struct limit){VIF_LIMIT_S, VIF_GRACE_S}, error);
 }
 
 int vif_check(const struct guest_vif *vif, const struct vif_place *place, struct error *error)
@@ -273,7 +297,7 @@ void vif_remove(const struct guest_vif *vif, const struct vif_place *place)
 		log_warning("%s", error.text);
 }
 
-int network_start(const char *scripts, const char *line, struct error *error)
+int network_start(const char *scripts, const char *line, int limit_s, struct error *error)
 {
 	static const char *const environment[] = {SCRIPT_PATH, NULL};
 	char path[512];
@@ -296,5 +320,6 @@ int network_start(const char *scripts, const char *line, struct error *error)
 	if (r < 0)
 		return r;
 	arguments[0] = path;
-	return run_script(arguments, environment, error);
+	/* Half of a host's addresses moved is the worst: it may take as long again to put them back. */
+	return run_script(arguments, environment, (struct limit){limit_s, limit_s}, error);
 }

@@ -6,6 +6,7 @@
 #include "xend/disk_portrait.h"
 #include "xend/disks.h"
 #include "xend/guest.h"
+#include "xend/host_network.h"
 #include "xend/network.h"
 #include "xend/processor.h"
 
@@ -166,6 +167,7 @@ static void check_host(
 		struct vif_place place = {.scripts = xend->paths.scripts,
 			.vif_script = xend->config.vif_script,
 			.network_script = xend->config.network_script,
+			.trouble = host_network_trouble(xend),
 			.domain = config->name,
 			.number = i};
 

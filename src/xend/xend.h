@@ -73,7 +73,12 @@ struct xend {
 	unsigned watchers;                   /* these and streams */
 	bool listening_for_silent;           /* silence.h */
 	bool stopping;
-	int stop; /* eventfd: readable from when xend is to stop */
+	struct {
+		bool tried;   /* once */
+		bool awaited; /* its bridge was not there when the latest attempt began, which has not held */
+		char failure[512]; /* of the latest attempt that has ended; "": it held, or there is none */
+	} network;                 /* of the host (host_network.h) */
+	int stop;                  /* eventfd: readable from when xend is to stop */
 
 	pthread_mutex_t post_lock;
 	STAILQ_HEAD(, post) posts;

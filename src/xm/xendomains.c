@@ -22,6 +22,7 @@
 
 #define PARALLEL 4        /* guests that are shut down or saved at a time: an order, and soon done */
 #define XEND_S 30         /* how long xend, which may just be starting, is waited for */
+#define NETWORK_S 180     /* how long guests wait for the host's network, where they need it */
 #define PRESS_AGAIN_S 20  /* a guest that boots does not notice its power button */
 #define WAIT_MOST 1000000 /* seconds */
 
@@ -512,7 +513,7 @@ static int start_automatic(struct host *host, const json_t *here, const json_t *
 		      : 0;
 }
 
-static int start(struct host *host, struct error *error)
+static int bring_back_and_start(struct host *host, struct error *error)
 {
 	_cleanup_json_ json_t *before = NULL, *after = NULL, *waiting = NULL;
 	struct error first;
@@ -525,6 +526,34 @@ static int start(struct host *host, struct error *error)
 	if (r >= 0)
 		r = start_automatic(host, after, waiting, error);
 	return brought < 0 ? error_set(error, first.code, "%s", first.text) : r;
+}
+
+/* What xend has against the host's network so far; false: nothing. */
+static bool network_is_late(struct host *host, struct error *why)
+{
+	_cleanup_json_ json_t *info = NULL;
+
+	if (client_call(&host->client, "GET", "/info", NULL, &info, why) < 0 ||
+		!json_object_get(info, "network_trouble"))
+		return false;
+	error_set(why, EBUSY, "%s", text_of(info, "network_trouble"));
+	return true;
+}
+
+/* A host that has just started may be slow: xend goes on trying to set its network up. */
+static int start(struct host *host, struct error *error)
+{
+	int r = bring_back_and_start(host, error);
+	time_t begin = steady_seconds();
+	struct error why;
+
+	if (r >= 0 || !network_is_late(host, &why))
+		return r;
+	say("The host's network is not set up for guests yet; they wait for it, up to %d s. %s", NETWORK_S,
+		why.text);
+	while (network_is_late(host, &why) && steady_seconds() - begin < NETWORK_S)
+		sleep(1);
+	return bring_back_and_start(host, error);
 }
 
 static int status(struct host *host, struct error *error)

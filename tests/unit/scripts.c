@@ -54,7 +54,7 @@ static void *run_script(void *context)
 	struct run *run = context;
 	double began = now_s();
 
-	run->result = network_start(directory, run->name, &run->error);
+	run->result = network_start(directory, run->name, 30, &run->error);
 	run->seconds = now_s() - began;
 	return NULL;
 }

@@ -56,6 +56,28 @@ class Daemon(unittest.TestCase):
         rig.run("ip link del guests0")
         self.refused("guests0, does not exist: set network-script", other.create, vif=[""])
 
+    def test_a_network_that_is_late_is_set_up_later(self):
+        place = self.xend.files
+        script, ready = place / "late", place / "ready"
+        script.write_text(f'#!/bin/sh\n[ -e {ready} ] || {{ echo "The line is down."; exit 1; }}\nip link add name late0 type bridge\n')
+        script.chmod(0o755)
+        host = Xend(settings=f"(network-script '{script} bridge=late0')")
+        self.addCleanup(host.close)
+        trouble = f"The script {script} failed: The line is down."
+        for vif in ("bridge=late0", ""):
+            self.refused(f"The bridge late0, which network device 0 of domain 'TestGuest' is to join, is not set up yet; xend goes on trying to. {trouble}",
+                         host.create, vif=[vif])
+        self.assertEqual(host.get("/info")["network_trouble"], trouble)
+        host.create("Other", vif=["bridge=xenbr0"])
+        host.post("/domains/Other/destroy")
+        ready.write_text("")
+        rig.wait_until(lambda: "network_trouble" not in host.get("/info"), "the bridge")
+        self.addCleanup(rig.run, "ip link del late0")
+        host.create(vif=[""])
+        host.post("/domains/TestGuest/destroy")
+        self.assertEqual(host.log.read_text().count("The host's network is not set up for guests"), 1)
+        self.assertIn("The host's network is set up for guests now.", host.log.read_text())
+
     def test_paused_from_the_start_and_later(self):
         self.xend.create(paused=True)
         self.assertEqual(self.xend.get("/domains/1")["state"], "--p---")

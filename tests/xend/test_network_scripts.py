@@ -171,6 +171,16 @@ class NetworkBridge(unittest.TestCase):
                 self.assertIn(f"The DHCP client {name} looks after eth0", said)
                 self.assertEqual(host.state(), before)
 
+    def test_one_is_at_work_at_a_time(self):
+        """One of a xend that was killed may still be."""
+        host = self.host(STATIC)
+        before = host.state()
+        host.sh("(exec 9</proc/self/ns/net; flock 9; touch /run/held; sleep 1.5; [ -e /sys/class/net/xenbr0 ] || touch /run/waited) >/dev/null 2>&1 & "
+                "while [ ! -e /run/held ]; do sleep 0.05; done")
+        self.started(host)
+        host.sh("ls /run/waited")
+        self.moved(host, before, host.state())
+
     def test_a_bridge_without_a_device_gets_it(self):
         host = self.host(STATIC + "link add name xenbr0 type bridge\n")
         before = host.state()

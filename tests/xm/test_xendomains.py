@@ -78,6 +78,20 @@ def test_a_refusal_of_another_kind_is_none(xend, stopping):
     assert "TestGuest: Out of memory." in said and "TestGuest: is saved after" in said
 
 
+def test_guests_wait_for_a_network_that_is_late(xend, stopping):
+    stopping.ends_at(1)
+    stopping.run("stop")
+    xend.routes["GET", "/domains"] = (200, {"domains": [HOST]})
+    infos = [{"nr_cpus": 2, "network_trouble": "The line is down."}] * 2 + [{"nr_cpus": 2}]
+    xend.routes["GET", "/info"] = lambda handler: handler.json(200, infos.pop(0) if len(infos) > 1 else infos[0])
+    xend.routes["POST", "/domains"] = lambda handler: \
+        handler.json(*((409, {"error": "The bridge is not set up yet."}) if len(infos) > 1 else (201, GUEST)))
+    said = stopping.run("start")
+    assert "they wait for it, up to 180 s. The line is down." in said
+    assert "TestGuest: is started." in said
+    assert stopping.recorded() == []
+
+
 def test_who_is_still_to_be_brought_back_is_not_begun_anew(xend, stopping, tmp_path):
     checkpoint = tmp_path / "TestGuest.checkpt"
     checkpoint.write_text("its memory")
