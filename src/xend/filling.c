@@ -24,17 +24,32 @@
 #define NOTICE_MS 100     /* how soon it sees that it is cancelled */
 #define GUEST_END_MS 5000 /* after the carrier has seen the guest's end, xend sees it */
 
-struct record {
-	char path[128];
-};
-
-static struct record record_of(const struct domain *domain)
+static struct guest_place place_of(const struct domain *domain)
 {
-	struct record record;
+	struct guest_place place;
 
-	snprintf(record.path, sizeof(record.path), "%s/guests/%.36s/carrier", domain->xend->paths.run,
-		domain->config.uuid);
-	return record;
+	guest_place_of(domain->xend, domain->config.uuid, &place);
+	return place;
+}
+
+/* For a next xend. */
+static void record_source(const struct domain *domain, const char *path, const char *identity)
+{
+	_cleanup_json_ json_t *record = json_pack("{s:s, s:s*}", "file", path, "identity", identity);
+	struct guest_place place = place_of(domain);
+
+	if (!record || json_dump_file(record, place.source, JSON_COMPACT) < 0)
+		log_warning("Which file domain '%s' has its memory from could not be written to %s: %s.",
+			domain->config.name, place.source, strerror(errno));
+}
+
+/* There is nothing to be brought any more. */
+static void forget(const struct domain *domain)
+{
+	struct guest_place place = place_of(domain);
+
+	unlink(place.carrier);
+	unlink(place.source);
 }
 
 static bool has_ended(const struct domain *domain)
@@ -58,22 +73,24 @@ static void lose(struct domain *domain, const char *why)
 
 static int give(struct domain *domain, struct carrier *carrier, struct error *error)
 {
-	struct record record = record_of(domain);
+	struct guest_place place = place_of(domain);
 
-	if (rename(carrier->record, record.path) < 0)
-		return error_set(error, errno, "Unable to rename %s to %s: %s.", carrier->record, record.path,
-			strerror(errno));
-	snprintf(carrier->record, sizeof(carrier->record), "%s", record.path);
+	if (rename(carrier->record, place.carrier) < 0)
+		return error_set(error, errno, "Unable to rename %s to %s: %s.", carrier->record,
+			place.carrier, strerror(errno));
+	snprintf(carrier->record, sizeof(carrier->record), "%s", place.carrier);
 	carrier->outlives = true;
 	carrier->cancel = -1;
 	carrier->progress = NULL;
 	return 0;
 }
 
-int filling_begin(struct domain *domain, struct carrier *carrier, struct error *error)
+int filling_begin(struct domain *domain, struct carrier *carrier, const char *path, const char *identity,
+	struct error *error)
 {
 	int r = give(domain, carrier, error);
 
+	record_source(domain, path, identity);
 	domain->filling = true;
 	return r < 0 ? r : carrier_say(carrier, json_pack("{s:s}", "do", "go-on"), NULL, 0, error);
 }
@@ -83,9 +100,9 @@ int filling_fds_begin(
 {
 	*fds = (struct filling_fds){.shared = -1, .device = -1};
 	json_object_set_new(message, "guest", message_fds_add(&fds->list, guest));
-	if (!domain->shared_memory)
+	if (!domain->shared)
 		return 0;
-	fds->shared = shared_memory_open(domain->shared_memory, true, error);
+	fds->shared = shared_memory_open(domain->ram, true, error);
 	if (fds->shared < 0)
 		return fds->shared;
 	fds->device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
@@ -106,13 +123,13 @@ void filling_fds_end(struct filling_fds *fds)
 
 /* What the carriers read, and for how long that was in vain. */
 struct source {
-	int file; /* owned */
+	int file; /* owned; -1: yet to be opened */
 	const char *path, *identity;
 	long long failing_since; /* monotonic_ms(); 0: it does not fail */
 };
 
 static int start_another(
-	struct domain *domain, struct carrier *carrier, const struct source *source, struct error *error)
+	struct domain *domain, struct carrier *carrier, struct source *source, struct error *error)
 {
 	_cleanup_json_ json_t *job = json_pack("{s:s, s:s*}", "do", "fill", "identity", source->identity);
 	_cleanup_close_ int guest = guest_connect(domain, error);
@@ -121,6 +138,10 @@ static int start_another(
 
 	if (guest < 0)
 		return guest;
+	if (source->file < 0)
+		source->file = checkpoint_open_file(domain->xend, source->path, -1, error);
+	if (source->file < 0)
+		return source->file;
 	r = carrier_start(carrier, domain->xend, -1, NULL, error);
 	if (r >= 0)
 		r = give(domain, carrier, error);
@@ -141,11 +162,12 @@ static void take_away(struct carrier *carrier)
 	carrier_end(carrier);
 }
 
-/* A read that failed so may succeed later: a server that was away, a path that comes back. */
+/* What failed so may succeed later: a server that was away, a path that comes back, a host short of memory.
+ */
 static bool may_pass(int r)
 {
 	static const int codes[] = {EIO, ESTALE, ETIMEDOUT, EAGAIN, EREMOTEIO, ENOTCONN, EHOSTUNREACH,
-		EHOSTDOWN, ENOLINK, ECONNABORTED};
+		EHOSTDOWN, ENOLINK, ECONNABORTED, ENOMEM, EMFILE, ENFILE};
 
 	for (size_t i = 0; i < ARRAY_SIZE(codes); i++)
 		if (r == -codes[i])
@@ -205,8 +227,10 @@ static int follow(struct domain *domain, struct carrier *carrier, struct source 
 {
 	for (unsigned died = 0;;) {
 		_cleanup_message_ struct message filled = {0};
-		int r = carrier_expect(carrier, "filled", &filled, error);
+		int r = carrier->xend ? 0 : start_another(domain, carrier, source, error);
 
+		if (r >= 0)
+			r = carrier_expect(carrier, "filled", &filled, error);
 		if (r >= 0 || has_ended(domain))
 			return r;
 		/* A carrier may find the guest ended before its end is told here, or be wrong. */
@@ -220,27 +244,22 @@ static int follow(struct domain *domain, struct carrier *carrier, struct source 
 		else if (!may_pass(r) || !wait_for_storage(domain, source, r, error))
 			return r;
 		take_away(carrier);
-		r = start_another(domain, carrier, source, error);
-		if (r < 0 && r != -EPIPE)
-			return r;
 	}
 }
 
-void filling_follow(
-	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity)
+static void follow_to_its_end(struct domain *domain, struct carrier *carrier, struct source *source)
 {
-	struct source source = {.file = file, .path = path, .identity = identity};
 	struct xend *xend = domain->xend;
 	struct error error = {0}, why;
 	long long deadline;
 	int r;
 
 	domain->followed = true;
-	r = follow(domain, carrier, &source, &error);
-	close(source.file);
-	if (xend->stopping && r == -ECANCELED) {
+	r = follow(domain, carrier, source, &error);
+	cleanup_close(&source->file);
+	if (xend->stopping && r < 0 && !has_ended(domain)) {
 		domain->followed = false;
-		return; /* the carrier goes on; the next xend finds it */
+		return; /* the carrier goes on; the next xend finds it, or starts another */
 	}
 	deadline = monotonic_ms() + GUEST_END_MS;
 	while (r == -ESRCH && !has_ended(domain) && monotonic_ms() < deadline)
@@ -248,14 +267,23 @@ void filling_follow(
 	take_away(carrier);
 	if (r >= 0) {
 		domain->filling = false;
-		log_info("Domain '%s' has all of its memory from %s.", domain->config.name, path);
+		forget(domain);
+		log_info("Domain '%s' has all of its memory from %s.", domain->config.name, source->path);
 	} else if (!has_ended(domain)) {
-		error_set(
-			&why, EIO, "its memory could not be read from %s: %s " START_ANEW, path, error.text);
+		error_set(&why, EIO, "its memory could not be read from %s: %s " START_ANEW, source->path,
+			error.text);
 		lose(domain, why.text);
 	}
 	domain->followed = false;
 	xend_changed(xend);
+}
+
+void filling_follow(
+	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity)
+{
+	struct source source = {.file = file, .path = path, .identity = identity};
+
+	follow_to_its_end(domain, carrier, &source);
 }
 
 /* A guest keeps the descriptor by which missing pages are brought until all of them have come. */
@@ -282,17 +310,15 @@ static bool waits_for_memory(const struct domain *domain)
 static const char abandoned[] = "its memory was still coming from its checkpoint, and the carrier that "
 				"brought it is no more. " START_ANEW;
 
-/* An earlier xend's carrier says nothing to us: its end, and the guest, tell. */
-static void await_carrier(void *argument)
+/* Until an earlier xend's carrier, which says nothing to us, has ended. Lets go of the lock. */
+static void await_carrier(struct domain *domain)
 {
-	_cleanup_domain_ struct domain *domain = argument;
+	struct guest_place place = place_of(domain);
 	struct xend *xend = domain->xend;
-	struct record record = record_of(domain);
 	_cleanup_close_ int process = -1;
-	struct error error;
 	pid_t pid;
 
-	process = process_find(record.path, &pid);
+	process = process_find(place.carrier, &pid);
 	if (process >= 0) {
 		struct pollfd ready[] = {
 			{.fd = process, .events = POLLIN}, {.fd = xend->stop, .events = POLLIN}};
@@ -302,50 +328,89 @@ static void await_carrier(void *argument)
 			;
 		xend_lock(xend);
 	}
-	if (!xend->stopping && !has_ended(domain)) {
-		unlink(record.path);
-		/* That it says nothing is no end of it, unless it waits for what nobody brings any more. */
-		if (guest_refresh_one(domain, &error) < 0)
-			domain->filling = waits_for_memory(domain);
-		if (domain->filling && !has_ended(domain))
-			lose(domain, abandoned);
+}
+
+/* Whether all came, the guest tells: if it does not, whether it still waits for what nobody brings. */
+static bool lacks_memory(struct domain *domain)
+{
+	struct error error;
+
+	if (guest_refresh_one(domain, &error) < 0)
+		domain->filling = waits_for_memory(domain);
+	return domain->filling && !has_ended(domain);
+}
+
+/* Where an earlier xend's carrier has left off, another goes on. */
+static void take_over(void *argument)
+{
+	_cleanup_domain_ struct domain *domain = argument;
+	struct guest_place place = place_of(domain);
+	_cleanup_json_ json_t *record = json_load_file(place.source, 0, NULL);
+	_cleanup_carrier_ struct carrier carrier = {0};
+	struct source source = {.file = -1,
+		.path = json_string_value(json_object_get(record, "file")),
+		.identity = json_string_value(json_object_get(record, "identity"))};
+	struct xend *xend = domain->xend;
+	struct error error;
+
+	/* While its name leads to it. */
+	if (source.path)
+		source.file = checkpoint_open_file(xend, source.path, -1, &error);
+	await_carrier(domain);
+	if (xend->stopping || has_ended(domain)) {
+		/* the next xend's, or nobody's */
+	} else if (!lacks_memory(domain)) {
+		forget(domain);
+	} else if (!source.path) {
+		lose(domain, abandoned);
+	} else {
+		log_warning("The carrier that an earlier xend has left to bring domain '%s' its memory is no "
+			    "more; another one goes on.",
+			domain->config.name);
+		follow_to_its_end(domain, &carrier, &source);
 	}
+	cleanup_close(&source.file);
 	domain->followed = false;
 	xend_changed(xend);
 }
 
 static bool is_abandoned(const struct domain *domain)
 {
-	struct record record = record_of(domain);
+	struct guest_place place = place_of(domain);
 	pid_t pid;
-	_cleanup_close_ int process = process_find(record.path, &pid);
+	_cleanup_close_ int process = process_find(place.carrier, &pid);
 
-	return process < 0 && access(record.path, F_OK) == 0;
+	return process < 0 && access(place.carrier, F_OK) == 0;
 }
 
-void filling_lose_abandoned(struct domain *domain)
+static void begin_to_follow(struct domain *domain)
 {
-	if (!has_ended(domain) && is_abandoned(domain) && waits_for_memory(domain))
-		lose(domain, abandoned);
-}
-
-void filling_adopt(struct domain *domain)
-{
-	struct record record = record_of(domain);
 	struct error error;
 
-	if (domain->dead && is_abandoned(domain))
-		lose(domain, abandoned);
-	if (domain->dead || !domain->filling) {
-		unlink(record.path);
-		return;
-	}
 	domain->followed = true;
-	if (xend_worker(domain->xend, await_carrier, domain_ref(domain), &error) < 0) {
+	if (xend_worker(domain->xend, take_over, domain_ref(domain), &error) < 0) {
 		domain->followed = false;
 		domain_unref(domain);
 		lose(domain, error.text);
 	}
+}
+
+void filling_look_after_silent(struct domain *domain)
+{
+	if (has_ended(domain) || domain->followed || !is_abandoned(domain) || !waits_for_memory(domain))
+		return;
+	domain->filling = true;
+	begin_to_follow(domain);
+}
+
+void filling_adopt(struct domain *domain)
+{
+	if (domain->dead && is_abandoned(domain))
+		lose(domain, abandoned);
+	if (domain->dead || !domain->filling)
+		forget(domain);
+	else if (!domain->followed)
+		begin_to_follow(domain);
 }
 
 static bool signalled(int cancel)
@@ -382,9 +447,9 @@ int filling_wait(struct domain *domain, int cancel, struct error *error)
 void filling_end(struct domain *domain)
 {
 	struct xend *xend = domain->xend;
-	struct record record = record_of(domain);
+	struct guest_place place = place_of(domain);
 	pid_t pid;
-	_cleanup_close_ int process = process_find(record.path, &pid);
+	_cleanup_close_ int process = process_find(place.carrier, &pid);
 
 	if (process >= 0) {
 		xend_unlock(xend);
@@ -393,5 +458,5 @@ void filling_end(struct domain *domain)
 	}
 	while (domain->followed)
 		xend_wait(xend, -1);
-	unlink(record.path);
+	forget(domain);
 }

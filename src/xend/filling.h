@@ -3,8 +3,9 @@
  * goes on bringing it, and would do so without xend. Who looks after that carrier, and
  * what becomes of the guest when its memory cannot come.
  *
- * The carrier's process is recorded in the guest's run directory, so that it ends with the
- * guest and a later xend finds it. All functions are called with the lock held.
+ * The carrier's process, and the file that it reads, are recorded in the guest's run
+ * directory, so that it ends with the guest and a later xend finds it. All functions are called with the lock
+ * held.
  */
 #pragma once
 
@@ -25,8 +26,9 @@ int filling_fds_begin(
 void filling_fds_end(struct filling_fds *fds);
 
 /* Gives the carrier to the guest: it no longer ends with the job, nor with xend. Before the domain is LIVE.
- */
-int filling_begin(struct domain *domain, struct carrier *carrier, struct error *error);
+ * `path` and `identity` (NULL: not known) say which file it reads, and are kept for a next xend. */
+int filling_begin(struct domain *domain, struct carrier *carrier, const char *path, const char *identity,
+	struct error *error);
 
 /*
  * Stays until the memory is there or the guest has ended, or xend stops; starts another carrier, with the
@@ -37,7 +39,8 @@ int filling_begin(struct domain *domain, struct carrier *carrier, struct error *
 void filling_follow(
 	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity);
 
-/* After a restart of xend: has a worker wait for the carrier that an earlier xend has left to this guest. */
+/* After a restart of xend: has a worker wait for the carrier that an earlier xend has left to this guest, and
+ * start another where that one does not get to its end. */
 void filling_adopt(struct domain *domain);
 
 /*
@@ -46,9 +49,9 @@ void filling_adopt(struct domain *domain);
  */
 int filling_wait(struct domain *domain, int cancel, struct error *error);
 
-/* Ends a guest that an earlier xend left to a carrier which is no more, if it does wait for memory: of one
- * that answers nothing, its process tells. */
-void filling_lose_abandoned(struct domain *domain);
+/* The same for a guest that answers nothing, and waits for memory that nobody brings, as its process tells.
+ */
+void filling_look_after_silent(struct domain *domain);
 
 /* When the guest has been ended: ends its carrier and waits until nobody follows it. Lets go of the lock. */
 void filling_end(struct domain *domain);

@@ -33,6 +33,7 @@ void guest_place_of(const struct xend *xend, const char *uuid, struct guest_plac
 	snprintf(place->control, sizeof(place->control), "%s/control", place->directory);
 	snprintf(place->process, sizeof(place->process), "%s/process", place->directory);
 	snprintf(place->carrier, sizeof(place->carrier), "%s/carrier", place->directory);
+	snprintf(place->source, sizeof(place->source), "%s/source", place->directory);
 	snprintf(place->domain, sizeof(place->domain), "%s/domain", place->directory);
 	snprintf(place->log, sizeof(place->log), "%s/log", place->directory);
 }
@@ -133,7 +134,7 @@ static int open_files(struct domain *domain, enum guest_beginning beginning, str
 	if (beginning == GUEST_RESTORE_LAZY)
 		files->faults = open_faults();
 	files->shared = domain->shared_memory;
-	files->ram = files->shared ? shared_memory_open(domain->shared_memory, false, error)
+	files->ram = files->shared ? shared_memory_open(domain->shared_memory->ram, false, error)
 				   : memory_create(config->memory, error);
 	if (files->ram < 0)
 		return files->ram;
@@ -462,6 +463,7 @@ void guest_place_remove(const struct guest_place *place)
 	unlink(place->control);
 	unlink(place->process);
 	unlink(place->carrier);
+	unlink(place->source);
 	unlink(place->domain);
 	unlink(place->log);
 	if (rmdir(place->directory) < 0 && errno != ENOENT)

@@ -34,6 +34,7 @@ struct guest_place {
 	char control[128]; /* its socket */
 	char process[128]; /* record of its process (process.h) */
 	char carrier[128]; /* of the carrier that brings it its memory (filling.h) */
+	char source[128];  /* the file that one reads, until all of it is there */
 	char domain[128];  /* what xend knows of it (guest_record.h) */
 	char log[128];     /* what it says (process_log.h) */
 };

@@ -268,7 +268,9 @@ static int run_restore(
 static int settle_in(struct restoring *restoring, bool filling, struct error *error)
 {
 	struct domain *domain = restoring->domain;
-	int r = filling ? filling_begin(domain, &restoring->carrier, error) : 0;
+	int r = filling ? filling_begin(domain, &restoring->carrier, restoring->options->file,
+				  json_string_value(json_object_get(restoring->offer, "identity")), error)
+			: 0;
 
 	return r < 0 ? r : lifecycle_arrived(domain, error);
 }

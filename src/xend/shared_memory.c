@@ -66,12 +66,12 @@ void shared_memory_unref(struct xend *xend, struct shared_memory *shared)
 	free(shared);
 }
 
-int shared_memory_open(const struct shared_memory *shared, bool fill, struct error *error)
+int shared_memory_open(int ram, bool fill, struct error *error)
 {
 	char path[32];
 	int fd;
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", shared->ram);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", ram);
 	fd = open(path, (fill ? O_RDWR : O_RDONLY) | O_CLOEXEC);
 	if (fd < 0)
 		return error_set(

@@ -23,9 +23,9 @@ struct shared_memory *shared_memory_for(
 struct shared_memory *shared_memory_ref(struct shared_memory *shared);
 void shared_memory_unref(struct xend *xend, struct shared_memory *shared);
 
-/* Another open file of it, the caller's: to read it (what a guest gets), or to fill it (for a carrier, whose
- * lock is its own). */
-int shared_memory_open(const struct shared_memory *shared, bool fill, struct error *error);
+/* Another open file of the memfd `ram`, the caller's: to read it (what a guest gets), or to fill it (for a
+ * carrier, whose lock is its own). */
+int shared_memory_open(int ram, bool fill, struct error *error);
 
 /*
  * What a clone may count on beside the shared memory: much less than its size, for it would not be worth

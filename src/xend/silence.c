@@ -137,7 +137,7 @@ static void look_at(struct domain *domain, const struct pollfd ready[2])
 	if (ready[1].revents)
 		has_ended(domain);
 	else if (domain->events < 0)
-		filling_lose_abandoned(domain);
+		filling_look_after_silent(domain);
 	if (!ready[0].revents || !is_silent(domain))
 		return;
 	r = channel_receive(domain->question, &answer, NULL);

@@ -7,8 +7,9 @@ import time
 
 import pytest
 from heartbeat import Heartbeat
+from kills import READING, next_carrier_stops
 from test_errors import refusal
-from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, wait_until
+from test_lazy_restore import EXTENT, RAM_AT, carrier_of, kill_xend, log, needs_strace, wait_until
 from test_native import names, start
 
 
@@ -170,6 +171,22 @@ def test_a_clone_whose_carrier_dies_gets_another(host, checkpoint, clones):
     clones.beats.pop(first).close()
     clones.filled()
     clones.all_beat()
+
+
+@needs_strace
+def test_the_next_xend_has_a_carrier_for_a_clone(host, checkpoint, clones):
+    stopped = next_carrier_stops(host, READING)
+    restorer = host.start_xm("restore", "--name", "Clone", checkpoint)
+    held = stopped()
+    restorer.finish()
+    (uuid,) = (uuid for uuid in host.guests() if carrier_of(host, uuid) == held)
+    clones.listen(uuid)
+    kill_xend(host)
+    os.kill(held, signal.SIGKILL)
+    host.start()
+    clones.filled()
+    clones.all_beat()
+    assert clones.status(uuid)["shared"] and "another one goes on" in log(host)
 
 
 def test_damage_ends_every_clone(host, checkpoint, clones):

@@ -279,13 +279,41 @@ def test_xend_is_started_again_meanwhile(host, heartbeat, checkpoint):
 
 @needs_strace
 def test_xend_and_carrier_die(host, heartbeat, checkpoint):
+    """Another xend has another carrier go on: the guest has run, and its disks fit no checkpoint any more."""
     restorer, held = restore_and_hold(host, checkpoint)
     restorer.finish()
     kill_xend(host)
     os.kill(held, signal.SIGKILL)
     host.start()
+    arrived(host, heartbeat)
+    filled(host)
+    arrived(host, heartbeat)
+    assert "another one goes on" in log(host)
+    wait_until(lambda: not carrier(host), "its record's end")
+
+
+@needs_strace
+def test_the_carrier_dies_after_a_restart_of_xend(host, heartbeat, checkpoint):
+    restorer, held = restore_and_hold(host, checkpoint)
+    restorer.finish()
+    kill_xend(host)
+    host.start()
+    os.unlink(checkpoint)  # xend has it open
+    os.kill(held, signal.SIGKILL)
+    filled(host)
+    arrived(host, heartbeat)
+
+
+@needs_strace
+def test_xend_and_carrier_die_and_the_file_is_gone(host, heartbeat, checkpoint):
+    restorer, held = restore_and_hold(host, checkpoint)
+    restorer.finish()
+    kill_xend(host)
+    os.kill(held, signal.SIGKILL)
+    os.rename(checkpoint, f"{checkpoint}.elsewhere")
+    host.start()
     nothing_left(host)
     assert "restore it again" not in log(host) and "start it anew with xm create" in log(host)
-    host.xm("restore", checkpoint)
+    host.xm("restore", f"{checkpoint}.elsewhere")
     filled(host)
     arrived(host, heartbeat)
