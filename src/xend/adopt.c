@@ -237,11 +237,12 @@ int adopt_all(struct xend *xend, struct error *error)
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
 	find_all(xend);
 	checkpoint_file_recover(xend);
-	r = handover_resume(xend, error);
-	if (r < 0)
-		return r;
+	return handover_resume(xend, error);
+}
+
+void adopt_guests(struct xend *xend)
+{
 	for_each(xend, meet, DOMAIN_LIVE, DOMAIN_LIVE);
 	for_each(xend, supervise, DOMAIN_STARTING, DOMAIN_STARTING); /* who is to be started again */
 	await_all(xend);
-	return 0;
 }

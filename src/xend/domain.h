@@ -33,6 +33,7 @@ struct domain {
 	bool again;        /* has ended, and it or its successor is to be started again (restart.h) */
 	bool no_successor; /* somebody destroys it: it is not started again after all */
 	bool in_trouble;   /* it could not be started again yet; why: detail */
+	bool pausing;      /* until that is tried again, and the other hosts are asked before */
 	bool arrived;      /* restored or received, not booted here */
 	bool found;        /* of an earlier xend, and not seen alive by this one: others may have it by now */
 	bool handed_over;  /* COMMIT is recorded: whether it is still ours, only the peer can say */

@@ -260,6 +260,11 @@ static int set_up(struct xend *xend, bool terminal, int ready, struct error *err
 	xend_unlock(xend);
 	if (r >= 0)
 		r = relocation_start(xend, error);
+	if (r >= 0) {
+		xend_lock(xend);
+		adopt_guests(xend);
+		xend_unlock(xend);
+	}
 	/* Last: who finds the socket finds a xend that answers. */
 	return r >= 0 && xend->config.unix_server ? api_start(xend, error) : r;
 }

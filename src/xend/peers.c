@@ -115,8 +115,10 @@ static const char *mode_word(enum disk_mode mode)
 }
 
 /* Without the lock. */
-static json_t *who_has(const struct xend *xend, const struct guest_config *config)
+static json_t *who_has(const struct domain *domain)
 {
+	const struct guest_config *config = &domain->config;
+	const struct xend *xend = domain->xend;
 	json_t *disks = json_array();
 
 	for (size_t i = 0; i < config->disk_count; i++) {
@@ -127,8 +129,8 @@ static json_t *who_has(const struct xend *xend, const struct guest_config *confi
 				disks, json_pack("{s:s, s:s, s:o*}", "target", disk->target, "mode",
 					       mode_word(disk->mode), "portrait", disk_portrait(disk)));
 	}
-	return json_pack("{s:s, s:s, s:s, s:s, s:o}", "query", "who-has", "asker", xend->self, "name",
-		config->name, "uuid", config->uuid, "disks", disks);
+	return json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "query", "who-has", "asker", xend->self, "name",
+		config->name, "uuid", config->uuid, "again", domain->again, "disks", disks);
 }
 
 /* What a peer says is shown to a user: only what can be true of one of our guests' names and disks. */
@@ -339,7 +341,7 @@ int peers_ask(struct domain *domain, struct error *error)
 	}
 	inquiry->domain = domain_ref(domain);
 	xend_unlock(xend);
-	query = who_has(xend, &domain->config);
+	query = who_has(domain);
 	xend_lock(xend);
 	ask_all(inquiry, query);
 	r = inquiry->found.code ? error_set(error, inquiry->found.code, "%s", inquiry->found.text) : 0;
@@ -431,6 +433,16 @@ static bool is_it(const struct candidate *candidate)
 	       disk_likely_same(&likeness, same_path, candidate->same_name);
 }
 
+/* Of two hosts that are both to start a guest again, the one that waits for its next attempt lets the other
+ * have it: before that attempt it asks. */
+static bool gives_way(const struct domain *domain, const json_t *query)
+{
+	const char *uuid = json_string_value(json_object_get(query, "uuid"));
+
+	return domain->pausing && domain->found && json_is_true(json_object_get(query, "again")) && uuid &&
+	       strcmp(domain->config.uuid, uuid) == 0;
+}
+
 static json_t *answer_who_has(struct xend *xend, const json_t *query)
 {
 	const char *uuid = json_string_value(json_object_get(query, "uuid")),
@@ -442,7 +454,7 @@ static json_t *answer_who_has(struct xend *xend, const json_t *query)
 	bool myself = asker && strcmp(asker, xend->self) == 0;
 
 	for (struct domain *domain = myself ? NULL : xend->domains; domain; domain = domain->next) {
-		if (domain_has_left(domain))
+		if (domain_has_left(domain) || gives_way(domain, query))
 			continue;
 		if (uuid && strcmp(domain->config.uuid, uuid) == 0)
 			json_array_append_new(guests, describe_guest(domain, NULL));

@@ -7,7 +7,7 @@
  * that was reached and does not answer within WHO_HAS_ANSWER_MS, is logged and counts
  * as having nothing; whoever starts the guest is told (domain->warnings). All known hosts
  * are asked, some at a time. Two hosts that start one guest at the same moment both hear of
- * the other, and both refuse.
+ * the other, and both refuse; who is to start it again by itself tries again, and then one of them does.
  *
  * All functions are called with the lock held.
  */

@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/random.h>
 #include <time.h>
 
 #define FIRST_PAUSE_MS 1000
@@ -137,10 +138,16 @@ static bool is_called_off(const struct domain *domain)
 /* Until it is time for the next attempt, or there will be none. */
 static void pause_before_next(struct domain *domain, long long pause_ms)
 {
-	long long until = monotonic_ms() + pause_ms, left;
+	long long until, left;
+	uint8_t lot = 0;
 
+	/* Two hosts that each found the other about to start it ask again at different times. */
+	getrandom(&lot, sizeof(lot), GRND_NONBLOCK);
+	until = monotonic_ms() + pause_ms + pause_ms * lot / 256;
+	domain->pausing = true;
 	while (!is_called_off(domain) && (left = until - monotonic_ms()) > 0)
 		xend_wait(domain->xend, (int)left);
+	domain->pausing = false;
 }
 
 static void tell_trouble(struct domain *domain, const struct error *error, long long pause_ms)

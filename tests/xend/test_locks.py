@@ -316,9 +316,9 @@ class TwoHosts(unittest.TestCase):
                 store.execute("UPDATE domains SET booted_ns = booted_ns - 100000000000")
             rig.kill(self.one.guest_pid(domain))
 
-    def end(self, reason):
+    def end(self, reason, host=None):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
-            control.connect(str(self.one.root / "run/guests" / self.UUID / "control"))
+            control.connect(str((host or self.one).root / "run/guests" / self.UUID / "control"))
             control.send(json.dumps({"do": "end", "reason": reason}).encode())
             control.recv(65536)
 
@@ -337,6 +337,26 @@ class TwoHosts(unittest.TestCase):
                 self.one.start()
                 wait_until(lambda: [one["state"] for one in self.one.domains()[1:]] == ["-b----"], "its next start")
                 self.one.post("/domains/TestGuest/destroy")
+
+    def test_two_that_are_to_start_it_again_at_once(self):
+        """Each was away while the other had the guest: one of them starts it, not both, and not none."""
+        for _ in range(3):
+            self.ends_while_xend_is_away("reboots")
+            self.two.create(disk=[], uuid=self.UUID, kernel=str(self.one.root / "kernel"), extra="deaf")
+            self.two.kill()
+            self.end("reboot", self.two)
+            threads = [threading.Thread(target=host.start) for host in (self.one, self.two)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            wait_until(lambda: self.running() and len(self.one.names() + self.two.names()) == 1, "an end of it", 30)
+            self.assertEqual(self.running(), ["-b----"])
+            for host in (self.one, self.two):
+                host.destroy_all()
+
+    def running(self):
+        return [one["state"] for host in (self.one, self.two) for one in host.domains()[1:] if "b" in one["state"]]
 
 
 class Liars(unittest.TestCase):
