@@ -105,6 +105,7 @@ static int place(
 	if (fill->shared.ram >= 0) {
 		int r = shared_place(&fill->shared, page, count, content, error);
 
+		fill->brought = true; /* what was there has not been read */
 		return r < 0 ? r : wake(fill, page, count, error);
 	}
 	for (uint64_t done = 0, size = count * PAGE_SIZE; done < size;) {
@@ -112,8 +113,10 @@ static int place(
 			.src = (uintptr_t)content + done,
 			.len = size - done};
 
-		if (ioctl(fill->faults, UFFDIO_COPY, &copy) == 0)
+		if (ioctl(fill->faults, UFFDIO_COPY, &copy) == 0) {
+			fill->brought = true;
 			return 0;
+		}
 		if (errno == EAGAIN) { /* a part of it, or the guest's memory map is just changing */
 			done += copy.copy > 0 ? (uint64_t)copy.copy : 0;
 			continue;
@@ -174,6 +177,17 @@ static bool shared_already(const struct fill *fill, uint64_t index)
 
 /* ---- out of the file ---- */
 
+/* Once: xend may not be reading, and the guest does not wait for that. */
+static void say_that_it_comes(struct fill *fill)
+{
+	const struct progress progress = {.round = 1, .total_bytes = fill->checkpoint->ram_size};
+
+	if (!fill->alone || !fill->brought || fill->said_so)
+		return;
+	fill->said_so = true;
+	job_progress(fill->job, &progress, true);
+}
+
 static int content_read(void *context, uint64_t tag, struct error *error)
 {
 	struct fill *fill = context;
@@ -188,6 +202,7 @@ static int content_read(void *context, uint64_t tag, struct error *error)
 	fill->missing--;
 	slot->used = false;
 	fill->used--;
+	say_that_it_comes(fill);
 	return 0;
 }
 

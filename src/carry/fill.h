@@ -46,6 +46,8 @@ struct fill {
 	bool told;      /* that all memory is there: it stops waiting for any at some moment from here on */
 	bool alone;     /* xend has said go-on: what becomes of xend does not matter any more */
 	bool xend_gone; /* that is what became of it */
+	bool brought;   /* something that no earlier carrier had brought */
+	bool said_so;   /* to xend */
 };
 
 #define _cleanup_fill_ __attribute__((cleanup(fill_end)))

@@ -222,9 +222,20 @@ static bool ended_soon(struct domain *domain)
 	return has_ended(domain);
 }
 
+/* The carrier has brought what none had brought before. */
+static void note_progress(void *context, json_t *progress)
+{
+	struct source *source = context;
+
+	(void)progress;
+	source->failing_since = 0;
+}
+
 /* Until the memory is there: 0, or why it does not come. */
 static int follow(struct domain *domain, struct carrier *carrier, struct source *source, struct error *error)
 {
+	carrier->told = note_progress;
+	carrier->context = source;
 	for (unsigned died = 0;;) {
 		_cleanup_message_ struct message filled = {0};
 		int r = carrier->xend ? 0 : start_another(domain, carrier, source, error);

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from kills import WRITING, next_carrier_stops, processes
+from kills import READING, WRITING, next_carrier_stops, processes
 from test_checkpoints import runs_on
 from test_errors import refusal
 from test_lazy_restore import filled, log, needs_strace, restore_and_hold, wait_until
@@ -170,19 +170,34 @@ def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options
 
 
 @needs_strace
-def test_storage_that_fails_for_a_while_under_a_guest_that_waits_for_its_memory(host, heartbeat, mounted, tmp_path):
-    """The guest has run and written its disks: it is not given up for one read that failed."""
+def test_storage_that_fails_now_and_then_under_a_guest_that_waits_for_its_memory(host, heartbeat, mounted, tmp_path):
+    """The guest has run and written its disks: it is not given up for one read that failed, nor for a second one later."""
+    with open(f"{host.root}/xend-config.sxp", "a", encoding="utf-8") as config:
+        config.write("(storage-timeout 4)\n")
     place = mounted("300m")
     path, image, whole = f"{place}/c", f"{place.parent}/below/image", f"{tmp_path}/whole"
     host.xm("save", "Native", path)
     mounted_again(place)
     assert run("cp", "--sparse=always", image, whole)
+    host.process.terminate()
+    host.process.wait()
+    host.start()
     restorer, held = restore_and_hold(host, path)
     restorer.finish()
-    os.truncate(image, 1 << 20)  # what is behind that is an I/O error now
-    os.kill(held, signal.SIGCONT)
-    wait_until(lambda: "This is tried again until storage-timeout" in log(host), "a read that failed")
-    assert "Native" in host.xm("list")
+
+    def fails(carrier, times):
+        os.truncate(image, 1 << 20)  # what is behind that is an I/O error now
+        os.kill(carrier, signal.SIGCONT)
+        wait_until(lambda: log(host).count("This is tried again until storage-timeout") == times, "a read that failed")
+        assert "Native" in host.xm("list")
+
+    fails(held, 1)
+    began = time.monotonic()
+    stopped = next_carrier_stops(host, (READING[0], 2 * READING[1]))  # when it has brought something
+    assert run("cp", "--sparse=always", whole, image)
+    held = stopped()
+    time.sleep(max(0, began + 5 - time.monotonic()))
+    fails(held, 2)
     host.process.terminate()  # a xend that is stopped meanwhile leaves it to the next one
     host.process.wait()
     host.start()
