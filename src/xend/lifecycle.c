@@ -195,15 +195,30 @@ static void wait_unless_ended(struct domain *domain, long long deadline)
 		guest_refresh_one(domain, NULL);
 }
 
+/* One that does not answer in time has been told all the same (silence.h). */
+static int unless_silent(int r, const struct error *error)
+{
+	if (r != -ETIMEDOUT)
+		return r;
+	log_warning("%s", error->text);
+	return 0;
+}
+
+/* It runs, or will: to end it for its silence might be the end of one that has written to its disks. */
+static int let_run(struct domain *domain, bool announce, struct error *error)
+{
+	return unless_silent(guest_resume(domain, announce, error), error);
+}
+
 /* Lets the guest run and watches its first steps. */
 static int first_run(struct domain *domain, struct error *error)
 {
 	long long begin = monotonic_ms();
 	bool was_idle = false, is_idle = false;
-	int r = guest_resume(domain, false, error);
+	int r = let_run(domain, false, error);
 	uint64_t used_ns;
 
-	if (r < 0)
+	if (r < 0 || domain->silent_ms)
 		return r;
 	wait_unless_ended(domain, begin + LEAST_STEPS_MS);
 	while (!has_ended(domain) && !(was_idle && is_idle) && monotonic_ms() < begin + FIRST_STEPS_MS) {
@@ -298,7 +313,7 @@ int lifecycle_start_again(struct domain *domain, struct error *error)
 	domain->found = false;
 	r = go_live(domain, false, error);
 	if (r >= 0)
-		r = guest_resume(domain, false, error);
+		r = let_run(domain, false, error);
 	if (r < 0) {
 		guest_end(domain);
 		domain->phase = DOMAIN_STARTING;
@@ -350,7 +365,8 @@ int lifecycle_arrived(struct domain *domain, struct error *error)
 	int r = domain->phase == DOMAIN_LIVE ? 0 : go_live(domain, domain->paused, error);
 
 	if (r >= 0)
-		r = domain->paused ? guest_refresh_one(domain, error) : guest_resume(domain, true, error);
+		r = domain->paused ? unless_silent(guest_refresh_one(domain, error), error)
+				   : let_run(domain, true, error);
 	if (r >= 0) {
 		moves_returned(domain);
 		domain_end_job(domain);

@@ -12,6 +12,8 @@ import dead_storage
 import rig
 from rig import Refused, Xend, wait_until
 
+EXHAUSTIVE = os.environ.get("FERRY_EXHAUSTIVE") == "1"
+
 
 class Adopting(unittest.TestCase):
     def setUp(self):
@@ -386,6 +388,23 @@ class Silent(unittest.TestCase):
         wait_until(lambda: not self.silent("One") and self.xend.get("/domains/One")["state"] == "-b----", "its going on")
         time.sleep(1)
         self.assertEqual(self.xend.get("/domains/One")["state"], "-b----")
+
+
+    @unittest.skipUnless(EXHAUSTIVE, "takes as long as xend waits for an answer")
+    def test_guests_that_are_slow_to_run(self):
+        """They may have written to their disks by the time at which they answer: they are not ended for their silence."""
+        checkpoint = str(self.xend.root / "c")
+        self.xend.job("/domains/One/save", {"file": checkpoint})
+        hold = self.xend.root / "libexec/hold"
+        for begin in (lambda: self.xend.job("/restore", {"file": checkpoint}), lambda: self.xend.create("One", disk=[])):
+            hold.write_text("resume")
+            try:
+                begin()
+                self.assertTrue(self.silent("One"))
+            finally:
+                hold.unlink()
+            wait_until(lambda: not self.silent("One") and self.xend.get("/domains/One")["state"] == "-b----", "its going on")
+            self.xend.post("/domains/One/destroy")
 
 
 class Storage(unittest.TestCase):
