@@ -30,6 +30,7 @@ struct checkpoint_file {
 	int fd, directory;
 	bool force, keep;
 	bool recorded, published, stays;  /* as in publish() and after it */
+	bool given_up;                    /* the save has failed while its storage did not answer */
 	char uuid[37];                    /* of the guest that is in it */
 	char path[4096], temporary[4128]; /* temporary: "" while the file has no name */
 	struct publication publication;
@@ -175,14 +176,15 @@ static int record(struct checkpoint_file *file, const char *aside, struct error 
 	publication->device = info.st_dev;
 	publication->inode = info.st_ino;
 	xend_lock(file->xend);
-	r = store_put_save(file->xend->store,
-		&(struct stored_save){.uuid = file->uuid,
-			.path = file->path,
-			.aside = aside,
-			.device = info.st_dev,
-			.inode = info.st_ino,
-			.fate = file->keep ? SAVE_KEEPS_GUEST : SAVE_ENDS_GUEST},
-		error);
+	r = file->given_up ? error_set(error, ECANCELED, "Given up.")
+			   : store_put_save(file->xend->store,
+				     &(struct stored_save){.uuid = file->uuid,
+					     .path = file->path,
+					     .aside = aside,
+					     .device = info.st_dev,
+					     .inode = info.st_ino,
+					     .fate = file->keep ? SAVE_KEEPS_GUEST : SAVE_ENDS_GUEST},
+				     error);
 	xend_unlock(file->xend);
 	file->recorded = r >= 0;
 	return r;
@@ -358,11 +360,15 @@ static void abandon(void *context)
 static int run(struct xend *xend, const struct errand *errand, struct checkpoint_file **file, int cancel,
 	struct error *error)
 {
+	struct checkpoint_file *asked = *file;
 	char path[sizeof((*file)->path)];
 	int r;
 
-	memcpy(path, (*file)->path, sizeof(path));
+	memcpy(path, asked->path, sizeof(path));
 	r = errand_run(xend, errand, file, cancel, error);
+	/* The errand goes on with it, and cannot end before we let go of the lock. */
+	if (!*file)
+		asked->given_up = true;
 	return r == -ETIMEDOUT && !*file ? error_prefix(error, "Unable to write file %s: ", path) : r;
 }
 

@@ -24,7 +24,8 @@ class Failing:
         calls = ",".join(call for call, _ in injections)
         self.strace = subprocess.Popen(["strace", "-f", "-p", str(pid), *[word for path in paths for word in ("-P", path)], "-e", f"trace={calls}",
                                         *orders, "-o", "/dev/null"], stderr=subprocess.PIPE, text=True)
-        assert "attached" in self.strace.stderr.readline()
+        while "attached" not in (line := self.strace.stderr.readline()):
+            assert line.startswith("strace: Requested path"), line
 
     def __enter__(self):
         return self
@@ -150,6 +151,25 @@ class Saves(Lives):
                 self.checkpoint.unlink()
             else:
                 self.assertEqual(os.listdir(self.place), [])
+
+    def test_xend_is_killed_after_a_save_was_given_up(self):
+        """Its storage answered too late, and goes on with what was asked of it."""
+        with open(self.xend.root / "config", "a", encoding="utf-8") as config:
+            config.write("(storage-timeout 1)\n")
+        self.xend.kill()
+        self.xend.start()
+        self.xend.create()
+        self.save(keep=True)
+        before = self.checkpoint.read_bytes()
+        nameless = [f"/proc/self/fd/{number}" for number in range(3, 200)]  # what gets a name
+        with Failing(self.xend.pid, nameless + self.paths, ("linkat", "delay_enter=2000000"), ("fsync", "signal=KILL")):
+            self.refused("its storage has not answered for 1 s", self.save, force=True, keep=True)
+            self.assertTrue(self.runs())
+            time.sleep(2)  # until the name is made
+            wait_until(lambda: rig.dead(self.xend.pid) or len(os.listdir(self.place)) == 1, "xend's death, or an end")
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual((os.listdir(self.place), self.checkpoint.read_bytes() == before), (["c"], True))
 
     def test_xend_and_the_guest_are_killed_as_the_file_gets_its_name(self):
         """Then the guest is in the file."""
