@@ -88,12 +88,6 @@ static bool parse_options(int argc, char **argv, struct options *options)
 	return optind == argc && (options->control >= 0) + (options->kvm >= 0) + (options->check >= 0) == 1;
 }
 
-/* Its only effect is that KVM_RUN returns (vcpu.c). */
-static void kicked(int signal)
-{
-	(void)signal;
-}
-
 static char failed_memory[256]; /* what memory_failed says, written beforehand */
 
 /* A page of the guest's memory is broken (a machine check) or cannot be had any more: nobody can go on
@@ -107,7 +101,7 @@ static void memory_failed(int signal)
 
 static void set_signals(const char *name)
 {
-	struct sigaction kick = {.sa_handler = kicked}, ignore = {.sa_handler = SIG_IGN};
+	struct sigaction kick = {.sa_handler = vcpus_kicked}, ignore = {.sa_handler = SIG_IGN};
 	struct sigaction bus = {.sa_handler = memory_failed, .sa_flags = (int)SA_RESETHAND | SA_NODEFER};
 
 	snprintf(failed_memory, sizeof(failed_memory),

@@ -65,6 +65,10 @@ static const int allowed[] = {
 	SCMP_SYS(timerfd_create),
 	SCMP_SYS(timerfd_settime),
 	SCMP_SYS(timerfd_gettime),
+	/* a processor's own timer (vcpu.c) */
+	SCMP_SYS(timer_create),
+	SCMP_SYS(timer_settime),
+	SCMP_SYS(timer_delete),
 	SCMP_SYS(memfd_create),
 	/* disks, random numbers, time */
 	SCMP_SYS(io_uring_enter), /* of rings that are there already and can do no more than a disk needs */

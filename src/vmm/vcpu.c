@@ -17,8 +17,21 @@
 #define STACK_SIZE (128u << 10)
 #define NS_PER_S 1000000000ll
 /* At a stretch, also after a long run: a guest's processors wait for each other. */
-#define REST_PERIODS_MAX 6
-#define KICK_SIGNAL SIGUSR1 /* main has an empty handler for it */
+#define REST_MOST_NS (6 * VCPU_PERIOD_NS)
+#define KICK_SIGNAL SIGUSR1
+
+#ifndef sigev_notify_thread_id /* glibc before 2.39 has only the kernel's name */
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+static _Thread_local struct kvm_run *entered; /* what this thread runs */
+
+void vcpus_kicked(int signal)
+{
+	(void)signal;
+	if (entered)
+		entered->immediate_exit = 1;
+}
 
 static void exit_ports(struct platform *platform, struct kvm_run *run)
 {
@@ -139,6 +152,38 @@ static void handle_exit(struct vcpu *vcpu)
 	}
 }
 
+static int64_t clock_ns(clockid_t clock)
+{
+	struct timespec now;
+
+	clock_gettime(clock, &now);
+	return now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+static int64_t part_ns(const struct vcpus *all)
+{
+	return VCPU_PERIOD_NS / 100 * (100 - all->slowed);
+}
+
+/*
+ * Who is slowed runs for its part of a period and no longer, also on a host so busy that the main thread, and
+ * with it vcpus_charge, comes late: the kernel's own timer takes it out. One that has not run meanwhile is
+ * left alone for twice as long the next time: it may be asleep.
+ */
+static void limit_run(struct vcpu *vcpu)
+{
+	struct itimerspec limit = {0};
+	int64_t now = clock_ns(CLOCK_MONOTONIC);
+
+	if (!vcpu->timed || now < vcpu->limited_until)
+		return;
+	vcpu->limit_ns = vcpu->limit_ns ? 2 * vcpu->limit_ns : part_ns(vcpu->all);
+	vcpu->limited_until = now + vcpu->limit_ns;
+	limit.it_value.tv_sec = vcpu->limit_ns / NS_PER_S;
+	limit.it_value.tv_nsec = vcpu->limit_ns % NS_PER_S;
+	timer_settime(vcpu->timer, 0, &limit, NULL);
+}
+
 /* Runs the guest until an exit, without the lock. */
 static void enter(struct vcpu *vcpu)
 {
@@ -147,6 +192,8 @@ static void enter(struct vcpu *vcpu)
 
 	/* Whoever kicks holds the lock: a kick from before was for what run_thread has just looked at. */
 	vcpu->run->immediate_exit = 0;
+	if (vcpu->all->slowed)
+		limit_run(vcpu);
 	loop_unlock(loop);
 	r = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
 	loop_lock(loop);
@@ -187,32 +234,25 @@ static void park(struct vcpu *vcpu)
 	all->parked_count--;
 }
 
-static int64_t clock_ns(clockid_t clock)
-{
-	struct timespec now;
-
-	clock_gettime(clock, &now);
-	return now.tv_sec * NS_PER_S + now.tv_nsec;
-}
-
-/*
- * What it has run since it was last asked, it rests for in proportion. One that runs all the time comes in
- * again just before it is taken out, so that it runs for no longer than it may.
- */
+/* What it has run since it was last asked, it rests for in proportion. */
 static void charge(struct vcpu *vcpu)
 {
 	struct vcpus *all = vcpu->all;
-	int64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID), ran = spent - vcpu->charged;
-	int64_t part = VCPU_PERIOD_NS / 100 * (100 - all->slowed);
-	int64_t rest = ran * all->slowed / (100 - all->slowed);
-	int64_t periods = (rest + part + VCPU_PERIOD_NS / 2) / VCPU_PERIOD_NS;
+	int64_t spent = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+	int64_t rest = (spent - vcpu->charged) * all->slowed / (100 - all->slowed), until;
 
+	until = clock_ns(CLOCK_MONOTONIC) + (rest < REST_MOST_NS ? rest : REST_MOST_NS);
 	vcpu->due = false;
 	vcpu->charged = spent;
-	if (periods > REST_PERIODS_MAX)
-		periods = REST_PERIODS_MAX;
-	vcpu->rest_until = ran >= part / 2 ? all->charged_at + periods * VCPU_PERIOD_NS - part
-					   : clock_ns(CLOCK_MONOTONIC) + rest;
+	vcpu->limited_until = vcpu->limit_ns = 0;
+	if (until > vcpu->rest_until)
+		vcpu->rest_until = until;
+}
+
+/* Whether it has run for as long as it may before it rests. */
+static bool has_run(const struct vcpu *vcpu)
+{
+	return clock_ns(CLOCK_THREAD_CPUTIME_ID) - vcpu->charged >= part_ns(vcpu->all) / 2;
 }
 
 /* Stays outside for a while where it shall be slowed, unless something else is wanted meanwhile. */
@@ -222,7 +262,7 @@ static bool rests(struct vcpu *vcpu)
 
 	if (!all->slowed)
 		return false;
-	if (vcpu->due)
+	if (vcpu->due || has_run(vcpu))
 		charge(vcpu);
 	if (clock_ns(CLOCK_MONOTONIC) >= vcpu->rest_until)
 		return false;
@@ -230,11 +270,23 @@ static bool rests(struct vcpu *vcpu)
 	return true;
 }
 
+/* Without the timer only vcpus_charge takes it out. */
+static void make_timer(struct vcpu *vcpu)
+{
+	struct sigevent kick = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KICK_SIGNAL};
+
+	kick.sigev_notify_thread_id = gettid();
+	vcpu->timed = timer_create(CLOCK_MONOTONIC, &kick, &vcpu->timer) == 0;
+}
+
 static void *run_thread(void *context)
 {
 	struct vcpu *vcpu = context;
 	struct vcpus *all = vcpu->all;
 	char name[16];
+
+	entered = vcpu->run;
+	make_timer(vcpu);
 
 	snprintf(name, sizeof(name), "vcpu %u", vcpu->id);
 	pthread_setname_np(pthread_self(), name);
@@ -246,6 +298,9 @@ static void *run_thread(void *context)
 		else if (!rests(vcpu))
 			enter(vcpu);
 	loop_unlock(all->platform->loop);
+	if (vcpu->timed)
+		timer_delete(vcpu->timer);
+	entered = NULL;
 	return NULL;
 }
 
@@ -393,7 +448,6 @@ void vcpus_slow(struct vcpus *vcpus, unsigned percent)
 
 void vcpus_charge(struct vcpus *vcpus)
 {
-	vcpus->charged_at = clock_ns(CLOCK_MONOTONIC);
 	for (uint32_t i = 0; i < vcpus->count; i++)
 		vcpus->vcpu[i].due = true;
 	kick(vcpus);

@@ -10,6 +10,7 @@
 #include "vmm/kvm.h"
 
 #include <pthread.h>
+#include <time.h>
 
 #define VCPU_PERIOD_NS 10000000ll /* of vcpus_charge */
 
@@ -29,6 +30,10 @@ struct vcpu {
 	bool parked; /* outside KVM_RUN, and stays there while all->wanted is false */
 	bool due;    /* the time that it has run is to be set against its rest (vcpus_charge) */
 	int64_t charged, rest_until; /* ns of its thread's time that have been; monotonic ns */
+	timer_t timer;               /* takes it out of the guest, where `timed` */
+	bool timed;
+	int64_t limited_until,
+		limit_ns; /* monotonic ns: when it does; after so much. 0: not since the last rest */
 };
 
 struct vcpus {
@@ -39,8 +44,7 @@ struct vcpus {
 	int fds[VCPUS_MAX]; /* borrowed from vcpu[]: for clock.h */
 	bool wanted;        /* they shall run */
 	bool ending;
-	int64_t charged_at; /* monotonic ns: vcpus_charge */
-	uint8_t slowed;     /* percent of its time that each is to be kept out of the guest */
+	uint8_t slowed; /* percent of its time that each is to be kept out of the guest */
 	uint32_t parked_count;
 	pthread_cond_t changed;            /* wanted, ending or slowed changed */
 	void (*all_parked)(void *context); /* on a vCPU's thread, when the last one has left the guest */
@@ -53,6 +57,9 @@ int vcpus_open(struct vcpus *vcpus, struct kvm *kvm, struct platform *platform, 
 
 /* Ends the threads; releases the machine lock while it waits for them. */
 void vcpus_close(struct vcpus *vcpus);
+
+/* The handler of SIGUSR1, which must be there first: KVM_RUN returns, or does so as soon as it is called. */
+void vcpus_kicked(int signal);
 
 void vcpus_run(struct vcpus *vcpus);
 

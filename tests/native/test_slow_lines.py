@@ -1,7 +1,10 @@
 """A guest that writes faster than the line carries: it is slowed, arrives or stays as told, and is itself again."""
 
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -53,6 +56,23 @@ def test_throttle(hosts, heartbeat, kernel):
             control.call({"do": "throttle", "percent": percent})
     assert control.call({"do": "status"})["throttle"] == 0
     assert heartbeat.whole()
+
+
+def test_a_busy_host_slows_as_well(hosts, heartbeat, kernel):
+    """A guest is out of its processor in time however late its process's other threads come in: it gets its hundredth, and not more."""
+    control = start(hosts[0], heartbeat, kernel, line=FAST)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    try:
+        control.call({"do": "throttle", "percent": 99})
+        time.sleep(0.1)
+        before, begin = control.call({"do": "status"})["cpu_time_ns"], time.monotonic()
+        time.sleep(1.5)
+        share = (control.call({"do": "status"})["cpu_time_ns"] - before) / 1e9 / (time.monotonic() - begin)
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert share < 0.015
 
 
 def stays(here, there, seconds=120):
