@@ -2,6 +2,8 @@
 #include "carry/clock.h"
 #include "carry/guest.h"
 
+#include <math.h>
+
 /* What pausing, the device state and the peer's answers take, whatever the memory. */
 #define FIXED_NS (10 * NS_PER_MS)
 /* A rest that takes less is not worth another round. */
@@ -17,6 +19,9 @@
  * from a pause of a quarter of a second.
  */
 #define SLOWING_WORTH 8
+/* A guest that was slowed and writes still as much of what a round moves is not held back by its processor.
+ */
+#define AS_MUCH 0.8
 /* Before anything was measured: 1 Gbit/s. */
 #define ASSUMED_BYTES_PER_NS 0.125
 /* An estimate that is beyond the time that there is by so much is believed. */
@@ -69,7 +74,9 @@ bool rounds_too_late(const struct rounds *rounds, uint64_t pages, int64_t began_
 
 /*
  * What the guest writes while a round lasts is to be half of what the round moves. One that writes
- * the same pages over and over may do with less, so the next round tells.
+ * the same pages over and over may do with less, so the next round tells. One that waits between its writes
+ * catches up with them in the time that is left to it, until that is too little: so where the last step
+ * changed nothing the next one is greater.
  */
 static void slow(struct rounds *rounds, uint64_t pages)
 {
@@ -78,18 +85,35 @@ static void slow(struct rounds *rounds, uint64_t pages)
 
 	if (!rounds->slowed)
 		rounds->worth_ns = SLOWING_WORTH * (rounds_downtime_ns(rounds, pages) - rounds->budget_ns);
+	if (rounds->slowed && (double)pages > AS_MUCH * (double)rounds->moved_pages)
+		part /= 2;
 	part = part < 0.25 ? 0.25 : part > 0.8 ? 0.8 : part;
 	runs = (unsigned)(runs * part);
 	rounds->slowed = runs > 100 - SLOWED_MOST ? 100 - runs : SLOWED_MOST;
 	rounds->stalled = STALLED_BEFORE_SLOWED - 1;
 }
 
+/*
+ * One more round makes the downtime shorter while the guest runs: by half of what this one did, or, where it
+ * costs less than the budget with all that it takes beside its pages, by more than being slowed meanwhile
+ * costs the guest at most.
+ */
+static bool pays_again(const struct rounds *rounds, uint64_t pages, int64_t now_ns)
+{
+	double rest_ns = time_ns(rounds, pages * PAGE_SIZE);
+	double beside_ns =
+		(double)(now_ns - rounds->last_ns) - time_ns(rounds, rounds->moved_pages * PAGE_SIZE);
+	bool quick = rounds->last_ns && rest_ns + fmax(beside_ns, 0) <= (double)rounds->budget_ns;
+
+	return pages < rounds->last_pages - rounds->last_pages / (quick ? SLOWING_WORTH : 2) &&
+	       rest_ns > NEGLIGIBLE_NS;
+}
+
 enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t now_ns)
 {
 	int64_t rest_ns = (int64_t)time_ns(rounds, pages * PAGE_SIZE);
 	bool fits = rest_ns + FIXED_NS <= rounds->budget_ns || pages == 0;
-	/* One more round costs less than the budget, while the guest runs, and makes its downtime shorter. */
-	bool halves = pages < rounds->last_pages / 2 && rest_ns > NEGLIGIBLE_NS;
+	bool pays = pays_again(rounds, pages, now_ns);
 	/* A round that leaves less than two thirds of the least rest so far is worth its time. */
 	bool shrinks = pages < rounds->least_pages - rounds->least_pages / 3;
 	bool dear, slower, many;
@@ -105,10 +129,10 @@ enum rounds_verdict rounds_next(struct rounds *rounds, uint64_t pages, int64_t n
 	if (pages < rounds->least_pages)
 		rounds->least_pages = pages;
 	many = rounds->done >= ROUNDS_MAX;
-	if (fits && !halves)
-		return ROUNDS_FITS;
+	if (fits)
+		return pays && !many && !rounds_late(rounds, pages, now_ns) ? ROUNDS_GO_ON : ROUNDS_FITS;
 	if (rounds_late(rounds, pages, now_ns))
-		return fits ? ROUNDS_FITS : ROUNDS_LATE;
+		return ROUNDS_LATE;
 	if (slower && (many || rounds->stalled >= STALLED_BEFORE_SLOWED)) {
 		slow(rounds, pages);
 		return ROUNDS_SLOW;
