@@ -9,6 +9,7 @@
 
 /* How often the clock is looked at where there is a time limit: copy.c */
 #define LOOK_NS (200 * NS_PER_MS)
+#define LAST (FORECAST_LOOKS - 1)
 
 void forecast_speed(struct forecast_costs *costs, const struct line_sample *line,
 	const struct memory_sample *memory, const struct forecast_options *options)
@@ -32,7 +33,7 @@ void forecast_speed(struct forecast_costs *costs, const struct line_sample *line
 
 /*
  * Pages written in this time. A guest writes to the same pages again, so that each look has fewer new ones
- * than the one before it. Beyond the last look they grow ever less, as they did from the first to the last.
+ * than the one before it. Beyond the last look they grow ever less, as they did between the last ones.
  */
 static uint64_t written(const struct writing *writing, double ns, uint64_t most)
 {
@@ -49,11 +50,11 @@ static uint64_t written(const struct writing *writing, double ns, uint64_t most)
 		since = (double)at[i];
 	}
 	ns -= since;
-	if (slopes[1] > slope && slope > 0) {
-		double lasts = (double)(at[2] - at[0]) / 2 / log(slopes[1] / slope);
+	if (slopes[LAST - 1] > slope && slope > 0) {
+		double lasts = (double)(at[LAST] - at[LAST - 2]) / 2 / log(slopes[LAST - 1] / slope);
 
 		/* At the last look it had become less than it was in the middle between the last two. */
-		slope *= exp((double)(at[1] - at[2]) / 2 / lasts);
+		slope *= exp((double)(at[LAST - 1] - at[LAST]) / 2 / lasts);
 		ns = lasts * -expm1(-ns / lasts);
 	}
 	return (uint64_t)fmin(pages + slope * ns, (double)most);

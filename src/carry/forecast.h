@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define FORECAST_LOOKS 3u
+#define FORECAST_LOOKS 9u
 
 /* Pages that were found written when it was looked, at these times since the first look. */
 struct writing {
