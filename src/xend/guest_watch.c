@@ -10,7 +10,9 @@
 #include <poll.h>
 #include <string.h>
 
-#define EVENTS_AT_ONCE 16
+/* Of one that has always something to tell so much is heard, and then nothing for a while. */
+#define EVENTS_AT_ONCE 4
+#define DEAF_MS 1000
 
 struct word {
 	const char *word;
@@ -102,15 +104,41 @@ int channel_wait(int socket, struct message *reply, int timeout_ms)
 	}
 }
 
-static void events_ready(evutil_socket_t fd, short what, void *argument)
+static void hear_again(evutil_socket_t fd, short what, void *argument)
 {
 	struct domain *domain = argument;
 	struct xend *xend = domain->xend;
 
+	(void)fd;
 	(void)what;
 	xend_lock(xend);
-	/* Of one that does not stop talking the rest is for the loop's next turn. */
-	for (unsigned i = 0; i < EVENTS_AT_ONCE; i++) {
+	if (domain->events_ready)
+		event_add(domain->events_ready, NULL);
+	domain_unref(domain);
+	xend_unlock(xend);
+}
+
+/* What it tells meanwhile is heard then, and is kept by the kernel as far as that has room for it. */
+static void hear_later(struct domain *domain)
+{
+	const struct timeval later = {.tv_sec = DEAF_MS / 1000, .tv_usec = DEAF_MS % 1000 * 1000};
+
+	if (!domain->events_ready ||
+		event_base_once(domain->xend->base, -1, EV_TIMEOUT, hear_again, domain, &later) < 0)
+		return;
+	domain_ref(domain);
+	event_del(domain->events_ready);
+}
+
+static void events_ready(evutil_socket_t fd, short what, void *argument)
+{
+	struct domain *domain = argument;
+	struct xend *xend = domain->xend;
+	unsigned heard = 0;
+
+	(void)what;
+	xend_lock(xend);
+	for (; heard < EVENTS_AT_ONCE; heard++) {
 		_cleanup_message_ struct message message = {0};
 		int r = channel_receive((int)fd, &message, NULL);
 
@@ -124,6 +152,8 @@ static void events_ready(evutil_socket_t fd, short what, void *argument)
 			event_del(domain->events_ready);
 		break;
 	}
+	if (heard == EVENTS_AT_ONCE)
+		hear_later(domain);
 	supervise(domain);
 	xend_unlock(xend);
 }

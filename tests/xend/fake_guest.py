@@ -251,6 +251,19 @@ class Guest:
                 lost += 1
         return {"lost": lost}, []
 
+    def do_shout(self, message, *_):
+        """For tests: its process has been taken over, and has always something to tell to those that subscribed."""
+        events = [json.dumps({"event": "state", "state": state, "filler": [0] * 20000}).encode() for state in ("paused", "running")]
+
+        def shout():
+            end = time.monotonic() + message["seconds"]
+            while time.monotonic() < end:
+                for event in events:
+                    for subscriber in self.subscribers:
+                        subscriber.send(event)
+        threading.Thread(target=shout, daemon=True).start()
+        return {}, []
+
     def do_subscribe(self, _, __, connection):
         self.subscribers.append(connection)
         return {}, []

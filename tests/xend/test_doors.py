@@ -62,6 +62,11 @@ class Flood:
             process.wait()
 
 
+def processor_s(xend):
+    fields = pathlib.Path(f"/proc/{xend.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Doors(unittest.TestCase):
     def xend(self, *arguments, **more):
         xend = Xend(*arguments, **more)
@@ -164,10 +169,6 @@ class Doors(unittest.TestCase):
         head, _, body = data.partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(body)["error"]
 
-    def processor_s(self, xend):
-        fields = pathlib.Path(f"/proc/{xend.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def test_watchers_take_no_place_from_others_and_no_end_is_lost(self):
         xend = self.xend()
         watched = xend.create("Watched", on_poweroff="restart")
@@ -253,7 +254,7 @@ class Doors(unittest.TestCase):
         xend.create()
         self.assertLess(used, 40)
         subprocess.run(["prlimit", f"--pid={xend.pid}", f"--nofile={used + 12}:80"], check=True)
-        before, size = self.processor_s(xend), xend.log.stat().st_size
+        before, size = processor_s(xend), xend.log.stat().st_size
         idle = [self.connect(xend) for _ in range(200)]
         self.answers(xend, 1)  # who has said nothing makes room
         watching = [self.connect(xend, b"GET /domains/TestGuest/gone HTTP/1.1\r\n\r\n") for _ in range(30)]
@@ -268,7 +269,7 @@ class Doors(unittest.TestCase):
             heard += 1
             time.sleep(0.02)
         self.assertGreater(heard, 10)
-        self.assertLess(self.processor_s(xend) - before, 1.5)
+        self.assertLess(processor_s(xend) - before, 1.5)
         self.assertLess(xend.log.stat().st_size - size, 5000)
         for client in idle + watching:
             client.close()
@@ -291,12 +292,15 @@ class Sayings(unittest.TestCase):
         self.domain = self.xend.create()
         self.pid = self.xend.guest_pid(self.domain)
 
-    def say(self, text, times=1):
+    def ask(self, request):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as control:
             control.settimeout(60)
             control.connect(str(self.xend.root / "run/guests" / self.domain["uuid"] / "control"))
-            control.send(json.dumps({"do": "say", "text": text, "times": times}).encode())
-            return json.loads(control.recv(65536))["lost"]
+            control.send(json.dumps(request).encode())
+            return json.loads(control.recv(65536))
+
+    def say(self, text, times=1):
+        return self.ask({"do": "say", "text": text, "times": times})["lost"]
 
     def lines(self, word):
         return [line for line in self.xend.log.read_text().splitlines() if word in line]
@@ -346,6 +350,17 @@ class Sayings(unittest.TestCase):
         self.xend.create("Other", disk=[])
         self.assertLess(time.monotonic() - began, 30)
         self.assertLess(self.xend.log.stat().st_size, 300000)
+
+    def test_one_that_has_always_something_to_tell(self):
+        before = processor_s(self.xend)
+        self.ask({"do": "shout", "seconds": 2})
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            self.assertEqual(self.xend.names(), ["TestGuest"])
+            time.sleep(0.1)
+        self.assertLess(processor_s(self.xend) - before, 0.8)  # and not nearly all of it
+        self.ask({"do": "end", "reason": "poweroff"})
+        wait_until(lambda: not self.xend.guests(), "its end to be heard")
 
     def test_what_is_said_while_xend_is_away(self):
         self.xend.kill()
