@@ -95,16 +95,23 @@ static int load_devices(struct machine *machine, const struct cursor *records, s
 	return 0;
 }
 
-static int check_processor(struct machine *machine, const struct vcpu_state *state, struct error *error)
+/* What each processor has seen, of which the first stands for all. */
+static int check_processors(struct machine *machine, struct vcpu_state **states, struct error *error)
 {
-	struct processor_view seen = {.entries = state->cpuid, .count = state->cpuid_count};
+	int r = 0;
 
-	for (uint32_t i = 0; i < state->msr_count; i++)
-		if (state->msrs[i].index == MSR_ARCH_CAPABILITIES)
-			seen.capabilities = state->msrs[i].data;
-	machine->capabilities = seen.capabilities;
-	machine->tsc_khz = state->tsc_khz;
-	return cpuid_check(&machine->kvm, &seen, error);
+	for (uint32_t i = machine->vcpus.count; i-- > 0 && r == 0;) {
+		const struct vcpu_state *state = states[i];
+		struct processor_view seen = {.entries = state->cpuid, .count = state->cpuid_count};
+
+		for (uint32_t k = 0; k < state->msr_count; k++)
+			if (state->msrs[k].index == MSR_ARCH_CAPABILITIES)
+				seen.capabilities = state->msrs[k].data;
+		machine->capabilities = seen.capabilities;
+		machine->tsc_khz = state->tsc_khz;
+		r = cpuid_check(&machine->kvm, &seen, error);
+	}
+	return r;
 }
 
 /* LAPICs before the IOAPIC: what waits there is delivered when it is set. */
@@ -116,7 +123,7 @@ static int load_all(struct machine *machine, const struct cursor *records, struc
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++)
 		r = fields_load(records, &vcpu_state_table, i, states[i], error);
 	if (r == 0)
-		r = check_processor(machine, states[0], error);
+		r = check_processors(machine, states, error);
 	for (uint32_t i = 0; i < machine->vcpus.count && r == 0; i++) {
 		time->vcpus[i] = (struct vcpu_time){.tsc = states[i]->tsc,
 			.tsc_khz = states[i]->tsc_khz,

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import struct
 
@@ -18,7 +19,7 @@ MIB = 1 << 20
 @pytest.fixture
 def saved(hosts, heartbeat, kernel, tmp_path):
     path = f"{tmp_path}/Native.checkpt"
-    start(hosts[0], heartbeat, kernel, memory=64, line="tsc_khz=2000000 touch=4")
+    start(hosts[0], heartbeat, kernel, memory=64, line="tsc_khz=2000000 touch=4", vcpus=2)
     hosts[0].xm("save", "Native", path)
     return path
 
@@ -140,11 +141,12 @@ def test_what_the_guest_needs_is_missing(hosts, saved):
 
 
 def test_a_processor_without_the_features(hosts, saved):
-    entry = (("function", 7), ("index", 0), "ebx")
-    checkpoint_file.alter(saved, state=set_number("I", 0xffffffff, *entry))
-    said = refusal(hosts[0], "restore", saved)
-    assert "This host's processor lacks features that the guest uses: " in said and "Run the guest on a host that has them" in said
-    without_guests(hosts[0])
+    for processor in ((), ("vcpu", "vcpu")):  # the first, the second
+        there = shutil.copy(saved, f"{saved}.{len(processor)}")
+        checkpoint_file.alter(there, state=set_number("I", 0xffffffff, *processor, ("function", 7), ("index", 0), "ebx"))
+        said = refusal(hosts[0], "restore", there)
+        assert "This host's processor lacks features that the guest uses: " in said and "Run the guest on a host that has them" in said
+        without_guests(hosts[0])
 
 
 def test_a_state_that_kvm_refuses(hosts, saved):

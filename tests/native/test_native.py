@@ -11,8 +11,8 @@ from ferry import Control
 LINE = "tsc_khz=2000000 touch=64 dirty=16 rate=20000"
 
 
-def start(host, heartbeat, kernel, name="Native", memory=128, line=LINE):
-    host.xm("create", "-q", host.write_config(name, kernel, memory, 1, line))
+def start(host, heartbeat, kernel, name="Native", memory=128, line=LINE, vcpus=1):
+    host.xm("create", "-q", host.write_config(name, kernel, memory, vcpus, line))
     control = host.wait_guest()
     heartbeat.add(control.console())
     heartbeat.wait_ready()
