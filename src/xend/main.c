@@ -5,6 +5,7 @@
  */
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/surroundings.h"
 #include "base/turns.h"
 #include "xend/adopt.h"
 #include "xend/api.h"
@@ -401,6 +402,7 @@ int main(int count, char **words)
 	struct error error = {0};
 	int r;
 
+	surroundings_mend();
 	for (size_t i = 0; i < ARRAY_SIZE(commands) && count <= 2; i++) {
 		if (strcmp(commands[i].word, word) != 0)
 			continue;

@@ -1,6 +1,7 @@
 /* xm: the user's front end to xend. */
 #include "base/cleanup.h"
 #include "base/printable.h"
+#include "base/surroundings.h"
 #include "config/scanner.h"
 #include "xm/command.h"
 
@@ -176,6 +177,7 @@ int main(int argc, char **argv)
 {
 	const struct command *command;
 
+	surroundings_mend();
 	if (argc < 2) {
 		fprintf(stderr, "Error: xm needs a subcommand.\n");
 		print_help(stderr);

@@ -4,6 +4,7 @@
  * starts what is in /etc/xen/auto. xend itself may come and go meanwhile: it does neither.
  */
 #include "base/cleanup.h"
+#include "base/surroundings.h"
 #include "config/guest_config.h"
 #include "xm/client.h"
 #include "xm/domain.h"
@@ -598,6 +599,7 @@ int main(int count, char **words)
 	struct host host = {0};
 	struct error error = {0};
 
+	surroundings_mend();
 	for (size_t i = 0; i < ARRAY_SIZE(commands) && count == 2; i++) {
 		int r;
 

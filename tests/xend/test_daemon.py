@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -323,6 +324,27 @@ class Daemon(unittest.TestCase):
             self.assertEqual((done.returncode, done.stderr), (0, ""))
             self.assertIn(words, done.stdout)
         self.assertEqual(self.xend.command("bogus").returncode, 2)
+
+    def test_whoever_starts_it(self):
+        """One that closes its files, and one that blocks signals."""
+        for start in (f"import os; os.closerange(0, 3); os.execv('{rig.BUILD}/src/xend/xend', ['xend', 'start'])",
+                      "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); "
+                      f"os.execv('{rig.BUILD}/src/xend/xend', ['xend', 'start'])"):
+            self.assertEqual(self.xend.command("stop").returncode, 0)
+            self.assertEqual(subprocess.run([sys.executable, "-c", start], env=self.xend.environment, timeout=60, check=False).returncode, 0)
+            self.assertIn("is running", self.xend.command("status").stdout)
+            self.assertIn("running already", self.xend.command("foreground").stderr)
+            self.assertEqual(self.xend.names(), [])
+
+    def test_a_file_in_the_place_of_the_socket_stays(self):
+        config, file = self.xend.root / "config", self.xend.files / "precious"
+        file.write_text("precious")
+        before = config.read_text()
+        config.write_text(before.replace(f"{self.xend.root}/socket", str(file)))
+        self.assertIn(f"Unable to listen on {file}: there is something else of that name.", self.xend.command("restart").stderr)
+        self.assertEqual(file.read_text(), "precious")
+        config.write_text(before)
+        self.xend.start()
 
     def settings(self, text):
         config = self.xend.root / "config"
