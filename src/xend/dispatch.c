@@ -168,10 +168,15 @@ static int listen_at(const char *path, struct error *error)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	_cleanup_close_ int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct stat info;
 	mode_t mask;
 	int r;
 
 	memcpy(address.sun_path, path, strlen(path) + 1);
+	/* What is left of an earlier xend makes room, and nothing else. */
+	if (lstat(path, &info) == 0 && !S_ISSOCK(info.st_mode))
+		return error_set(
+			error, EEXIST, "Unable to listen on %s: there is something else of that name.", path);
 	unlink(path);
 	mask = umask(0177);
 	r = fd < 0 ? fd : bind(fd, (struct sockaddr *)&address, sizeof(address));
