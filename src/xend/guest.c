@@ -65,12 +65,22 @@ static int connect_to(const char *path, struct error *error)
 	return take_fd(&fd);
 }
 
+/* How its end looks from here; what was asked of it has not been done. */
+static int explain_end(const struct domain *domain, int r, struct error *error)
+{
+	if (r != -EPIPE && r != -ECONNRESET && r != -ECONNREFUSED)
+		return r;
+	return error_set(error, -r,
+		"The process of domain '%s' has ended, or is just ending; xm list shows it.",
+		domain->config.name);
+}
+
 int guest_connect(const struct domain *domain, struct error *error)
 {
 	struct guest_place place;
 
 	guest_place_of(domain->xend, domain->config.uuid, &place);
-	return connect_to(place.control, error);
+	return explain_end(domain, connect_to(place.control, error), error);
 }
 
 static int listen_at(const char *path, struct error *error)
@@ -299,7 +309,7 @@ int guest_call(
 	if (control < 0)
 		return control;
 	xend_unlock(domain->xend);
-	r = channel_call(control, body, NULL, 0, reply, timeout_ms, error);
+	r = explain_end(domain, channel_call(control, body, NULL, 0, reply, timeout_ms, error), error);
 	xend_lock(domain->xend);
 	if (r == -ETIMEDOUT) {
 		silence_begin(domain, timeout_ms);
@@ -433,6 +443,17 @@ int guest_find(struct domain *domain, struct error *error)
 	process_log_end(domain->log);
 	domain->log = process_log_find(domain->xend, place.log, domain->config.name, domain->pid);
 	return 0;
+}
+
+bool guest_has_process(const struct domain *domain)
+{
+	struct guest_place place;
+	pid_t pid;
+
+	guest_place_of(domain->xend, domain->config.uuid, &place);
+	_cleanup_close_ int process = process_find(place.process, &pid);
+
+	return process >= 0;
 }
 
 bool guest_has_place(const struct domain *domain)

@@ -61,6 +61,9 @@ int guest_find(struct domain *domain, struct error *error);
 int guest_ask_status(
 	const struct guest_place *place, int timeout_ms, struct message *reply, struct error *error);
 
+/* Whether its process, as it was recorded, has yet to end. */
+bool guest_has_process(const struct domain *domain);
+
 /* Whether it has a run directory, as each guest that nobody has ended. */
 bool guest_has_place(const struct domain *domain);
 

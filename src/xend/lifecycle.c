@@ -5,6 +5,7 @@
 #include "xend/boot_files.h"
 #include "xend/disks.h"
 #include "xend/endings.h"
+#include "xend/guest.h"
 #include "xend/guest_disks.h"
 #include "xend/host_network.h"
 #include "xend/machine.h"
@@ -127,6 +128,14 @@ static int await_end_since(struct domain *domain, long long since, struct error 
 		xend_wait(domain->xend, left < INT_MAX ? (int)left : INT_MAX);
 	if (domain->phase == DOMAIN_GONE)
 		return 0;
+	if (!guest_has_process(domain))
+		return error_set(error, EBUSY,
+			"Domain '%s' is ended, but what belonged to it has yet to be taken away: as a rule "
+			"its "
+			"vif-script has not ended, or a carrier waits for storage. Until that is done, its "
+			"name, memory "
+			"and disks are taken, and xm list shows it.",
+			domain->config.name);
 	return error_set(error, EBUSY,
 		"Domain '%s' is ended, but its process %d has yet to end: the kernel does not let go of it, "
 		"as a "

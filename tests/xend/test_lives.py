@@ -384,6 +384,15 @@ class Restarts(Lives):
             self.xend.start()
             self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
 
+    def test_a_script_that_hangs_is_not_taken_for_storage(self):
+        config = self.xend.root / "config"
+        config.write_text(config.read_text() + "(storage-timeout 1)\n")
+        gate = self.gate()
+        self.xend.create(vif=["bridge=xenbr0"])
+        self.refused("its vif-script has not ended", self.xend.post, "/domains/TestGuest/destroy")
+        gate.unlink()
+        wait_until(lambda: self.xend.names() == [], "its end")
+
     def test_xend_is_killed_while_a_guest_reboots(self):
         gate = self.gate()
         self.xend.create(vif=["bridge=xenbr0"])
