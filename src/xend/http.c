@@ -1,6 +1,7 @@
 #include "xend/http.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 
 #include <errno.h>
 #include <event2/buffer.h>
@@ -223,7 +224,7 @@ static void answer(struct http_request *request, int status, const char *type, s
 
 void http_refuse(struct http_request *request, const struct error *error)
 {
-	_cleanup_json_ json_t *body = json_pack("{s:s}", "error", error->text);
+	_cleanup_json_ json_t *body = json_pack("{s:o}", "error", printable_sentence(error->text));
 	_cleanup_free_ char *text = body ? json_dumps(body, JSON_COMPACT) : NULL;
 	struct evbuffer *data = evbuffer_new();
 
