@@ -25,6 +25,8 @@
 /* The same for those that are just ending, which the kernel may not let do so (storage that does not answer).
  */
 #define DYING_MS 3000
+/* Whoever could not be met, though it answers, is asked again after this: descriptors may be scarce. */
+#define AGAIN_MS 1000
 
 struct tickets {
 	struct xend *xend;
@@ -79,7 +81,6 @@ static void end_unless_live(struct domain *domain)
 
 	if (domain->phase == DOMAIN_LIVE || domain->again)
 		return;
-	guest_find(domain, NULL);
 	domain->phase = DOMAIN_ENDING;
 	if (xend_worker(domain->xend, end, domain_ref(domain), &error) < 0) {
 		log_error("Domain '%s' is ended at the next start of xend: %s", domain->config.name,
@@ -88,28 +89,35 @@ static void end_unless_live(struct domain *domain)
 	}
 }
 
-static void find(struct domain *domain, long long until)
+static int find(struct domain *domain, long long until, struct error *error)
 {
-	struct error error;
+	int r = guest_find(domain, error);
 
-	if (guest_find(domain, &error) >= 0) {
+	if (r < 0 && r != -ESRCH)
+		return r;
+	if (domain->phase != DOMAIN_LIVE)
+		return 0;
+	if (r >= 0) {
 		if (process_wait_while_dying(domain->process, domain->pid, until - monotonic_ms(), NULL) ==
 			-ETIMEDOUT)
-			return;
-		error_set(&error, ESRCH, "Its process has just ended.");
+			return 0;
+		error_set(error, ESRCH, "Its process has just ended.");
 	}
-	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error.text);
+	log_error("Domain '%s' (ID %u) is lost: %s", domain->config.name, domain->id, error->text);
 	domain->dead = true;
 	domain->ended_before = !guest_has_place(domain);
+	return 0;
 }
 
-static void find_all(struct xend *xend)
+/* An error: of one of them it is not known, and nothing may be done about any. */
+static int find_all(struct xend *xend, struct error *error)
 {
 	long long until = monotonic_ms() + DYING_MS;
+	int r = 0;
 
-	for (struct domain *domain = xend->domains; domain; domain = domain->next)
-		if (domain->phase == DOMAIN_LIVE)
-			find(domain, until);
+	for (struct domain *domain = xend->domains; r >= 0 && domain; domain = domain->next)
+		r = find(domain, until, error);
+	return r;
 }
 
 /* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end. */
@@ -171,6 +179,7 @@ static bool listen_to(struct domain *domain)
 			log_warning("Domain '%s' (ID %u) is not found again so far: %s", domain->config.name,
 				domain->id, error.text);
 		guest_unwatch(domain);
+		domain->ask_again_ms = monotonic_ms() + AGAIN_MS;
 		silence_begin(domain, 0);
 		return false;
 	}
@@ -230,12 +239,13 @@ int adopt_all(struct xend *xend, struct error *error)
 	int r = roster_take_up(xend, error);
 
 	if (r >= 0)
+		r = find_all(xend, error);
+	if (r >= 0)
 		r = refuse_unowned(xend, error);
 	if (r < 0)
 		return r;
 	carrier_end_strays(xend);
 	for_each(xend, end_unless_live, DOMAIN_STARTING, DOMAIN_ENDING);
-	find_all(xend);
 	checkpoint_file_recover(xend);
 	return handover_resume(xend, error);
 }

@@ -65,6 +65,7 @@ struct domain {
 	int question;            /* control connection with a question that it has not answered (silence.h) */
 	bool being_met;          /* by a worker: it is listened to again (adopt.h) */
 	long long silent_ms;     /* since when it does not answer, monotonic_ms(); 0: it does */
+	long long ask_again_ms;  /* not before: it answered, and could not be met all the same */
 	int unlocked[GUEST_DISKS_MAX]; /* disks as ferry-guest has them, still to be locked (guest_lock_disks)
 					*/
 	unsigned unlocked_count;

@@ -329,7 +329,8 @@ static void await_carrier(struct domain *domain)
 	_cleanup_close_ int process = -1;
 	pid_t pid;
 
-	process = process_find(place.carrier, &pid);
+	while ((process = process_find(place.carrier, &pid)) < 0 && process != -ESRCH && !xend->stopping)
+		xend_wait(xend, STORAGE_AGAIN_MS); /* there was no descriptor for it */
 	if (process >= 0) {
 		struct pollfd ready[] = {
 			{.fd = process, .events = POLLIN}, {.fd = xend->stop, .events = POLLIN}};
@@ -391,7 +392,7 @@ static bool is_abandoned(const struct domain *domain)
 	pid_t pid;
 	_cleanup_close_ int process = process_find(place.carrier, &pid);
 
-	return process < 0 && access(place.carrier, F_OK) == 0;
+	return process == -ESRCH && access(place.carrier, F_OK) == 0;
 }
 
 static void begin_to_follow(struct domain *domain)

@@ -435,11 +435,22 @@ int guest_find(struct domain *domain, struct error *error)
 {
 	struct guest_place place;
 
+	int r;
+
 	guest_place_of(domain->xend, domain->config.uuid, &place);
 	domain->vifs_online = (unsigned)domain->config.vif_count;
-	domain->process = process_find(place.process, &domain->pid);
-	if (domain->process < 0)
+	r = process_find(place.process, &domain->pid);
+	domain->process = r < 0 ? -1 : r;
+	if (r == -ESRCH)
 		return error_set(error, ESRCH, "The process of domain '%s' is no more.", domain->config.name);
+	if (r < 0)
+		return error_set(error, -r,
+			"Whether the process of domain '%s' lives cannot be found out: %s. Guests that run "
+			"go on. See "
+			"that xend gets what it lacks (LimitNOFILE in its unit, where that is descriptors) "
+			"and start "
+			"it again.",
+			domain->config.name, strerror(-r));
 	process_log_end(domain->log);
 	domain->log = process_log_find(domain->xend, place.log, domain->config.name, domain->pid);
 	return 0;

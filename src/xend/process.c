@@ -138,7 +138,9 @@ static int read_stat(const char *path, long *pid, unsigned long long *start)
 	_cleanup_fclose_ FILE *file = fopen(path, "re");
 	char line[1024], *rest;
 
-	if (!file || !fgets(line, sizeof(line), file) || sscanf(line, "%ld", pid) != 1)
+	if (!file)
+		return errno == ENOENT ? -ESRCH : -errno;
+	if (!fgets(line, sizeof(line), file) || sscanf(line, "%ld", pid) != 1)
 		return -ESRCH;
 	rest = strrchr(line, ')');
 	if (!rest ||
@@ -155,15 +157,19 @@ int process_find(const char *record, pid_t *pid)
 	long recorded, now;
 	char path[64];
 	_cleanup_close_ int pidfd = -1;
+	int r = read_stat(record, &recorded, &start);
 
-	if (read_stat(record, &recorded, &start) < 0 || recorded <= 1)
-		return -ESRCH;
+	if (r < 0 || recorded <= 1)
+		return r < 0 ? r : -ESRCH;
 	/* The descriptor first: should the pid be given to another process afterwards, the check below sees
 	 * it. */
 	pidfd = pidfd_open((pid_t)recorded, 0);
+	if (pidfd < 0)
+		return errno == EINVAL ? -ESRCH : -errno; /* EINVAL: the number is a thread's by now */
 	snprintf(path, sizeof(path), "/proc/%ld/stat", recorded);
-	if (pidfd < 0 || read_stat(path, &now, &start_now) < 0 || start_now != start)
-		return -ESRCH;
+	r = read_stat(path, &now, &start_now);
+	if (r < 0 || start_now != start)
+		return r < 0 ? r : -ESRCH;
 	*pid = (pid_t)recorded;
 	return take_fd(&pidfd);
 }

@@ -28,7 +28,8 @@ struct spawn {
  */
 int process_spawn(const struct spawn *spawn, pid_t *pid, struct error *error);
 
-/* Opens the process that a record file describes: its pidfd, or -ESRCH when it is no more. */
+/* Opens the process that a record file describes: its pidfd, or -ESRCH when it is no more. Other errors say
+ * nothing of that: there was no descriptor for it, or no memory. */
 int process_find(const char *record, pid_t *pid);
 
 /* Waits until the process has ended and reaps it where it is a child. -ETIMEDOUT after timeout_ms (-1: for

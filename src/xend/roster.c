@@ -208,6 +208,13 @@ static void visit_without_record(struct roster *roster, const char *uuid, const 
 	unsigned id;
 	int r;
 
+	if (process < 0 && process != -ESRCH) {
+		log_error("Whether the guest %s lives cannot be found out: %s. It is left alone; a restart "
+			  "of xend "
+			  "looks again.",
+			uuid, strerror(-process));
+		return;
+	}
 	if (process < 0 || process_wait_while_dying(
 				   process, pid, roster->dying_until - monotonic_ms(), NULL) != -ETIMEDOUT) {
 		remove_rest(roster, uuid, place);

@@ -115,7 +115,7 @@ static int begin_round(struct xend *xend, struct round *round)
 
 		if (!is_silent(domain))
 			continue;
-		if (domain->question < 0)
+		if (domain->question < 0 && monotonic_ms() >= domain->ask_again_ms)
 			domain->question = guest_question(domain);
 		ready[0] = (struct pollfd){.fd = domain->question, .events = POLLIN};
 		/* A descriptor of the round's own: guest_end may close the domain's meanwhile. */

@@ -132,7 +132,6 @@ static void resume_restart(void *argument)
 {
 	_cleanup_domain_ struct domain *domain = argument;
 
-	guest_find(domain, NULL);
 	restart_guest(domain, false, domain->early_reboots);
 }
 

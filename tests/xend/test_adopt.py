@@ -2,9 +2,11 @@
 """Whatever xend finds when it starts, no guest is ended for not being known or for being silent. The guests are fake, all else is real."""
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 import unittest
 
@@ -295,6 +297,24 @@ class Adopting(unittest.TestCase):
         self.ask_database("DELETE FROM tickets")
         self.xend.start()
         self.guest_is("TestGuest", pid)
+
+    def test_too_few_descriptors(self):
+        """What cannot be looked at is not taken for dead."""
+        guests = {domain["name"]: self.xend.guest_pid(domain) for domain in [self.xend.create(f"G{i}", disk=[]) for i in range(8)]}
+        self.xend.kill()
+        for most in (22, 34):
+            done = subprocess.run([rig.BUILD / "src/xend/xend", "start"], env=self.xend.environment, capture_output=True, text=True, timeout=60, check=False,
+                                  preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (most, most)))
+            if done.returncode == 0:  # and most guests could not be met
+                time.sleep(1)
+                self.xend.pid = int((self.xend.root / "run/xend.pid").read_text())
+                self.xend.kill()
+            else:
+                self.assertIn("Too many open files", done.stderr)
+        self.assertFalse(any(rig.dead(pid) for pid in guests.values()))
+        self.xend.start()
+        self.assertEqual({domain["name"]: self.xend.guest_pid(domain) for domain in self.xend.domains()[1:]}, guests)
+        self.assertLess(self.xend.log.read_text().count("answers again"), 40)
 
     def test_a_database_that_cannot_be_used(self):
         domain = self.xend.create()
