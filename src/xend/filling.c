@@ -395,16 +395,34 @@ static bool is_abandoned(const struct domain *domain)
 	return process == -ESRCH && access(place.carrier, F_OK) == 0;
 }
 
+static void begin_later(evutil_socket_t fd, short what, void *argument)
+{
+	struct domain *domain = argument;
+	struct xend *xend = domain->xend;
+
+	(void)fd;
+	(void)what;
+	xend_lock(xend);
+	if (domain->phase == DOMAIN_LIVE)
+		filling_adopt(domain);
+	domain_unref(domain);
+	xend_unlock(xend);
+}
+
 static void begin_to_follow(struct domain *domain)
 {
+	const struct timeval soon = {.tv_sec = STORAGE_AGAIN_MS / 1000};
 	struct error error;
 
 	domain->followed = true;
-	if (xend_worker(domain->xend, take_over, domain_ref(domain), &error) < 0) {
-		domain->followed = false;
+	if (xend_worker(domain->xend, take_over, domain_ref(domain), &error) >= 0)
+		return;
+	domain->followed = false;
+	log_seldom(LOG_WARNING_, "The memory of domain '%s' is not looked after yet: %s", domain->config.name,
+		error.text);
+	/* The reference is the next attempt's. */
+	if (event_base_once(domain->xend->base, -1, EV_TIMEOUT, begin_later, domain, &soon) < 0)
 		domain_unref(domain);
-		lose(domain, error.text);
-	}
 }
 
 void filling_look_after_silent(struct domain *domain)

@@ -128,7 +128,7 @@ static int visit_row(void *context, const struct stored_domain *row)
 	if (row->id > roster->highest_id)
 		roster->highest_id = row->id;
 	if ((stored.phase == STORED_LIVE || stored.phase == STORED_PRESERVED) &&
-		access(place.directory, F_OK) < 0) {
+		access(place.directory, F_OK) < 0 && errno == ENOENT) {
 		/* Who has ended without xend still has its directory. */
 		log_error("Domain '%s' (ID %u) is not here any more: %s is gone. It is not started again.",
 			row->name, row->id, place.directory);
