@@ -378,8 +378,11 @@ int checkpoint_file_create(struct checkpoint_file **result, struct xend *xend, c
 	static const struct errand creating = {.run = create, .late = abandon};
 	struct checkpoint_file *file;
 
-	if (path[0] != '/' || strlen(path) >= 4080 || path[strlen(path) - 1] == '/')
+	if (path[0] != '/' || strlen(path) >= 4080)
 		return error_set(error, EINVAL, "'%.200s' is not an absolute file name.", path);
+	if (path[strlen(path) - 1] == '/')
+		return error_set(
+			error, EISDIR, "Unable to write file %.200s: that is a directory's name.", path);
 	file = malloc(sizeof(*file));
 	if (!file)
 		return error_set(error, ENOMEM, "Out of memory.");

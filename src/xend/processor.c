@@ -1,6 +1,7 @@
 #include "xend/processor.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 #include "xend/guest.h"
 #include "xend/process.h"
 
@@ -157,7 +158,7 @@ static bool can_run_at(const json_t *here, json_int_t khz)
 
 static void object(json_t *objections, const struct error *error)
 {
-	json_array_append_new(objections, json_string(error->text));
+	json_array_append_new(objections, printable_sentence(error->text));
 }
 
 void processor_check(struct xend *xend, const json_t *seen, bool any_frequency, json_t *objections)

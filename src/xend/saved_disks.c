@@ -1,6 +1,7 @@
 #include "xend/saved_disks.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/printable.h"
 #include "base/sentences.h"
 #include "state/saved_disk.h"
 #include "xend/errand.h"
@@ -75,7 +76,7 @@ static int portray(void *context, struct error *error)
 						 : NULL;
 
 		if (!portrait && *disk->target)
-			json_array_append_new(looking->warnings, json_string(why.text));
+			json_array_append_new(looking->warnings, printable_sentence(why.text));
 		json_array_append_new(looking->portraits, portrait ? portrait : json_null());
 	}
 	return 0;
@@ -108,9 +109,9 @@ static int compare(void *context, struct error *error)
 			continue;
 		if (saved_disk_compare(disk->target, disk->device, portrait, &verdict, &why) < 0 ||
 			verdict == SAVED_DISK_CHANGED)
-			json_array_append_new(looking->objections, json_string(why.text));
+			json_array_append_new(looking->objections, printable_sentence(why.text));
 		else if (verdict == SAVED_DISK_ODD)
-			json_array_append_new(looking->warnings, json_string(why.text));
+			json_array_append_new(looking->warnings, printable_sentence(why.text));
 	}
 	return 0;
 }
