@@ -31,7 +31,7 @@ static int attach(struct domain *domain, bool history, struct error *error)
 	xend_unlock(domain->xend);
 	r = channel_call(control, request, &theirs, 1, NULL, GUEST_ANSWER_MS, error);
 	xend_lock(domain->xend);
-	return r < 0 ? r : take_fd(&ours);
+	return r < 0 ? guest_explain_closed(domain, r, error) : take_fd(&ours);
 }
 
 static struct domain *find(struct call *call)

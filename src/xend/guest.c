@@ -65,8 +65,7 @@ static int connect_to(const char *path, struct error *error)
 	return take_fd(&fd);
 }
 
-/* How its end looks from here; what was asked of it has not been done. */
-static int explain_end(const struct domain *domain, int r, struct error *error)
+int guest_explain_closed(const struct domain *domain, int r, struct error *error)
 {
 	if (r != -EPIPE && r != -ECONNRESET && r != -ECONNREFUSED)
 		return r;
@@ -80,7 +79,7 @@ int guest_connect(const struct domain *domain, struct error *error)
 	struct guest_place place;
 
 	guest_place_of(domain->xend, domain->config.uuid, &place);
-	return explain_end(domain, connect_to(place.control, error), error);
+	return guest_explain_closed(domain, connect_to(place.control, error), error);
 }
 
 static int listen_at(const char *path, struct error *error)
@@ -309,7 +308,8 @@ int guest_call(
 	if (control < 0)
 		return control;
 	xend_unlock(domain->xend);
-	r = explain_end(domain, channel_call(control, body, NULL, 0, reply, timeout_ms, error), error);
+	r = guest_explain_closed(
+		domain, channel_call(control, body, NULL, 0, reply, timeout_ms, error), error);
 	xend_lock(domain->xend);
 	if (r == -ETIMEDOUT) {
 		silence_begin(domain, timeout_ms);

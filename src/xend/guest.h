@@ -61,6 +61,10 @@ int guest_find(struct domain *domain, struct error *error);
 int guest_ask_status(
 	const struct guest_place *place, int timeout_ms, struct message *reply, struct error *error);
 
+/* Where a call came back with r because the process closed its end: says so. Returns r. What was asked of it
+ * has not been done. */
+int guest_explain_closed(const struct domain *domain, int r, struct error *error);
+
 /* Whether its process, as it was recorded, has yet to end. */
 bool guest_has_process(const struct domain *domain);
 
