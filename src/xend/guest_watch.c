@@ -184,7 +184,8 @@ int guest_watch(struct domain *domain, struct error *error)
 	if (events < 0)
 		return events;
 	xend_unlock(xend);
-	r = channel_call(events, subscribe, NULL, 0, NULL, GUEST_ANSWER_MS, error);
+	r = guest_explain_closed(
+		domain, channel_call(events, subscribe, NULL, 0, NULL, GUEST_ANSWER_MS, error), error);
 	xend_lock(xend);
 	if (r < 0)
 		return r;

@@ -319,7 +319,8 @@ static void note_unheard(const struct inquiry *inquiry)
 	json_decref(domain->warnings);
 	domain->warnings = json_pack("[o]",
 		json_sprintf("Whether another host has domain '%s' or its disks could not be asked of %u of "
-			     "%u hosts: %s%s. Two that write to one disk destroy it; xm log says why.",
+			     "%u hosts: %s%s. Two that write to one disk destroy it; xm log says why, and xm "
+			     "trust --forget drops a host that is no more.",
 			domain->config.name, unheard, inquiry->count, hosts,
 			unheard > UNHEARD_NAMED ? " and more" : ""));
 	log_warning("%s", json_string_value(json_array_get(domain->warnings, 0)) ?: "Out of memory.");
