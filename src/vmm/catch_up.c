@@ -36,8 +36,11 @@
 #define FIRST_STEPS 3
 #define FIRST_PATIENCE_NS                                                                                    \
 	(200 * NS_PER_MS) /* also while its memory is still coming, from which nothing is learnt */
-#define PATIENCE_LEAST_NS (3 * NS_PER_MS)
 #define PATIENCE_MOST_NS (1000 * NS_PER_MS)
+/* One that is never seen at rest: so much for each second of a step, and in all hardly more than so much. */
+#define BUSY_NS_PER_S (5 * NS_PER_MS)
+#define BUSY_MOST_NS (10 * 1000 * NS_PER_MS)
+#define PATIENCE_LEAST_NS (3 * NS_PER_MS)
 /* Then it is not waited for any more, and then the rest is made up at once. */
 #define HURRY_NS (30 * 1000 * NS_PER_MS)
 #define LONGEST_NS (60 * 1000 * NS_PER_MS)
@@ -117,9 +120,19 @@ static bool has_nothing_to_do(const struct vcpus *vcpus)
 	return true;
 }
 
+int64_t catch_up_busy_patience(uint64_t gap, uint64_t step)
+{
+	int64_t in_step = (int64_t)(step * BUSY_NS_PER_S / NS_PER_S);
+	int64_t in_all = (int64_t)(BUSY_MOST_NS / (gap / step + 1));
+
+	if (in_step > in_all)
+		in_step = in_all;
+	return in_step < PATIENCE_LEAST_NS ? PATIENCE_LEAST_NS : in_step;
+}
+
 static int64_t patience(const struct catch_up *catch_up)
 {
-	int64_t most = 4 * catch_up->usual;
+	int64_t most = 4 * catch_up->usual, least = catch_up_busy_patience(catch_up->gap, catch_up->step);
 
 	if (catch_up->spent > HURRY_NS)
 		return PATIENCE_LEAST_NS;
@@ -127,9 +140,7 @@ static int64_t patience(const struct catch_up *catch_up)
 		most = FIRST_PATIENCE_NS;
 	if (catch_up->memory_comes && most < FIRST_PATIENCE_NS)
 		most = FIRST_PATIENCE_NS;
-	return most < PATIENCE_LEAST_NS  ? PATIENCE_LEAST_NS
-	       : most > PATIENCE_MOST_NS ? PATIENCE_MOST_NS
-					 : most;
+	return most < least ? least : most > PATIENCE_MOST_NS ? PATIENCE_MOST_NS : most;
 }
 
 static uint64_t cpu_time(const struct vcpus *vcpus)

@@ -49,6 +49,9 @@ struct catch_up {
 /* How far time may go on at once where `gap` is to be made up; all in ns. */
 uint64_t catch_up_step(uint64_t gap);
 
+/* How long a guest that always has something to do runs between two such steps; all in ns. */
+int64_t catch_up_busy_patience(uint64_t gap, uint64_t step);
+
 /* The vCPUs have been parked and stay so: the guest's time stops. */
 void catch_up_stand_still(struct catch_up *catch_up, struct vcpus *vcpus);
 

@@ -43,7 +43,7 @@ def test_ten_minutes_in_a_file(host1, running_guest, tmp_path, vcpus):
     host1.run("for i in $(seq 600); do xm log | grep 'has made up for' && exit 0; sleep 0.1; done; exit 1")
     seen = wait_until(lambda: ready(guest.pulse_status("watchdogs")), 60, "services that say that they live")
     assert (seen["overdue"], seen["rings"]) == (0, 1), seen
-    assert seen["longest_ms"] < 30000
+    assert seen["longest_ms"] < 45000  # the last quarter of a watchdog's time; here, a guest of a slow host is not awaited at every step
     assert float(guest.run("cut -d ' ' -f 1 /proc/uptime").stdout) > uptime + GAP_S
     assert guest.kernel_complaints() == []
 

@@ -201,6 +201,16 @@ static void steps_are_neither_short_nor_long(void **state)
 	assert_int_equal(catch_up_step(365 * 86400 * S), 20 * S);
 }
 
+static void a_guest_that_never_rests_has_its_time_too(void **state)
+{
+	(void)state;
+	/* Three seconds for ten minutes, ten for an hour; what is much longer is hurried. */
+	assert_int_equal(catch_up_busy_patience(600 * S, 3 * S), 15 * MS);
+	assert_in_range(catch_up_busy_patience(3600 * S, 18 * S), 45 * MS, 50 * MS);
+	assert_int_equal(catch_up_busy_patience(365 * 86400 * S, 20 * S), 3 * MS);
+	assert_int_equal(catch_up_busy_patience(0, 2 * S), 10 * MS);
+}
+
 static void time_catches_up(void **state)
 {
 	static const uint64_t gaps[] = {0, 10 * MS, 2 * S, 7 * S, 600 * S, 8000 * S};
@@ -433,6 +443,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(steps_are_neither_short_nor_long),
+		cmocka_unit_test(a_guest_that_never_rests_has_its_time_too),
 		cmocka_unit_test(time_catches_up),
 		cmocka_unit_test(a_loaded_state_goes_on_where_it_stopped),
 		cmocka_unit_test(a_loaded_state_is_sent_on),
