@@ -120,16 +120,26 @@ static int find_all(struct xend *xend, struct error *error)
 	return r;
 }
 
-/* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end. */
-static void let_run(struct domain *domain)
+/* A guest that stands still though nobody had paused it: a save or a migration was cut off before its end.
+ * One that runs though somebody has paused it: that was cut off, or an unpause that it did not answer to in
+ * time. */
+static void run_as_recorded(struct domain *domain)
 {
 	struct error error;
 
-	if (domain->busy || domain->dead || domain->state != GUEST_PAUSED || domain->paused)
+	if (domain->busy || domain->dead)
 		return;
-	log_info("Domain '%s' stood still in a job that was cut off; it goes on.", domain->config.name);
-	if (guest_carry_on(domain, &error) < 0)
-		log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
+	if (domain->state == GUEST_PAUSED && !domain->paused) {
+		log_info("Domain '%s' stood still in a job that was cut off; it goes on.",
+			domain->config.name);
+		if (guest_carry_on(domain, &error) < 0)
+			log_error("Domain '%s' could not go on: %s", domain->config.name, error.text);
+	} else if (domain->state == GUEST_RUNNING && domain->paused) {
+		log_info("Domain '%s' runs, though it is recorded that it is paused; it is paused.",
+			domain->config.name);
+		if (guest_pause(domain, &error) < 0)
+			log_error("Domain '%s' could not be paused: %s", domain->config.name, error.text);
+	}
 }
 
 /* Calls visit for each domain; any of them may disappear meanwhile. */
@@ -202,7 +212,7 @@ void adopt_guest(void *argument)
 		return;
 	if (domain->phase == DOMAIN_LIVE && !met)
 		filling_adopt(domain);
-	let_run(domain);
+	run_as_recorded(domain);
 	supervise(domain);
 }
 

@@ -400,6 +400,28 @@ class Silent(unittest.TestCase):
         wait_until(lambda: not self.silent("One"), "its answer")
         self.assertEqual(self.xend.get("/domains/One")["state"], "-b----")
 
+    def test_a_pause_that_was_recorded_and_not_done(self):
+        self.xend.kill()
+        with sqlite3.connect(self.xend.root / "state/xend.db") as store:
+            store.execute("UPDATE domains SET paused = 1, recorded_ns = recorded_ns + 1 WHERE name = 'One'")
+        self.xend.start()
+        wait_until(lambda: self.xend.get("/domains/One")["state"] == "--p---", "its standing still")
+        self.xend.post("/domains/One/unpause")
+        self.assertEqual(self.xend.get("/domains/One")["state"], "-b----")
+
+    @unittest.skipUnless(EXHAUSTIVE, "takes as long as xend waits for an answer")
+    def test_an_unpause_in_vain_is_undone(self):
+        """Else a guest that runs would be one that is paused to whoever receives it."""
+        self.xend.post("/domains/One/pause")
+        hold = self.xend.root / "libexec/hold"
+        hold.write_text("resume")
+        try:
+            self.refused("does not answer since", self.xend.post, "/domains/One/unpause")
+        finally:
+            hold.unlink()
+        wait_until(lambda: not self.silent("One") and self.xend.get("/domains/One")["state"] == "--p---", "its standing still")
+        self.xend.post("/domains/One/unpause")
+
     def test_what_was_asked_in_vain_is_undone(self):
         """Who had to hear that the guest was not paused finds it running, when it has answered."""
         os.kill(self.pids[0], signal.SIGSTOP)
