@@ -113,7 +113,8 @@ struct domain *domain_adopt(struct xend *xend, struct guest_config *config, unsi
 		.process = -1,
 		.ram = -1,
 		.events = -1,
-		.question = -1};
+		.question = -1,
+		.filling_cancel = -1};
 	domain->config = *config;
 	*config = (struct guest_config){0};
 	while (*at && (*at)->id < id)

@@ -78,7 +78,8 @@ struct domain {
 	struct shared_memory *shared_memory; /* that; NULL: none, or an earlier xend's */
 	bool lost; /* its memory could not come: to start it afresh would take its disks past its checkpoint
 		    */
-	bool followed; /* by a worker that knows when it is there */
+	bool followed;      /* by a worker that knows when it is there */
+	int filling_cancel; /* eventfd that ends its waiting for storage, -1: there is none */
 	struct event *events_ready, *process_ended;
 	json_t *warnings; /* sentences for whoever starts it, owned; NULL: none */
 };

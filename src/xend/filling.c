@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/pidfd.h>
 
 /* What to do with a guest that ran before it was lost: its disks are newer than its checkpoint. */
@@ -125,8 +126,27 @@ void filling_fds_end(struct filling_fds *fds)
 struct source {
 	int file; /* owned; -1: yet to be opened */
 	const char *path, *identity;
+	int cancel;              /* owned: readable once the guest has ended */
 	long long failing_since; /* monotonic_ms(); 0: it does not fail */
 };
+
+static struct source source_begin(struct domain *domain, int file, const char *path, const char *identity)
+{
+	int cancel = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+
+	domain->filling_cancel = cancel;
+	domain->followed = true;
+	return (struct source){.file = file, .path = path, .identity = identity, .cancel = cancel};
+}
+
+static void source_end(struct domain *domain, struct source *source)
+{
+	domain->filling_cancel = -1;
+	cleanup_close(&source->cancel);
+	cleanup_close(&source->file);
+	domain->followed = false;
+	xend_changed(domain->xend);
+}
 
 static int start_another(
 	struct domain *domain, struct carrier *carrier, struct source *source, struct error *error)
@@ -139,7 +159,7 @@ static int start_another(
 	if (guest < 0)
 		return guest;
 	if (source->file < 0)
-		source->file = checkpoint_open_file(domain->xend, source->path, -1, error);
+		source->file = checkpoint_open_file(domain->xend, source->path, source->cancel, error);
 	if (source->file < 0)
 		return source->file;
 	r = carrier_start(carrier, domain->xend, -1, NULL, error);
@@ -179,11 +199,11 @@ static bool may_pass(int r)
 static void reopen(struct xend *xend, struct source *source)
 {
 	struct error error;
-	int file = checkpoint_open_file(xend, source->path, -1, &error);
+	int file = checkpoint_open_file(xend, source->path, source->cancel, &error);
 
 	if (file < 0)
 		return;
-	close(source->file);
+	cleanup_close(&source->file);
 	source->file = file;
 }
 
@@ -245,7 +265,7 @@ static int follow(struct domain *domain, struct carrier *carrier, struct source 
 		if (r >= 0 || has_ended(domain))
 			return r;
 		/* A carrier may find the guest ended before its end is told here, or be wrong. */
-		if (r == -ESRCH && ended_soon(domain))
+		if ((r == -ESRCH || r == -ECONNREFUSED) && ended_soon(domain))
 			return r;
 		if ((r == -EPIPE || r == -ESRCH) && ++died < CARRIERS_MAX)
 			log_warning("The carrier that brings domain '%s' its memory has given up (%s); "
@@ -263,15 +283,10 @@ static void follow_to_its_end(struct domain *domain, struct carrier *carrier, st
 	struct xend *xend = domain->xend;
 	struct error error = {0}, why;
 	long long deadline;
-	int r;
+	int r = follow(domain, carrier, source, &error);
 
-	domain->followed = true;
-	r = follow(domain, carrier, source, &error);
-	cleanup_close(&source->file);
-	if (xend->stopping && r < 0 && !has_ended(domain)) {
-		domain->followed = false;
+	if (xend->stopping && r < 0 && !has_ended(domain))
 		return; /* the carrier goes on; the next xend finds it, or starts another */
-	}
 	deadline = monotonic_ms() + GUEST_END_MS;
 	while (r == -ESRCH && !has_ended(domain) && monotonic_ms() < deadline)
 		xend_wait(xend, NOTICE_MS);
@@ -285,16 +300,15 @@ static void follow_to_its_end(struct domain *domain, struct carrier *carrier, st
 			error.text);
 		lose(domain, why.text);
 	}
-	domain->followed = false;
-	xend_changed(xend);
 }
 
 void filling_follow(
 	struct domain *domain, struct carrier *carrier, int file, const char *path, const char *identity)
 {
-	struct source source = {.file = file, .path = path, .identity = identity};
+	struct source source = source_begin(domain, file, path, identity);
 
 	follow_to_its_end(domain, carrier, &source);
+	source_end(domain, &source);
 }
 
 /* A guest keeps the descriptor by which missing pages are brought until all of them have come. */
@@ -359,15 +373,14 @@ static void take_over(void *argument)
 	struct guest_place place = place_of(domain);
 	_cleanup_json_ json_t *record = json_load_file(place.source, 0, NULL);
 	_cleanup_carrier_ struct carrier carrier = {0};
-	struct source source = {.file = -1,
-		.path = json_string_value(json_object_get(record, "file")),
-		.identity = json_string_value(json_object_get(record, "identity"))};
+	struct source source = source_begin(domain, -1, json_string_value(json_object_get(record, "file")),
+		json_string_value(json_object_get(record, "identity")));
 	struct xend *xend = domain->xend;
 	struct error error;
 
 	/* While its name leads to it. */
 	if (source.path)
-		source.file = checkpoint_open_file(xend, source.path, -1, &error);
+		source.file = checkpoint_open_file(xend, source.path, source.cancel, &error);
 	await_carrier(domain);
 	if (xend->stopping || has_ended(domain)) {
 		/* the next xend's, or nobody's */
@@ -381,9 +394,7 @@ static void take_over(void *argument)
 			domain->config.name);
 		follow_to_its_end(domain, &carrier, &source);
 	}
-	cleanup_close(&source.file);
-	domain->followed = false;
-	xend_changed(xend);
+	source_end(domain, &source);
 }
 
 static bool is_abandoned(const struct domain *domain)
@@ -486,6 +497,8 @@ void filling_end(struct domain *domain)
 		process_kill(process);
 		xend_lock(xend);
 	}
+	if (domain->filling_cancel >= 0)
+		eventfd_write(domain->filling_cancel, 1);
 	while (domain->followed)
 		xend_wait(xend, -1);
 	forget(domain);

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+from enumeration import EXHAUSTIVE
 from heartbeat import Heartbeat
 from kills import READING, next_carrier_stops
 from test_errors import refusal
@@ -174,6 +175,7 @@ def test_a_clone_whose_carrier_dies_gets_another(host, checkpoint, clones):
 
 
 @needs_strace
+@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
 def test_the_next_xend_has_a_carrier_for_a_clone(host, checkpoint, clones):
     stopped = next_carrier_stops(host, READING)
     restorer = host.start_xm("restore", "--name", "Clone", checkpoint)

@@ -293,6 +293,7 @@ def test_xend_and_carrier_die(host, heartbeat, checkpoint):
 
 
 @needs_strace
+@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
 def test_the_carrier_dies_after_a_restart_of_xend(host, heartbeat, checkpoint):
     restorer, held = restore_and_hold(host, checkpoint)
     restorer.finish()

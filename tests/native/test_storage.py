@@ -173,7 +173,7 @@ def test_storage_that_does_not_answer(hosts, heartbeat, kernel, mounted, options
 def test_storage_that_fails_now_and_then_under_a_guest_that_waits_for_its_memory(host, heartbeat, mounted, tmp_path):
     """The guest has run and written its disks: it is not given up for one read that failed, nor for a second one later."""
     with open(f"{host.root}/xend-config.sxp", "a", encoding="utf-8") as config:
-        config.write("(storage-timeout 4)\n")
+        config.write("(storage-timeout 3)\n")
     place = mounted("300m")
     path, image, whole = f"{place}/c", f"{place.parent}/below/image", f"{tmp_path}/whole"
     host.xm("save", "Native", path)
@@ -196,7 +196,7 @@ def test_storage_that_fails_now_and_then_under_a_guest_that_waits_for_its_memory
     stopped = next_carrier_stops(host, (READING[0], 2 * READING[1]))  # when it has brought something
     assert run("cp", "--sparse=always", whole, image)
     held = stopped()
-    time.sleep(max(0, began + 5 - time.monotonic()))
+    time.sleep(max(0, began + 3.5 - time.monotonic()))
     fails(held, 2)
     host.process.terminate()  # a xend that is stopped meanwhile leaves it to the next one
     host.process.wait()
