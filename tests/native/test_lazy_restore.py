@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+from conftest import BUILD
 from enumeration import EXHAUSTIVE
 from kills import READING, next_carrier_stops, read
 from test_native import arrived, names
@@ -234,6 +235,49 @@ def test_another_carrier_goes_on(host, heartbeat, checkpoint):
     arrived(host, heartbeat)
     assert "another one goes on" in log(host)
     wait_until(lambda: not carrier(host), "its record's end")
+
+
+# Stands between xend and a carrier, and says in that one's place that the guest has ended when it is to go on alone.
+MISTAKEN = """#!/usr/bin/python3
+import json, os, select, socket, subprocess, sys
+if not os.path.exists("{order}"):
+    os.execv("{program}", ["{program}", *sys.argv[1:]])
+os.unlink("{order}")
+xend = socket.socket(fileno=3)
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+words = [str(there.fileno()) if word == "3" else word for word in sys.argv[1:]]
+carrier = subprocess.Popen(["{program}", *words], pass_fds=[there.fileno()])
+there.close()
+while True:
+    for ready in select.select([xend, here], [], [])[0]:
+        data, fds, _, _ = socket.recv_fds(ready, 1 << 17, 16)
+        if ready is xend and json.loads(data or b"{{}}").get("do") == "go-on":
+            carrier.kill()
+            xend.send(json.dumps({{"event": "failed", "error": "The guest has ended.", "errno": 3}}).encode())
+            carrier.wait()
+            sys.exit()
+        socket.send_fds(here if ready is xend else xend, [data], fds)
+        for fd in fds:
+            os.close(fd)
+"""
+
+
+@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
+def test_a_carrier_that_takes_its_guest_for_ended(host, heartbeat, checkpoint):
+    """Wrongly: xend waits for that end, and has another carrier go on when it does not come."""
+    program, order = f"{BUILD}/src/carry/ferry-carrier", f"{host.root}/order"
+    link = f"{host.root}/libexec/ferry-carrier"
+    os.unlink(link)
+    with open(link, "w", encoding="ascii") as shim:
+        shim.write(MISTAKEN.format(program=program, order=order))
+    os.chmod(link, 0o755)
+    with open(order, "wb"):
+        pass
+    host.xm("restore", checkpoint)
+    wait_until(lambda: "has given up (The guest has ended.); another one goes on" in log(host), "its being given up")
+    arrived(host, heartbeat)
+    filled(host)
+    arrived(host, heartbeat)
 
 
 @needs_strace
