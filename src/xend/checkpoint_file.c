@@ -5,6 +5,7 @@
 #include "xend/endings.h"
 #include "xend/errand.h"
 #include "xend/lifecycle.h"
+#include "xend/publication.h"
 #include "xend/store.h"
 #include "xend/uuid.h"
 
@@ -18,12 +19,6 @@
 /* How long xend's start waits for all the files of an earlier one together. */
 #define RECOVER_MS 6000
 #define LEAST_MS 200 /* what one gets in any case */
-
-/* What gets a name, and what had it: enough for a later xend to undo it. */
-struct publication {
-	char path[4096], aside[4128]; /* aside: what is replaced, until that is certain; "": nothing */
-	uint64_t device, inode;       /* of the new file */
-};
 
 struct checkpoint_file {
 	struct xend *xend;
@@ -122,46 +117,6 @@ static int sync_directory(int directory)
 	return -errno;
 }
 
-static bool is_new_file(const struct publication *publication, const struct stat *info)
-{
-	return info->st_dev == publication->device && info->st_ino == publication->inode;
-}
-
-/* 1: there is such a file, 0: there is none. */
-static int look(const char *path, struct stat *info)
-{
-	if (*path && lstat(path, info) == 0)
-		return 1;
-	return *path && errno != ENOENT ? -errno : 0;
-}
-
-/* However far publish() came: what was under the name is there again, or nothing is. */
-static int undo(const struct publication *publication)
-{
-	struct stat at = {0}, beside = {0};
-	int there = look(publication->path, &at), kept = look(publication->aside, &beside);
-	bool named = there > 0 && is_new_file(publication, &at);
-	int r = 0;
-
-	if (there < 0 || kept < 0)
-		return there < 0 ? there : kept;
-	if (kept && !is_new_file(publication, &beside) && (named || !there)) {
-		r = rename(publication->aside, publication->path);
-	} else {
-		if (kept)
-			r = unlink(publication->aside);
-		if (r == 0 && named)
-			r = unlink(publication->path);
-	}
-	return r < 0 && errno != ENOENT ? -errno : 0;
-}
-
-/* The other way: what was replaced may go. */
-static int clear_aside(const struct publication *publication)
-{
-	return *publication->aside && unlink(publication->aside) < 0 && errno != ENOENT ? -errno : 0;
-}
-
 /* So that a next xend knows of it, before anything is done. */
 static int record(struct checkpoint_file *file, const char *aside, struct error *error)
 {
@@ -175,6 +130,7 @@ static int record(struct checkpoint_file *file, const char *aside, struct error 
 	snprintf(publication->aside, sizeof(publication->aside), "%s", aside);
 	publication->device = info.st_dev;
 	publication->inode = info.st_ino;
+	publication->header = publication_header(file->fd);
 	xend_lock(file->xend);
 	r = file->given_up ? error_set(error, ECANCELED, "Given up.")
 			   : store_put_save(file->xend->store,
@@ -183,6 +139,7 @@ static int record(struct checkpoint_file *file, const char *aside, struct error 
 					     .aside = aside,
 					     .device = info.st_dev,
 					     .inode = info.st_ino,
+					     .header = publication->header,
 					     .fate = file->keep ? SAVE_KEEPS_GUEST : SAVE_ENDS_GUEST},
 				     error);
 	xend_unlock(file->xend);
@@ -282,7 +239,7 @@ static int publish(void *context, struct error *error)
 			return r;
 	}
 	error->code = 0;
-	r = file->force && look(file->path, &info) > 0 ? -EEXIST : take_name(file, error);
+	r = file->force && publication_look(file->path, &info) > 0 ? -EEXIST : take_name(file, error);
 	if (r == -EEXIST && file->force)
 		r = replace(file, error);
 	if (r >= 0)
@@ -295,7 +252,7 @@ static int publish(void *context, struct error *error)
 		exists(file, error);
 	else if (!error->code)
 		cannot(file, -r, error);
-	undone = file->recorded ? undo(&file->publication) : 0;
+	undone = file->recorded ? publication_undo(&file->publication) : 0;
 	if (undone < 0) {
 		xend_lock(file->xend);
 		fail_record(file->xend, file->uuid, file->path);
@@ -312,7 +269,7 @@ static int publish(void *context, struct error *error)
 static int take_back(void *context, struct error *error)
 {
 	struct checkpoint_file *file = context;
-	int r = file->published ? undo(&file->publication) : 0;
+	int r = file->published ? publication_undo(&file->publication) : 0;
 
 	if (r < 0)
 		return not_taken_back(&file->publication, r, error);
@@ -337,7 +294,7 @@ static int discard(void *context, struct error *error)
 		xend_unlock(file->xend);
 	}
 	*file->temporary = 0;
-	if (file->stays && clear_aside(&file->publication) == 0) {
+	if (file->stays && publication_clear_aside(&file->publication) == 0) {
 		xend_lock(file->xend);
 		store_drop_leftover(file->xend->store, file->publication.aside, NULL);
 		xend_unlock(file->xend);
@@ -529,13 +486,18 @@ static int finish(void *context, struct error *error)
 	struct unfinished *unfinished = context;
 	const struct publication *publication = &unfinished->publication;
 	struct stat info;
-	int r = look(publication->path, &info);
+	int r = publication_look(publication->path, &info), another = 0;
 
-	unfinished->in_file = r > 0 && is_new_file(publication, &info) &&
+	if (r > 0 && publication_is(publication, &info))
+		another = publication_is_another(publication);
+	if (another < 0)
+		r = another;
+	unfinished->in_file = !another && r > 0 && publication_is(publication, &info) &&
 			      (unfinished->fate == SAVE_KEEPS_GUEST ||
 				      (unfinished->fate == SAVE_ENDS_GUEST && unfinished->ended));
-	if (r >= 0)
-		r = unfinished->in_file ? clear_aside(publication) : undo(publication);
+	if (r >= 0 && !another)
+		r = unfinished->in_file ? publication_clear_aside(publication)
+					: publication_undo(publication);
 	if (r < 0)
 		return not_taken_back(publication, r, error);
 	xend_lock(unfinished->xend);
@@ -555,6 +517,7 @@ static int collect(void *context, const struct stored_save *save)
 	snprintf(unfinished->publication.aside, sizeof(unfinished->publication.aside), "%s", save->aside);
 	unfinished->publication.device = save->device;
 	unfinished->publication.inode = save->inode;
+	unfinished->publication.header = save->header;
 	unfinished->fate = save->fate;
 	unfinished->next = *first;
 	*first = unfinished;

@@ -148,6 +148,7 @@ struct stored_save {
 	const char *path;       /* of the file */
 	const char *aside;      /* where that is which it replaces, "": nothing */
 	uint64_t device, inode; /* of the file */
+	uint64_t header;        /* digest of how it begins, which no other does; 0: not known */
 	enum save_fate fate;
 };
 

@@ -18,9 +18,10 @@ static const char *text(sqlite3_stmt *statement, int column)
 int store_put_save(struct store *store, const struct stored_save *save, struct error *error)
 {
 	return store_run(store, false, error,
-		"REPLACE INTO saves(uuid, path, aside, device, inode, fate) VALUES (?, ?, ?, ?, ?, ?)",
-		"sssiii", save->uuid, save->path, save->aside, (int64_t)save->device, (int64_t)save->inode,
-		(int64_t)save->fate);
+		"REPLACE INTO saves(uuid, path, aside, device, inode, fate, header) VALUES (?, ?, ?, ?, ?, "
+		"?, ?)",
+		"sssiiii", save->uuid, save->path, save->aside, (int64_t)save->device, (int64_t)save->inode,
+		(int64_t)save->fate, (int64_t)save->header);
 }
 
 int store_fail_saves(struct store *store, const char *uuid, const char *path, struct error *error)
@@ -41,8 +42,8 @@ int store_each_save(struct store *store, int (*visit)(void *context, const struc
 	_cleanup_statement_ sqlite3_stmt *statement = NULL;
 	int r;
 
-	if (sqlite3_prepare_v2(store->db, "SELECT uuid, path, aside, device, inode, fate FROM saves", -1,
-		    &statement, NULL) != SQLITE_OK)
+	if (sqlite3_prepare_v2(store->db, "SELECT uuid, path, aside, device, inode, fate, header FROM saves",
+		    -1, &statement, NULL) != SQLITE_OK)
 		return store_failed(store, error);
 	while ((r = sqlite3_step(statement)) == SQLITE_ROW) {
 		struct stored_save save = {
@@ -52,6 +53,7 @@ int store_each_save(struct store *store, int (*visit)(void *context, const struc
 			.device = (uint64_t)sqlite3_column_int64(statement, 3),
 			.inode = (uint64_t)sqlite3_column_int64(statement, 4),
 			.fate = (enum save_fate)sqlite3_column_int(statement, 5),
+			.header = (uint64_t)sqlite3_column_int64(statement, 6),
 		};
 
 		r = visit(context, &save);

@@ -50,6 +50,8 @@ static const char *const steps[] = {
 	" returned INTEGER NOT NULL, result TEXT NOT NULL, why TEXT NOT NULL);",
 	"ALTER TABLE domains ADD COLUMN places TEXT NOT NULL DEFAULT '[]';"
 	"ALTER TABLE domains ADD COLUMN recorded_ns INTEGER NOT NULL DEFAULT 0;",
+	/* A file system gives the number of a removed file to the next one. */
+	"ALTER TABLE saves ADD COLUMN header INTEGER NOT NULL DEFAULT 0;",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

@@ -641,6 +641,36 @@ static void a_next_xend_decides_whether_the_guest_or_its_file_goes_on(void **sta
 	}
 }
 
+/* It was removed by hand, as was asked for, and a later save of whoever got its name and, as file systems do,
+ * its number. */
+static void a_file_that_is_another_by_now_is_left_alone(void **state)
+{
+	struct xend *xend = locked_xend("boot-10");
+	struct checkpoint_file *file;
+	char path[256], begin[1024];
+
+	(void)state;
+	for (unsigned another = 0; another < 2; another++) {
+		path_in_directory(path, another ? "another" : "the-same");
+		memset(begin, 'a', sizeof(begin));
+		begin[sizeof(begin) - 1] = 0;
+		file = write_checkpoint(xend, path, false, begin);
+		publish(&file); /* and no more: this xend is dead, its file open until the end */
+		assert_int_equal(store_fail_saves(xend->store, SAVED_UUID, path, NULL), 0);
+		if (another)
+			assert_int_equal(pwrite(checkpoint_file_fd(file), "b", 1, 100), 1);
+		xend->store = reopen(xend->store, "boot-10");
+		checkpoint_file_recover(xend);
+		assert_int_equal(access(path, F_OK), another ? 0 : -1);
+		checkpoint_file_recover(xend);
+		assert_int_equal(access(path, F_OK), another ? 0 : -1);
+		unlink(path);
+		close(checkpoint_file_fd(file));
+		free(file);
+	}
+	free_xend(xend);
+}
+
 /* Not of the clock on the wall, and a guest that did not follow powers off for good later on. */
 static void a_wish_to_reboot_is_forgotten_after_a_while(void **state)
 {
@@ -707,6 +737,7 @@ int main(void)
 		cmocka_unit_test(a_checkpoint_has_its_name_only_when_it_is_whole),
 		cmocka_unit_test(a_published_checkpoint_that_does_not_stay_is_taken_back),
 		cmocka_unit_test(a_next_xend_decides_whether_the_guest_or_its_file_goes_on),
+		cmocka_unit_test(a_file_that_is_another_by_now_is_left_alone),
 		cmocka_unit_test(a_wish_to_reboot_is_forgotten_after_a_while),
 		cmocka_unit_test(what_travels_is_checked_like_a_configuration),
 	};
