@@ -1,7 +1,7 @@
 /*
- * Slowing a guest down so that whoever copies its memory can keep up: every 10 ms each
- * vCPU leaves the guest and rests as long as what it has run calls for. One that sleeps
- * anyway is left alone.
+ * Slowing a guest down so that whoever copies its memory can keep up: when it has had its
+ * part of 10 ms, and every 10 ms in any case, each vCPU leaves the guest and rests as long as
+ * what it has run calls for. One that sleeps anyway is left alone.
  *
  * All functions are called on the main thread with the machine lock held.
  */

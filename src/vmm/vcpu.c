@@ -18,6 +18,9 @@
 #define NS_PER_S 1000000000ll
 /* At a stretch, also after a long run: a guest's processors wait for each other. */
 #define REST_MOST_NS (6 * VCPU_PERIOD_NS)
+/* Of shorter stretches in the guest hardly more is left than coming in and out. With a hundredth of the time
+ * for the guest the rest behind it is 50 ms. */
+#define PART_LEAST_NS 500000
 #define KICK_SIGNAL SIGUSR1
 
 #ifndef sigev_notify_thread_id /* glibc before 2.39 has only the kernel's name */
@@ -160,42 +163,55 @@ static int64_t clock_ns(clockid_t clock)
 	return now.tv_sec * NS_PER_S + now.tv_nsec;
 }
 
+/* For how long one that is slowed runs before it rests. */
 static int64_t part_ns(const struct vcpus *all)
 {
-	return VCPU_PERIOD_NS / 100 * (100 - all->slowed);
+	int64_t part = VCPU_PERIOD_NS / 100 * (100 - all->slowed);
+
+	return part > PART_LEAST_NS ? part : PART_LEAST_NS;
 }
 
 /*
  * Who is slowed runs for its part of a period and no longer, also on a host so busy that the main thread, and
  * with it vcpus_charge, comes late: the kernel's own timer takes it out. One that has not run meanwhile is
- * left alone for twice as long the next time: it may be asleep.
+ * left alone for twice as long the next time: it may be asleep. Whether the timer runs; it is not to
+ * interrupt what this thread does outside the guest.
  */
-static void limit_run(struct vcpu *vcpu)
+static bool limit_run(struct vcpu *vcpu)
 {
 	struct itimerspec limit = {0};
 	int64_t now = clock_ns(CLOCK_MONOTONIC);
 
-	if (!vcpu->timed || now < vcpu->limited_until)
-		return;
-	vcpu->limit_ns = vcpu->limit_ns ? 2 * vcpu->limit_ns : part_ns(vcpu->all);
-	vcpu->limited_until = now + vcpu->limit_ns;
-	limit.it_value.tv_sec = vcpu->limit_ns / NS_PER_S;
-	limit.it_value.tv_nsec = vcpu->limit_ns % NS_PER_S;
-	timer_settime(vcpu->timer, 0, &limit, NULL);
+	if (!vcpu->timed || !vcpu->all->slowed)
+		return false;
+	if (now >= vcpu->limited_until) {
+		vcpu->limit_ns = vcpu->limit_ns ? 2 * vcpu->limit_ns : part_ns(vcpu->all);
+		vcpu->limited_until = now + vcpu->limit_ns;
+	}
+	limit.it_value.tv_sec = vcpu->limited_until / NS_PER_S;
+	limit.it_value.tv_nsec = vcpu->limited_until % NS_PER_S;
+	return timer_settime(vcpu->timer, TIMER_ABSTIME, &limit, NULL) == 0;
+}
+
+static void unlimit(struct vcpu *vcpu)
+{
+	timer_settime(vcpu->timer, 0, &(struct itimerspec){0}, NULL);
 }
 
 /* Runs the guest until an exit, without the lock. */
 static void enter(struct vcpu *vcpu)
 {
 	struct loop *loop = vcpu->all->platform->loop;
+	bool limited;
 	int r;
 
 	/* Whoever kicks holds the lock: a kick from before was for what run_thread has just looked at. */
 	vcpu->run->immediate_exit = 0;
-	if (vcpu->all->slowed)
-		limit_run(vcpu);
+	limited = limit_run(vcpu);
 	loop_unlock(loop);
 	r = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? -errno : 0;
+	if (limited)
+		unlimit(vcpu);
 	loop_lock(loop);
 	if (r == 0) {
 		handle_exit(vcpu);
