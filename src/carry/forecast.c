@@ -70,7 +70,10 @@ struct simulation {
 
 static double copying_ns(const struct simulation *simulation, uint64_t pages)
 {
-	return (double)(pages * PAGE_SIZE) / simulation->costs->bytes_per_ns;
+	const struct forecast_costs *costs = simulation->costs;
+	bool written = simulation->rounds.done > 0 && costs->written_bytes_per_ns > 0;
+
+	return (double)(pages * PAGE_SIZE) / (written ? costs->written_bytes_per_ns : costs->bytes_per_ns);
 }
 
 static int64_t first_round_ns(const struct forecast_costs *costs, int64_t ns)

@@ -41,13 +41,14 @@ struct forecast_options {
 
 /* What the copying costs. */
 struct forecast_costs {
-	double bytes_per_ns; /* of memory, which may be fewer on the line */
-	int64_t setup_ns;    /* before the first page */
-	int64_t first_ns;    /* that the first round takes at least: the peer makes the guest meanwhile */
-	int64_t begin_ns;    /* beside the first round's pages */
-	int64_t burst_ns;    /* so much of what is sent at first goes without waiting for the limit */
-	int64_t round_ns;    /* beside each round's pages */
-	int64_t stop_ns;     /* for which the guest stands still beside the last round's pages */
+	double bytes_per_ns;         /* of memory, which may be fewer on the line */
+	double written_bytes_per_ns; /* the same of what the guest writes meanwhile; 0: as all else */
+	int64_t setup_ns;            /* before the first page */
+	int64_t first_ns; /* that the first round takes at least: the peer makes the guest meanwhile */
+	int64_t begin_ns; /* beside the first round's pages */
+	int64_t burst_ns; /* so much of what is sent at first goes without waiting for the limit */
+	int64_t round_ns; /* beside each round's pages */
+	int64_t stop_ns;  /* for which the guest stands still beside the last round's pages */
 };
 
 struct forecast {

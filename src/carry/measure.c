@@ -8,6 +8,7 @@
 #include "carry/pages.h"
 
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,17 +46,15 @@ static int wait_for(const struct job *job, int milliseconds, struct error *error
 	return 0;
 }
 
-/* Looks at what has been written since the log was turned on. *round_ns: what a look costs. */
-static int measure_writing(const struct job *job, struct guest *guest, struct writing *writing,
+/* Looks at what has been written since the log was turned on, which is in `all` then. *round_ns: what a look
+ * costs. */
+static int measure_writing(const struct job *job, struct guest *guest, uint64_t *all, struct writing *writing,
 	int64_t *round_ns, struct error *error)
 {
-	_cleanup_free_ uint64_t *all = calloc(bitmap_words(guest->pages), sizeof(*all));
 	int64_t began, looked;
 	uint64_t count;
 	int r;
 
-	if (!all)
-		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
 	r = guest_track(guest, true, error);
 	began = monotonic_ns();
 	for (unsigned look = 0; r == 0 && look < FORECAST_LOOKS; look++) {
@@ -126,36 +125,35 @@ static void look_into(const struct guest *guest, uint64_t first, uint64_t count,
 	}
 }
 
-/* Pages that the guest has touched, in *count, and what is in some of them. Only those are read: reading
- * would make others be there. */
-static int measure_memory(
-	const struct guest *guest, uint64_t *count, struct found *found, struct error *error)
+/* What is in some of these pages. */
+static int measure_pages(
+	const struct guest *guest, const uint64_t *these, struct found *found, struct error *error)
 {
-	_cleanup_free_ uint64_t *present = calloc(bitmap_words(guest->pages), sizeof(*present));
 	_cleanup_free_ uint8_t *room = malloc(PIECE_PAGES * PAGE_SIZE);
 	struct compressor compressor = {0};
-	uint64_t first, run, before = 0, next = 0, step;
-	int r;
+	uint64_t first, run, before = 0, step = bitmap_count(these, guest->pages) / PIECES;
 
-	if (!present || !room || !compressor_begin(&compressor, COMPRESSION_YES, monotonic_ns())) {
+	if (!room || !compressor_begin(&compressor, COMPRESSION_YES, monotonic_ns())) {
 		compressor_end(&compressor);
-		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
+		return error_set(error, ENOMEM, "Out of memory for compressing pages.");
 	}
-	r = pages_present(guest->ram_fd, guest->pages, present, error);
-	*count = r == 0 ? bitmap_count(present, guest->pages) : 0;
-	step = *count / PIECES > PIECE_PAGES ? *count / PIECES : PIECE_PAGES;
-	for (uint64_t at = 0; r == 0 && (run = bitmap_run(present, guest->pages, at, &first)) > 0;
-		at = first + run) {
-		for (; next < before + run; next += step) {
-			uint64_t left = before + run - next;
+	step = step > PIECE_PAGES ? step : PIECE_PAGES;
+	for (uint64_t at = 0; (run = bitmap_run(these, guest->pages, at, &first)) > 0; at = first + run) {
+		/* A piece goes on in the next run: pages that lie alone count as much as those that do not.
+		 */
+		for (uint64_t done = 0; done < run;) {
+			uint64_t into = (before + done) % step, left = run - done;
+			uint64_t part = (into < PIECE_PAGES ? PIECE_PAGES : step) - into;
 
-			look_into(guest, first + run - left, left < PIECE_PAGES ? left : PIECE_PAGES,
-				&compressor, room, found);
+			part = part < left ? part : left;
+			if (into < PIECE_PAGES)
+				look_into(guest, first + done, part, &compressor, room, found);
+			done += part;
 		}
 		before += run;
 	}
 	compressor_end(&compressor);
-	return r;
+	return 0;
 }
 
 /* How long a question to the guest's process takes, with all the processes that are there. */
@@ -214,22 +212,37 @@ static json_int_t pages_a_second(const struct writing *writing)
 /* All that was measured of a guest. */
 struct measured {
 	uint64_t pages; /* touched */
-	struct found found;
+	struct found found, written;
 	struct writing writing;
 	int64_t round_ns, flush_ns, call_ns;
 };
 
 static int measure(const struct job *job, struct guest *guest, struct measured *measured, struct error *error)
 {
-	int r = measure_memory(guest, &measured->pages, &measured->found, error);
+	_cleanup_free_ uint64_t *present = calloc(bitmap_words(guest->pages), sizeof(*present));
+	_cleanup_free_ uint64_t *written = calloc(bitmap_words(guest->pages), sizeof(*written));
+	int r;
 
+	if (!present || !written)
+		return error_set(error, ENOMEM, "Out of memory for the carrier's page maps.");
+	/* Only what the guest has touched is read: reading would make others be there. */
+	r = pages_present(guest->ram_fd, guest->pages, present, error);
+	measured->pages = r == 0 ? bitmap_count(present, guest->pages) : 0;
+	if (r == 0)
+		r = measure_pages(guest, present, &measured->found, error);
 	if (r == 0)
 		r = measure_flush(job, guest, &measured->flush_ns, error);
 	if (r == 0)
 		r = measure_call(job, guest, &measured->call_ns, error);
-	if (r == 0 && job_flag(job, "live"))
-		r = measure_writing(job, guest, &measured->writing, &measured->round_ns, error);
-	return r;
+	if (r < 0 || !job_flag(job, "live"))
+		return r;
+	r = measure_writing(job, guest, written, &measured->writing, &measured->round_ns, error);
+	/* It may have given back some of that. */
+	if (r == 0)
+		r = pages_present(guest->ram_fd, guest->pages, present, error);
+	for (size_t i = 0; r == 0 && i < bitmap_words(guest->pages); i++)
+		written[i] &= present[i];
+	return r == 0 ? measure_pages(guest, written, &measured->written, error) : r;
 }
 
 static struct memory_sample sample_of(const struct found *found)
@@ -240,6 +253,21 @@ static struct memory_sample sample_of(const struct found *found)
 				   (double)(found->source_ns + found->look_ns) / bytes,
 				   (double)found->placing_ns / bytes}
 			 : (struct memory_sample){1, 0, 0};
+}
+
+/* What is written while the guest runs may be quite another thing than what was there: at which speed that is
+ * copied, zeros included, which are only looked at. */
+static double written_bytes_per_ns(
+	const struct found *written, const struct line_sample *line, const struct forecast_options *options)
+{
+	struct forecast_costs costs = {0};
+	struct memory_sample memory = sample_of(written);
+	double pages = (double)written->pages, zeros = (double)written->zeros / fmax(pages, 1);
+
+	forecast_speed(&costs, line, &memory, options);
+	return pages > 0 ? 1 / ((1 - zeros) / costs.bytes_per_ns +
+				       zeros * (double)written->look_ns / pages / PAGE_SIZE)
+			 : 0;
 }
 
 static double number(const json_t *object, const char *key)
@@ -270,6 +298,7 @@ static struct forecast foretell(const struct job *job, const struct guest *guest
 	};
 
 	forecast_speed(&costs, line, &memory, options);
+	costs.written_bytes_per_ns = written_bytes_per_ns(&measured->written, line, options);
 	return job_flag(job, "live") ? forecast_live(full, &costs, &measured->writing, options)
 				     : forecast_warm(full, &costs, options);
 }

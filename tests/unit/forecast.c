@@ -116,6 +116,25 @@ static void who_has_written_all_at_once_is_slowed(void **state)
 	assert_in_range(forecast.slowed, 90, 99);
 }
 
+/* Noise that lies there, and zeros that are written: they go at another speed. */
+static void what_is_written_may_be_other_than_what_was_there(void **state)
+{
+	struct forecast_costs costs = gigabyte_a_second;
+	struct writing fast = writing(50000, 200000, 262144);
+	struct forecast_options options = {.max_downtime_ms = 50};
+	struct forecast forecast;
+
+	(void)state;
+	assert_true(forecast_live(PAGES, &costs, &fast, &options).slowed > 0);
+	costs.written_bytes_per_ns = 20;
+	forecast = forecast_live(PAGES, &costs, &fast, &options);
+	assert_true(forecast.fits && forecast.slowed == 0);
+	assert_in_range(MS(forecast.total_ns), 1130, 1250);
+	/* The other way round as well. */
+	costs = (struct forecast_costs){.bytes_per_ns = 20, .written_bytes_per_ns = 1};
+	assert_true(forecast_live(PAGES, &costs, &fast, &options).total_ns > 300 * NS_PER_MS);
+}
+
 static void a_time_limit_is_kept_or_the_guest_stays(void **state)
 {
 	struct writing slow = writing(8000, 32000, 96000); /* 328 MB a second of a line of 1 GB a second */
@@ -195,6 +214,7 @@ int main(void)
 		cmocka_unit_test(a_working_set_does_not_grow_for_ever),
 		cmocka_unit_test(who_writes_faster_than_the_line_is_slowed),
 		cmocka_unit_test(who_has_written_all_at_once_is_slowed),
+		cmocka_unit_test(what_is_written_may_be_other_than_what_was_there),
 		cmocka_unit_test(a_time_limit_is_kept_or_the_guest_stays),
 		cmocka_unit_test(nothing_touched_is_nothing_to_do),
 		cmocka_unit_test(compression_helps_a_line_that_is_waited_for),
