@@ -9,6 +9,11 @@
 #include <stdarg.h>
 #include <string.h>
 
+/* Another program may be at the database: at the start that is waited for; later all of xend waits meanwhile.
+ */
+#define START_BUSY_MS 5000
+#define BUSY_MS 500
+
 /* A ticket nobody has asked about for this long will not be asked about. */
 #define TICKET_LIFETIME "90 * 86400"
 
@@ -184,6 +189,22 @@ const char *store_records(const struct store *store)
 	return store->records;
 }
 
+/* What writes first finds a database that is locked, or on a file system that is read-only. */
+static int begin_use(struct store *store, const char *boot_id, struct error *error)
+{
+	int r = new_boot(store, boot_id, error);
+	size_t length;
+
+	if (r >= 0)
+		r = name_records(store, error);
+	if (r < 0) {
+		length = strlen(error->text);
+		snprintf(error->text + length, sizeof(error->text) - length,
+			" Guests that run go on. Mend that and start xend again.");
+	}
+	return r;
+}
+
 int store_open(struct store **result, const char *path, const char *boot_id, struct error *error)
 {
 	struct store *store = calloc(1, sizeof(*store));
@@ -197,17 +218,16 @@ int store_open(struct store **result, const char *path, const char *boot_id, str
 			"xend again.",
 			path, sqlite3_errmsg(store->db));
 	if (r >= 0)
-		sqlite3_busy_timeout(store->db, 5000);
+		sqlite3_busy_timeout(store->db, START_BUSY_MS);
 	if (r >= 0)
 		r = store_upgrade(store->db, error);
 	if (r >= 0)
-		r = new_boot(store, boot_id, error);
-	if (r >= 0)
-		r = name_records(store, error);
+		r = begin_use(store, boot_id, error);
 	if (r < 0) {
 		store_close(store);
 		return r;
 	}
+	sqlite3_busy_timeout(store->db, BUSY_MS);
 	*result = store;
 	return 0;
 }

@@ -277,6 +277,29 @@ class Adopting(unittest.TestCase):
         self.restart(reboot)
         self.assertEqual((self.xend.names(), self.xend.guests()), ([], []))
 
+    def test_a_database_that_cannot_be_written(self):
+        domain = self.xend.create()
+        pid = self.xend.guest_pid(domain)
+        self.xend.kill()
+        state = self.database.parent
+        rig.run(f"mount --bind {state} {state} && mount -o remount,bind,ro {state}")
+        refused = self.xend.command("start")
+        rig.run(f"umount {state}")
+        self.assertEqual(refused.returncode, 1)
+        self.assertRegex(refused.stderr, f"Unable to write xend's database {self.database}: .*readonly.* Guests that run go on. Mend that and start xend again.")
+        self.xend.start()
+        self.guest_is("TestGuest", pid, uuid=domain["uuid"])
+
+    def test_one_that_another_program_is_at(self):
+        self.xend.create()
+        store = sqlite3.connect(self.database, isolation_level=None)
+        store.execute("BEGIN IMMEDIATE")
+        self.refused("database is locked", self.xend.post, "/domains/TestGuest/pause")
+        self.assertEqual(self.xend.get("/domains/TestGuest")["state"], "-b----")
+        store.close()
+        self.xend.post("/domains/TestGuest/pause")
+        self.xend.post("/domains/TestGuest/unpause")
+
     def test_rows_that_are_damaged(self):
         """SQLite itself finds nothing wrong with them."""
         domain = self.xend.create()
