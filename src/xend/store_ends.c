@@ -67,15 +67,17 @@ int store_put_ending(
 	struct store *store, const struct stored_ending *ending, unsigned most, struct error *error)
 {
 	int r = store_run(store, true, error,
-		"REPLACE INTO endings(name, uuid, id, ended_at, reason, exit, detail, next, file, console)"
-		" VALUES (?, ?, ?, strftime('%s'), ?, ?, ?, ?, ?, ?)",
+		"REPLACE INTO endings(name, uuid, id, ended_at, reason, exit, detail, next, file, console, "
+		"number)"
+		" VALUES (?, ?, ?, strftime('%s'), ?, ?, ?, ?, ?, ?,"
+		" (SELECT IFNULL(MAX(number), 0) + 1 FROM endings))",
 		"ssissssss", ending->name, ending->uuid, (int64_t)ending->id, ending->reason, ending->exit,
 		ending->detail, ending->then, ending->file, ending->console);
 
 	return r < 0 ? r
 		     : store_run(store, true, error,
 			       "DELETE FROM endings WHERE name IN (SELECT name FROM endings ORDER BY "
-			       "ended_at DESC LIMIT -1 OFFSET ?)",
+			       "number DESC LIMIT -1 OFFSET ?)",
 			       "i", (int64_t)most);
 }
 
@@ -85,7 +87,7 @@ int store_find_ending(struct store *store, const char *name_or_id,
 	_cleanup_statement_ sqlite3_stmt *statement = NULL;
 	int r = sqlite3_prepare_v2(store->db,
 		"SELECT name, uuid, id, ended_at, reason, exit, detail, next, file, console FROM endings"
-		" WHERE name = ?1 OR CAST(id AS TEXT) = ?1 ORDER BY name = ?1 DESC, ended_at DESC LIMIT 1",
+		" WHERE name = ?1 OR CAST(id AS TEXT) = ?1 ORDER BY name = ?1 DESC, number DESC LIMIT 1",
 		-1, &statement, NULL);
 
 	if (r == SQLITE_OK)

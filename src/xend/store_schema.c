@@ -52,6 +52,10 @@ static const char *const steps[] = {
 	"ALTER TABLE domains ADD COLUMN recorded_ns INTEGER NOT NULL DEFAULT 0;",
 	/* A file system gives the number of a removed file to the next one. */
 	"ALTER TABLE saves ADD COLUMN header INTEGER NOT NULL DEFAULT 0;",
+	/* Which was the latest no clock tells: it may have been set back. */
+	"ALTER TABLE endings ADD COLUMN number INTEGER NOT NULL DEFAULT 0;"
+	"UPDATE endings SET number = (SELECT COUNT(*) FROM endings AS earlier"
+	" WHERE earlier.ended_at <= endings.ended_at);",
 };
 
 static int unusable(sqlite3 *db, struct error *error)

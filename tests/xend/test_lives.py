@@ -272,6 +272,20 @@ class Endings(Lives):
         self.refused(f"It was saved to {self.checkpoint} at ", self.xend.get, "/domains/TestGuest")
         self.assertEqual(self.ending()["file"], str(self.checkpoint))
 
+    def test_the_clock_is_set_back(self):
+        """What ended last is known, whatever the clock had said before."""
+        self.xend.kill()
+        with sqlite3.connect(self.xend.root / "state/xend.db") as store:
+            store.executemany("INSERT INTO endings VALUES (?, 'u', 1, 4000000000, 'crash', '', '', '', '', '', ?)",
+                              [(f"Old{number}", number) for number in range(1, 201)])
+        self.xend.start()
+        for name in ("First", "Second"):
+            self.xend.create(name)
+            self.xend.post(f"/domains/{name}/destroy")
+        self.assertEqual([self.xend.get(f"/domains/{name}/ending")["reason"] for name in ("First", "Second", "Old200")], ["destroyed", "destroyed", "crash"])
+        self.refused("nothing is known", self.xend.get, "/domains/Old2/ending")
+        self.assertEqual(self.xend.get("/domains/1/ending")["name"], "First")
+
     def test_a_guest_ends_while_it_is_saved(self):
         self.xend.create(on_crash="destroy")
         (self.xend.root / "libexec/dies").write_text("pause")
