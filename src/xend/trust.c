@@ -157,13 +157,18 @@ static json_t *trusted_hosts(struct xend *xend, struct error *error)
 	return r < 0 ? NULL : take_pointer(hosts);
 }
 
-/* Read each time, since what is revoked today was not yesterday. Nobody is certified while it cannot be. */
-static void add_revoked(json_t *secure, const char *path)
+/* Read each time, since what is revoked today was not yesterday. Nobody is certified while it cannot be. Lets
+ * go of the lock: it may lie where nobody answers. */
+static void add_revoked(struct xend *xend, json_t *secure)
 {
+	const char *path = xend->config.relocation_crl_file;
 	_cleanup_free_ char *revoked = NULL;
 	struct error error;
-	int r = read_pem(path, &revoked, &error);
+	int r;
 
+	xend_unlock(xend);
+	r = read_pem(path, &revoked, &error);
+	xend_lock(xend);
 	if (r >= 0 && json_object_set_new(secure, "revoked", json_string(revoked)) < 0)
 		r = error_set(&error, EINVAL, "%s is no text in UTF-8.", path);
 	if (r >= 0)
@@ -191,7 +196,7 @@ static int secure_fd(struct xend *xend, struct error *error)
 	secure = json_pack("{s:s, s:o, s:s*}", "identity", trust->identity, "trusted", hosts, "authority",
 		trust->authority);
 	if (secure && *xend->config.relocation_crl_file)
-		add_revoked(secure, xend->config.relocation_crl_file);
+		add_revoked(xend, secure);
 	text = secure ? json_dumps(secure, JSON_COMPACT) : NULL;
 	file = text ? memfd_create("secure", MFD_CLOEXEC) : -1;
 	if (file < 0 || write(file, text, strlen(text)) != (ssize_t)strlen(text))

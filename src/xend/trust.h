@@ -24,7 +24,7 @@ struct trust {
 struct trust *trust_open(struct xend *xend);
 
 /* Gives a carrier a job that speaks with another host: carrier_say with `self` and `secure` added to `body`,
- * which is consumed. */
+ * which is consumed. Lets go of the lock. */
 int trust_say(struct carrier *carrier, json_t *body, const int *fds, unsigned count, struct error *error);
 
 /* Whether one of the names in a peer's certificate leads to its address: else -EACCES with a sentence. Lets

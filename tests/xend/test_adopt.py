@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
@@ -520,6 +521,19 @@ class Storage(unittest.TestCase):
         self.xend.start()
         self.assertLess(time.monotonic() - begin, 60)
         self.xend.create("Near", disk=[])
+        self.storage.answers.set()
+
+    def test_what_an_authority_has_revoked_lies_there(self):
+        config = self.xend.root / "config"
+        config.write_text(config.read_text() + "(xend-relocation-server yes)\n(xend-relocation-port 18002)\n"
+                          f"(xend-relocation-crl-file {self.storage.place}/disk)\n")
+        self.xend.command("stop")
+        self.xend.start()
+        self.storage.answers.clear()
+        with socket.create_connection(("10.0.0.1", 18002)) as visitor:
+            visitor.send(b"hello, who is there?" * 10)
+            time.sleep(1)
+            self.assertEqual(self.xend.names(), [])
         self.storage.answers.set()
 
     def test_a_guest_is_to_be_ended_meanwhile(self):
