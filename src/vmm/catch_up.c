@@ -1,6 +1,7 @@
 #include "vmm/catch_up.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "vmm/chips.h"
 #include "vmm/device.h"
 #include "vmm/steal.h"
 
@@ -265,7 +266,7 @@ int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error 
 	int64_t since = (int64_t)(clock_realtime() - stopped->realtime);
 	uint64_t gap = since > 0 && catch_up->how != CLOCK_STOP ? (uint64_t)since : 0;
 	uint64_t step = catch_up_step(gap);
-	bool all = catch_up->how != CLOCK_CATCH_UP || gap <= step;
+	bool all = catch_up->how != CLOCK_CATCH_UP || gap <= step, sets;
 	int r = 0;
 
 	if (!catch_up->standing)
@@ -280,7 +281,8 @@ int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error 
 		all = true;
 	}
 	/* Over a short pause KVM's clocks have gone on themselves, and more evenly. */
-	if (catch_up->loaded || catch_up->was_behind || catch_up->how == CLOCK_STOP || !all)
+	sets = catch_up->loaded || catch_up->was_behind || catch_up->how == CLOCK_STOP || !all;
+	if (sets)
 		r = clock_set(vcpus->kvm, vcpus->fds, vcpus->count, &catch_up->time, all ? gap : step, error);
 	if (r < 0) {
 		catch_up_end(catch_up);
@@ -289,6 +291,8 @@ int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error 
 	catch_up->standing = catch_up->loaded = catch_up->was_behind = false;
 	clock_forgive(vcpus->fds, vcpus->count);
 	steal_add(vcpus, all ? gap : step);
+	if (sets || gap > step)
+		chips_forget_ticks(vcpus->kvm);
 	return 0;
 }
 

@@ -1,5 +1,6 @@
 #include "vmm/chips.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 
 #include <errno.h>
 #include <string.h>
@@ -113,4 +114,20 @@ int chips_load(const struct kvm *kvm, const struct cursor *records, struct error
 			"This host's KVM refuses the state of interrupt controllers and timer: %s.",
 			strerror(errno));
 	return 0;
+}
+
+/* Rate generator and square wave (82C54 data sheet, "Mode Definitions"). */
+static bool is_periodic(const struct kvm_pit_channel_state *channel)
+{
+	return channel->mode == 2 || channel->mode == 3;
+}
+
+void chips_forget_ticks(const struct kvm *kvm)
+{
+	struct kvm_pit_state2 pit;
+
+	if (ioctl(kvm->vm, KVM_GET_PIT2, &pit) < 0)
+		log_warning("The guest's interval timer makes up for its pause: %s.", strerror(errno));
+	else if (is_periodic(&pit.channels[0]) && ioctl(kvm->vm, KVM_SET_PIT2, &pit) < 0)
+		log_warning("The guest's interval timer makes up for its pause: %s.", strerror(errno));
 }

@@ -18,7 +18,7 @@
 static uint64_t real, guest, guest_at; /* the host's time; the guest's, and when that was */
 static uint64_t longest;               /* way that the guest's time went at once */
 static uint64_t stolen;                /* what the guest was told to charge to nobody */
-static unsigned sets;
+static unsigned sets, forgotten;       /* how often the timer's ticks were forgotten */
 static bool broken;
 
 /*
@@ -115,6 +115,12 @@ void __wrap_steal_add(struct vcpus *vcpus, uint64_t ns)
 	stolen += ns;
 }
 
+void __wrap_chips_forget_ticks(const struct kvm *kvm)
+{
+	(void)kvm;
+	forgotten++;
+}
+
 void __wrap_vcpus_pause(struct vcpus *vcpus)
 {
 	(void)vcpus;
@@ -161,7 +167,7 @@ static struct rig *new_rig(enum clock_over_pause how)
 	guest = 5 * S;
 	guest_at = real - 3 * S;
 	longest = stolen = 0;
-	sets = 0;
+	sets = forgotten = 0;
 	memset(&load, 0, sizeof(load));
 	load.since = monotonic();
 	broken = false;
@@ -228,6 +234,7 @@ static void time_catches_up(void **state)
 		assert_int_equal(shown() - 8 * S, real - 1000000 * S);
 		assert_true(longest <= catch_up_step(gaps[i]));
 		assert_int_equal(stolen, gaps[i]);
+		assert_int_equal(forgotten, gaps[i] > 2 * S);
 		assert_int_equal(sets,
 			gaps[i] <= 2 * S ? 0
 					 : (gaps[i] + catch_up_step(gaps[i]) - 1) / catch_up_step(gaps[i]));
@@ -309,6 +316,24 @@ static void one_that_was_nearly_there_is_not_forgotten(void **state)
 	free_rig(rig);
 }
 
+/* The timer of a state has ticked since that was loaded. */
+static void a_jump_forgets_ticks_too(void **state)
+{
+	(void)state;
+	for (unsigned loaded = 0; loaded < 2; loaded++) {
+		struct rig *rig = new_rig(CLOCK_JUMP);
+
+		catch_up_stand_still(&rig->catch_up, &rig->vcpus);
+		if (loaded)
+			catch_up_loaded(&rig->catch_up, &(struct guest_time){rig->catch_up.time.instant});
+		else
+			real += 600 * S;
+		go_on(rig, 0);
+		assert_int_equal(forgotten, 1);
+		free_rig(rig);
+	}
+}
+
 static void a_user_may_want_a_jump_or_none(void **state)
 {
 	struct rig *rig = new_rig(CLOCK_JUMP);
@@ -328,6 +353,7 @@ static void a_user_may_want_a_jump_or_none(void **state)
 	go_on(rig, 0);
 	assert_int_equal(shown(), 8 * S);
 	assert_int_equal(stolen, 0);
+	assert_int_equal(forgotten, 1);
 	free_rig(rig);
 }
 
@@ -449,6 +475,7 @@ int main(void)
 		cmocka_unit_test(a_loaded_state_is_sent_on),
 		cmocka_unit_test(what_is_behind_stays_so_when_it_is_stopped),
 		cmocka_unit_test(one_that_was_nearly_there_is_not_forgotten),
+		cmocka_unit_test(a_jump_forgets_ticks_too),
 		cmocka_unit_test(a_user_may_want_a_jump_or_none),
 		cmocka_unit_test(a_clock_that_was_set_back_does_not_take_the_guests_along),
 		cmocka_unit_test(what_cannot_be_set_keeps_the_guest_from_running),

@@ -1,8 +1,9 @@
 /* What a guest's scheduler is told of time in which it did not run: written where it asked for it, and
- * nowhere else. */
+ * nowhere else; and the ticks of that time, which it does not get. */
 #include "vmm/steal.h"
 
 #include "base/cleanup.h"
+#include "vmm/chips.h"
 #include "vmm/memory.h"
 
 #include <asm/kvm_para.h>
@@ -20,6 +21,8 @@
 
 static uint64_t registers[VCPUS]; /* what the guest wrote into MSR_KVM_STEAL_TIME */
 static bool has_register;
+static struct kvm_pit_state2 timer;
+static unsigned timer_sets;
 
 int __wrap_ioctl(int fd, unsigned long request, void *argument);
 
@@ -27,6 +30,15 @@ int __wrap_ioctl(int fd, unsigned long request, void *argument)
 {
 	struct few_msrs *msrs = argument;
 
+	if (request == KVM_GET_PIT2) {
+		memcpy(argument, &timer, sizeof(timer));
+		return 0;
+	}
+	if (request == KVM_SET_PIT2) {
+		assert_memory_equal(argument, &timer, sizeof(timer));
+		timer_sets++;
+		return 0;
+	}
 	assert_true(request == KVM_GET_MSRS && fd >= FD && fd < FD + VCPUS);
 	assert_int_equal(msrs->count, 1);
 	assert_int_equal(msrs->entries[0].index, MSR_KVM_STEAL_TIME);
@@ -139,11 +151,26 @@ static void who_did_not_ask_is_left_alone(void **state)
 	}
 }
 
+/* KVM starts a timer anew that is set: one that has rung would ring once more. */
+static void ticks_are_forgotten_where_there_are_any(void **state)
+{
+	const struct kvm kvm = {.vm = FD};
+
+	(void)state;
+	for (uint8_t mode = 0; mode < 6; mode++) {
+		timer = (struct kvm_pit_state2){.channels[0] = {.mode = mode, .count = 1193}};
+		timer_sets = 0;
+		chips_forget_ticks(&kvm);
+		assert_int_equal(timer_sets, mode == 2 || mode == 3);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(it_is_added_where_the_guest_asked_for_it),
 		cmocka_unit_test(who_did_not_ask_is_left_alone),
+		cmocka_unit_test(ticks_are_forgotten_where_there_are_any),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
