@@ -96,10 +96,14 @@ static void access_config(struct fuzz *fuzz)
 
 	size = size > 4 ? 4 : size;
 	at -= at % size;
-	if (cursor_u8(&fuzz->input) & 1)
+	if (cursor_u8(&fuzz->input) & 1) {
 		config_read(fuzz->rig, slot, at, size);
-	else
-		config_write(fuzz->rig, slot, at, cursor_u32(&fuzz->input), size);
+		return;
+	}
+	/* Whoever takes the bus away waits for what is under way, and nobody else is here to end that. */
+	rig_pause(fuzz->rig);
+	rig_resume(fuzz->rig);
+	config_write(fuzz->rig, slot, at, cursor_u32(&fuzz->input), size);
 }
 
 static void access_bar(struct fuzz *fuzz)
