@@ -278,7 +278,9 @@ int domain_rename(struct domain *domain, const char *name, struct error *error)
 	if (!copy)
 		return error_set(error, ENOMEM, "Out of memory.");
 	domain->config.name = copy;
-	r = domain_record(domain, error);
+	r = store_drop_namesake(domain->xend->store, name, domain->config.uuid, error);
+	if (r >= 0)
+		r = domain_record(domain, error);
 	if (r < 0) {
 		domain->config.name = old;
 		free(copy);

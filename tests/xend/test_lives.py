@@ -211,6 +211,18 @@ class Records(Lives):
         self.assertEqual(self.xend.names(), [])
 
 
+    def test_the_name_of_a_guest_whose_row_could_not_be_dropped_is_free(self):
+        domain = self.xend.create()
+        filler = self.full_store()
+        self.ends(domain["uuid"], "poweroff")
+        wait_until(lambda: self.ids() == {}, "its end")
+        filler.unlink()
+        self.xend.create("Other")
+        self.xend.post("/domains/Other/rename", {"name": "TestGuest"})
+        self.xend.kill()
+        self.xend.start()
+        self.assertEqual(list(self.ids()), ["TestGuest"])
+
     def test_a_reboot_without_room_for_its_record(self):
         """Until it is recorded the next xend finds what is left of the guest."""
         for how in ("killed", "stopped", "here"):
