@@ -290,7 +290,7 @@ int catch_up_go_on(struct catch_up *catch_up, struct vcpus *vcpus, struct error 
 	}
 	catch_up->standing = catch_up->loaded = catch_up->was_behind = false;
 	clock_forgive(vcpus->fds, vcpus->count);
-	steal_add(vcpus, all ? gap : step);
+	steal_add(vcpus, all ? gap : step, catch_up->memory_comes);
 	if (sets || gap > step)
 		chips_forget_ticks(vcpus->kvm);
 	return 0;
@@ -314,7 +314,7 @@ static bool make_step(struct catch_up *catch_up, struct guest_time *time, struct
 	if (clock_set(vcpus->kvm, vcpus->fds, vcpus->count, time, forward, error) < 0)
 		return true;
 	clock_forgive(vcpus->fds, vcpus->count);
-	steal_add(vcpus, forward);
+	steal_add(vcpus, forward, catch_up->memory_comes);
 	catch_up->steps++;
 	return forward == lack;
 }

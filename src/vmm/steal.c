@@ -1,5 +1,6 @@
 #include "vmm/steal.h"
 #include "vmm/cpuid.h"
+#include "vmm/loop.h"
 #include "vmm/memory.h"
 
 #include <asm/kvm_para.h>
@@ -19,18 +20,45 @@ static bool address_of(const struct vcpu *vcpu, uint64_t *gpa)
 }
 
 /* KVM writes there only when it enters the guest, and goes on from what it finds. */
-void steal_add(struct vcpus *vcpus, uint64_t ns)
+static void add(const struct vcpu *vcpu, uint64_t gpa, uint64_t ns)
+{
+	struct memory *memory = vcpu->all->platform->memory;
+	struct kvm_steal_time time;
+
+	if (memory_read(memory, gpa, &time, sizeof(time)) < 0)
+		return;
+	time.steal += ns;
+	/* Even, and another one: whoever was stopped while reading reads once more. */
+	time.version = (time.version | 1) + 1;
+	memory_write(memory, gpa, &time, offsetof(struct kvm_steal_time, flags));
+}
+
+void steal_add(struct vcpus *vcpus, uint64_t ns, bool memory_comes)
 {
 	for (uint32_t i = 0; i < vcpus->count && ns; i++) {
-		struct kvm_steal_time time;
+		struct vcpu *vcpu = &vcpus->vcpu[i];
 		uint64_t gpa;
 
-		if (!address_of(&vcpus->vcpu[i], &gpa) ||
-			memory_read(vcpus->platform->memory, gpa, &time, sizeof(time)) < 0)
-			continue;
-		time.steal += ns;
-		/* Even, and another one: whoever was stopped while reading reads once more. */
-		time.version = (time.version | 1) + 1;
-		memory_write(vcpus->platform->memory, gpa, &time, offsetof(struct kvm_steal_time, flags));
+		if (memory_comes)
+			vcpu->stolen += ns;
+		else if (address_of(vcpu, &gpa))
+			add(vcpu, gpa, ns);
 	}
+}
+
+void steal_tell(struct vcpu *vcpu)
+{
+	const struct platform *platform = vcpu->all->platform;
+	struct kvm_steal_time time;
+	uint64_t gpa, ns = vcpu->stolen;
+	int r;
+
+	vcpu->stolen = 0;
+	if (!address_of(vcpu, &gpa))
+		return;
+	loop_unlock(platform->loop);
+	r = memory_read(platform->memory, gpa, &time, sizeof(time));
+	loop_lock(platform->loop);
+	if (r == 0)
+		add(vcpu, gpa, ns);
 }

@@ -8,5 +8,13 @@
 
 #include "vmm/vcpu.h"
 
-/* Adds so many ns to the steal time of each vCPU that the guest has asked to be told of. All are parked. */
-void steal_add(struct vcpus *vcpus, uint64_t ns);
+/*
+ * Adds so many ns to the steal time of each vCPU that the guest has asked to be told of. All are parked.
+ * Where memory is still to come, the page may be missing: then only the vCPU's own thread waits for it, in
+ * steal_tell. With the machine lock held, as below.
+ */
+void steal_add(struct vcpus *vcpus, uint64_t ns, bool memory_comes);
+
+/* On the vCPU's thread, before it enters the guest: adds what is left to be. Lets go of the lock meanwhile.
+ */
+void steal_tell(struct vcpu *vcpu);

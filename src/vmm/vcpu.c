@@ -5,6 +5,7 @@
 #include "vmm/bus.h"
 #include "vmm/clock.h"
 #include "vmm/loop.h"
+#include "vmm/steal.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -311,6 +312,8 @@ static void *run_thread(void *context)
 	while (!all->ending)
 		if (!all->wanted)
 			park(vcpu);
+		else if (vcpu->stolen)
+			steal_tell(vcpu);
 		else if (!rests(vcpu))
 			enter(vcpu);
 	loop_unlock(all->platform->loop);

@@ -27,8 +27,9 @@ struct vcpu {
 		*cpuid; /* owned; as the guest was given it: not every KVM gives back what it was given */
 	pthread_t thread;
 	bool started;
-	bool parked; /* outside KVM_RUN, and stays there while all->wanted is false */
-	bool due;    /* the time that it has run is to be set against its rest (vcpus_charge) */
+	bool parked;     /* outside KVM_RUN, and stays there while all->wanted is false */
+	bool due;        /* the time that it has run is to be set against its rest (vcpus_charge) */
+	uint64_t stolen; /* ns that the guest has yet to be told of (steal.h) */
 	int64_t charged, rest_until; /* ns of its thread's time that have been; monotonic ns */
 	timer_t timer;               /* takes it out of the guest, where `timed` */
 	bool timed;

@@ -109,9 +109,9 @@ void __wrap_clock_forgive(const int *vcpus, uint32_t count)
 	(void)vcpus, (void)count;
 }
 
-void __wrap_steal_add(struct vcpus *vcpus, uint64_t ns)
+void __wrap_steal_add(struct vcpus *vcpus, uint64_t ns, bool memory_comes)
 {
-	(void)vcpus;
+	(void)vcpus, (void)memory_comes;
 	stolen += ns;
 }
 

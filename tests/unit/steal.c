@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "vmm/chips.h"
+#include "vmm/loop.h"
 #include "vmm/memory.h"
 
 #include <asm/kvm_para.h>
@@ -53,6 +54,19 @@ struct rig {
 	uint64_t dirty[SIZE / GUEST_PAGE_SIZE / 64];
 };
 
+/* Both ways: at once, or by the vCPUs' threads before they go on. */
+static void tell(struct rig *rig, uint64_t ns, bool later)
+{
+	steal_add(&rig->vcpus, ns, later);
+	loop_lock(rig->platform.loop);
+	for (uint32_t i = 0; i < VCPUS; i++)
+		if (rig->vcpus.vcpu[i].stolen)
+			steal_tell(&rig->vcpus.vcpu[i]);
+	loop_unlock(rig->platform.loop);
+	for (uint32_t i = 0; i < VCPUS; i++)
+		assert_int_equal(rig->vcpus.vcpu[i].stolen, 0);
+}
+
 static struct rig *new_rig(uint32_t features)
 {
 	struct rig *rig = calloc(1, sizeof(*rig));
@@ -63,6 +77,7 @@ static struct rig *new_rig(uint32_t features)
 	assert_int_equal(memory_map(&rig->memory, fd, SIZE, false, &error), 0);
 	rig->memory.device_dirty = rig->dirty;
 	rig->platform.memory = &rig->memory;
+	rig->platform.loop = loop_new(&error);
 	rig->vcpus = (struct vcpus){.platform = &rig->platform, .count = VCPUS};
 	for (uint32_t i = 0; i < VCPUS; i++) {
 		struct kvm_cpuid2 *cpuid = calloc(1, sizeof(*cpuid) + sizeof(cpuid->entries[0]));
@@ -70,7 +85,8 @@ static struct rig *new_rig(uint32_t features)
 		cpuid->nent = 1;
 		cpuid->entries[0] =
 			(struct kvm_cpuid_entry2){.function = KVM_CPUID_FEATURES, .eax = features};
-		rig->vcpus.vcpu[i] = (struct vcpu){.id = i, .fd = FD + (int)i, .cpuid = cpuid};
+		rig->vcpus.vcpu[i] =
+			(struct vcpu){.id = i, .fd = FD + (int)i, .cpuid = cpuid, .all = &rig->vcpus};
 		registers[i] = 0;
 	}
 	has_register = true;
@@ -82,6 +98,7 @@ static void free_rig(struct rig *rig)
 	for (uint32_t i = 0; i < VCPUS; i++)
 		free(rig->vcpus.vcpu[i].cpuid);
 	memory_unmap(&rig->memory);
+	loop_free(rig->platform.loop);
 	free(rig);
 }
 
@@ -107,7 +124,7 @@ static void it_is_added_where_the_guest_asked_for_it(void **state)
 	first->version = 40;
 	before = *first;
 	last->version = 41; /* never written to yet: junk */
-	steal_add(&rig->vcpus, 2000000000);
+	tell(rig, 2000000000, false);
 	assert_int_equal(first->steal, 2000000007);
 	assert_int_equal(first->version, 42);
 	assert_memory_equal(
@@ -116,7 +133,7 @@ static void it_is_added_where_the_guest_asked_for_it(void **state)
 	assert_int_equal(last->version, 42);
 	assert_int_equal(rig->dirty[0], 1ull << 5);
 	assert_int_equal(rig->dirty[SIZE / GUEST_PAGE_SIZE / 64 - 1], 1ull << 63);
-	steal_add(&rig->vcpus, 1);
+	tell(rig, 1, true);
 	assert_int_equal(first->steal, 2000000008);
 	assert_int_equal(first->version, 44);
 	free_rig(rig);
@@ -145,7 +162,8 @@ static void who_did_not_ask_is_left_alone(void **state)
 
 		registers[0] = cases[i].value;
 		has_register = cases[i].has_register;
-		steal_add(&rig->vcpus, cases[i].ns);
+		tell(rig, cases[i].ns, true);
+		tell(rig, cases[i].ns, false);
 		assert_true(is_untouched(rig));
 		free_rig(rig);
 	}
