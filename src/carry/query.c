@@ -125,13 +125,14 @@ static int probe(struct wire *wire, struct probed *probed, struct error *error)
 	return r;
 }
 
-static json_t *describe_line(const struct probed *probed, int64_t setup_ns)
+static json_t *describe_line(const struct probed *probed, int64_t greeting_ns, int64_t setup_ns)
 {
 	double ns = probed->ns > 0 ? (double)probed->ns : 1, bytes = (double)probed->bytes;
 
-	return json_pack("{s:I, s:f, s:I, s:I}", "bytes_per_second", (json_int_t)(bytes * NS_PER_S / ns),
+	return json_pack("{s:I, s:f, s:I, s:I, s:I}", "bytes_per_second", (json_int_t)(bytes * NS_PER_S / ns),
 		"busy_ns_per_byte", bytes > 0 ? (ns - (double)probed->waits_ns) / bytes : 0, "round_trip_ns",
-		(json_int_t)probed->trip_ns, "setup_ns", (json_int_t)setup_ns);
+		(json_int_t)probed->trip_ns, "greeting_ns", (json_int_t)greeting_ns, "setup_ns",
+		(json_int_t)setup_ns);
 }
 
 int query_job(struct job *job, confine_function *confine, struct error *error)
@@ -140,7 +141,7 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 	_cleanup_wire_ struct wire wire = {.fd = -1, .job = job};
 	_cleanup_json_ json_t *reply = NULL;
 	const char *host = job_text(job, "host");
-	int64_t began = monotonic_ns(), setup_ns = 0;
+	int64_t began = monotonic_ns(), greeting_ns, setup_ns;
 	struct probed probed = {0};
 	json_t *line = NULL;
 	char port[16];
@@ -158,6 +159,7 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 		r = confine(error);
 	if (r == 0)
 		r = peer_greet(&wire, PURPOSE_QUERY, no_ticket, NULL, error);
+	greeting_ns = monotonic_ns() - began;
 	if (r == 0)
 		r = send_object(&wire, RECORD_QUERY, json_object_get(job->request.body, "query"), error);
 	if (r == 0)
@@ -168,7 +170,7 @@ int query_job(struct job *job, confine_function *confine, struct error *error)
 	if (r < 0)
 		return r;
 	if (job_flag(job, "probe"))
-		line = describe_line(&probed, setup_ns);
+		line = describe_line(&probed, greeting_ns, setup_ns);
 	return job_event(job, "reply", json_pack("{s:O, s:o*}", "reply", reply, "line", line), error);
 }
 

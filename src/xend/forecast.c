@@ -37,11 +37,12 @@ static int measure(struct domain *domain, const struct migrate_options *options,
 
 	if (r >= 0)
 		r = carrier_say(&carrier,
-			json_pack("{s:s, s:{s:i}, s:b, s:O, s:I, s:I, s:I, s:s, s:s}", "do", "measure",
+			json_pack("{s:s, s:{s:i}, s:b, s:O, s:I, s:I, s:I, s:s, s:s, s:I}", "do", "measure",
 				"guest", "fd", 0, "live", options->live, "line", line, "rate_mbit",
 				(json_int_t)options->rate_mbit, "max_downtime_ms",
 				(json_int_t)max_downtime_ms, "timeout_s", (json_int_t)options->timeout_s,
-				"on_stall", options->on_stall, "compress", options->compress),
+				"on_stall", options->on_stall, "compress", options->compress, "connections",
+				(json_int_t)domain->xend->config.relocation_connections),
 			&guest, 1, error);
 	return r < 0 ? r : carrier_expect(&carrier, "measured", measured, error);
 }

@@ -114,7 +114,7 @@ class Mover:
         """One migration; whether the guest went."""
         self.line.arm(("→", "COMMIT", 1), "held", self.there.port)
         xm = self.here.start_xm("migrate", *options, "-p", str(self.line.port), self.name, "127.0.0.1")
-        wait_for(lambda: self.line.reached.is_set() or xm.process.poll() is not None, f"COMMIT of {options}")
+        wait_for(lambda: self.line.reached.is_set() or xm.process.poll() is not None, f"COMMIT of {options}", 600)  # 3 GiB at 200 Mbit/s
         if self.line.reached.is_set():
             memories = Memory(self.here), Memory(self.there)
             try:
