@@ -11,7 +11,7 @@
 #include <string.h>
 
 /* Of one that has always something to tell so much is heard, and then nothing for a while. */
-#define EVENTS_AT_ONCE 4
+#define EVENTS_AT_ONCE 32
 #define DEAF_MS 1000
 
 struct word {

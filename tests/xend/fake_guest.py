@@ -48,6 +48,7 @@ class Guest:
         self.subscribers, self.streams = [], []
         self.console = b"console history\n"
         self.lock = threading.RLock()
+        self.shouter, self.told = None, threading.Event()
         self.dirty_map = None
 
     def serve(self):
@@ -237,7 +238,10 @@ class Guest:
         return {}, []
 
     def do_end(self, message, *_):
-        """For tests: it ends by itself."""
+        """For tests: it ends by itself, and says nothing behind that."""
+        self.told.set()
+        if self.shouter:
+            self.shouter.join()
         self.change("shutdown", message["reason"], message.get("detail"))
         return {}, []
 
@@ -256,15 +260,17 @@ class Guest:
         events = [json.dumps({"event": "state", "state": state, "filler": [0] * 20000}).encode() for state in ("paused", "running")]
 
         def shout():
-            end = time.monotonic() + message["seconds"]
-            while time.monotonic() < end:
+            while not self.told.is_set():
                 for event in events:
                     for subscriber in self.subscribers:
                         subscriber.send(event)
-        threading.Thread(target=shout, daemon=True).start()
+        self.told.clear()
+        self.shouter = threading.Thread(target=shout, daemon=True)
+        self.shouter.start()
         return {}, []
 
     def do_subscribe(self, _, __, connection):
+        connection.setblocking(True)  # what it tells waits for who does not listen, and is not lost
         self.subscribers.append(connection)
         return {}, []
 
