@@ -86,6 +86,7 @@ def pytest_runtest_makereport(item, call):
             text = host.run("timeout 30 xm list; tail -n 60 /var/log/xen/xend.log; tail -n 20 /var/log/xen/xend.out; "
                             "for d in $(timeout 30 xm list | awk 'NR > 2 {print $1}'); do echo \"the console of $d\"; "
                             "timeout 3 xm console $d </dev/null | tail -c 2000; done; "
+                            "timeout 30 xm log TestGuest 2>/dev/null; "  # how it has ended, with its console's last lines
                             "dmesg | tail -n 15; ps -eo pid,stat,args | grep -v '\\['", check=False, timeout=120).stdout
         except LabError as error:
             text = f"{error}\n{host.post_mortem()}"
