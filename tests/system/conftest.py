@@ -106,7 +106,8 @@ def check_unharmed(guest):
     seen = wait_until(lambda: advanced(before, guest.pulse_status("clocks")), 120, f"{guest.name}: ticks on every CPU")
     for clock in ("monotonic", "boottime", "realtime"):
         assert seen[f"{clock}_backwards"] == 0, f"{clock} ran backwards: {seen}"
-    assert abs(seen["timer_periods_lost"]) <= 1, f"a periodic timer lost ticks: {seen}"
+    # A host that is late with the timer's interrupt makes up for it; what is lost stays lost.
+    wait_until(lambda: abs(guest.pulse_status("clocks")["timer_periods_lost"]) <= 1, 30, f"the ticks of a periodic timer: {seen}")
     memory = guest.pulse_status("memory")
     assert memory["wrong_pages"] == 0, memory
     durable = guest.pulse_status("disk")["durable_records"]
