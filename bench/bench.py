@@ -255,21 +255,23 @@ def sweep(options, directory):
                 if found:
                     lines[name].setdefault(side, []).append((x, found[0]))
 
+    def draw(title, x_label, *names):
+        """As soon as its lines are complete: who ends the rest has what there is."""
+        for name in names:
+            path = os.path.join(options.plots, name.replace(" ", "-") + ".svg")
+            chart(path, title[name], x_label, name, lines[name])
+            print(f"wrote {path}", flush=True)
+
     for rate in SWEEP_RATES:
         guest = f"touch=128 dirty=128 rate={rate}" if rate else "touch=128"
         add(Row("", 512, guest, "live"), rate, {"downtime ms": "downtime ms", "total s": "total s"})
+    titles = {"downtime ms": "Downtime of a live migration", "total s": "Duration of a live migration",
+              "save s": "Time to save", "restore ms": "From restore to the guest's first beat"}
+    draw(titles, "pages dirtied a second (128 MiB)", "downtime ms", "total s")
     for touched in SWEEP_TOUCHED:
         add(Row("", touched + 256, f"touch={touched}", "save"), touched, {"total s": "save s"})
         add(Row("", touched + 256, f"touch={touched}", "restore"), touched, {"first beat ms": "restore ms"})
-    for name, title, x_label in (
-        ("downtime ms", "Downtime of a live migration", "pages dirtied a second (128 MiB)"),
-        ("total s", "Duration of a live migration", "pages dirtied a second (128 MiB)"),
-        ("save s", "Time to save", "memory touched, MiB"),
-        ("restore ms", "From restore to the guest's first beat", "memory touched, MiB"),
-    ):
-        path = os.path.join(options.plots, name.replace(" ", "-") + ".svg")
-        chart(path, title, x_label, name, lines[name])
-        print(f"wrote {path}")
+    draw(titles, "memory touched, MiB", "save s", "restore ms")
 
 
 def main():
