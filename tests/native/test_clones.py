@@ -175,7 +175,7 @@ def test_a_clone_whose_carrier_dies_gets_another(host, checkpoint, clones):
 
 
 @needs_strace
-@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
+@pytest.mark.skipif(not EXHAUSTIVE, reason="a further way to the same place, and it takes seconds: only with FERRY_EXHAUSTIVE=1")
 def test_the_next_xend_has_a_carrier_for_a_clone(host, checkpoint, clones):
     stopped = next_carrier_stops(host, READING)
     restorer = host.start_xm("restore", "--name", "Clone", checkpoint)

@@ -262,7 +262,7 @@ while True:
 """
 
 
-@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
+@pytest.mark.skipif(not EXHAUSTIVE, reason="a further way to the same place, and it takes seconds: only with FERRY_EXHAUSTIVE=1")
 def test_a_carrier_that_takes_its_guest_for_ended(host, heartbeat, checkpoint):
     """Wrongly: xend waits for that end, and has another carrier go on when it does not come."""
     program, order = f"{BUILD}/src/carry/ferry-carrier", f"{host.root}/order"
@@ -337,7 +337,7 @@ def test_xend_and_carrier_die(host, heartbeat, checkpoint):
 
 
 @needs_strace
-@pytest.mark.skipif(not EXHAUSTIVE, reason="only with FERRY_EXHAUSTIVE=1")
+@pytest.mark.skipif(not EXHAUSTIVE, reason="a further way to the same place, and it takes seconds: only with FERRY_EXHAUSTIVE=1")
 def test_the_carrier_dies_after_a_restart_of_xend(host, heartbeat, checkpoint):
     restorer, held = restore_and_hold(host, checkpoint)
     restorer.finish()
